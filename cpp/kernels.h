@@ -1,0 +1,248 @@
+// THE boundary: what a kernel is, declared once. An argument struct and a slot in `Kernels` for each.
+//
+// Rules. Kernels get raw pointers and sizes that ops.cpp has checked: they allocate nothing, start no threads and
+// trust their arguments. A kernel computes the work units [begin, end) of its output; what a unit is stands beside
+// each struct. Work is split over outputs only, never over a reduced dimension, and the arithmetic of one output
+// never depends on which other outputs are computed beside it: so any split over threads, any batch and any prefill
+// chunk gives the same bits. Floats are IEEE f32 inside; f16 and bf16 are storage types widened on load.
+//
+// Adding an op: a struct and a slot here, reference.cpp, ops.cpp, bindings.cpp, its test; fast tiers follow.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace genkit {
+
+enum class DType : int32_t { f32, f16, bf16, i8, u8, i16, u16, i32, i64 };
+
+// Keys a page holds, and keys a tile of the K page holds (see KvWriteArgs).
+constexpr int64_t page_keys = 64;
+constexpr int64_t tile_keys = 16;
+// Token rows an attention unit holds.
+constexpr int64_t attention_rows = 8;
+
+// out[i] = (out_dtype) in[i], round to nearest even. Unit: one element. f32, f16, bf16 on either side.
+struct ConvertArgs {
+    const void* in;
+    void* out;
+    DType in_dtype, out_dtype;
+};
+
+// out[r, :] = table[ids[r], :]. Unit: one row. ids are in [0, table rows).
+struct EmbeddingArgs {
+    const int32_t* ids;   // [rows]
+    const void* table;    // [vocab, dim], f32 | f16 | bf16
+    float* out;           // [rows, dim]
+    int64_t dim;
+    DType dtype;
+};
+
+// out[r, :] = x[r, :] / sqrt(mean(x[r, :]^2) + eps) * weight (Zhang and Sennrich 2019). Unit: one row.
+// Row r of x lies at x + (r / inner) * stride + (r % inner) * dim: inner = heads normalizes each head of a token.
+// x and out may be the same.
+struct RmsNormArgs {
+    const float* x;
+    const float* weight;  // [dim]
+    float* out;
+    int64_t dim, inner, x_stride, out_stride;
+    float eps;
+};
+
+// out[r, :] = (x[r, :] - mean) / sqrt(var + eps) * weight + bias (Ba et al. 2016). Unit: one row.
+struct LayerNormArgs {
+    const float* x;       // [rows, dim], row stride x_stride
+    const float* weight;  // [dim]
+    const float* bias;    // [dim] or null
+    float* out;           // [rows, dim]
+    int64_t dim, x_stride;
+    float eps;
+};
+
+// out[m, n] = sum_k x[m, k] * weight[n, k] + bias[n] + residual[m, n]. Unit: one n, for every m.
+// The k order of one output is the same for any m and any unit range (one row and many rows agree to the bit).
+struct LinearArgs {
+    const float* x;         // [rows, k], row stride x_stride
+    const void* weight;     // [n, k], f32 | f16 | bf16, rows contiguous
+    const float* bias;      // [n] or null
+    const float* residual;  // [rows, n], row stride out_stride, or null; may be out itself
+    float* out;             // [rows, n], row stride out_stride
+    int64_t rows, n, k, x_stride, out_stride;
+    DType dtype;
+};
+
+// table[r, i] = cos(positions[r] * inv_freq[i]) * scale, table[r, half + i] = sin(...) * scale. Unit: one row.
+// The angle is a product in f32, as in the models' own training code.
+struct RopeTableArgs {
+    const int32_t* positions;  // [rows]
+    const float* inv_freq;     // [half]
+    float* table;              // [rows, 2 * half]
+    int64_t half;
+    float scale;               // yarn's attention factor, 1 otherwise
+};
+
+// Rotates, in place, the first 2 * half elements of every head (Su et al. 2021). Unit: one row (token).
+// Pairs are (i, half + i), or (2i, 2i + 1) when interleaved.
+struct RopeArgs {
+    float* x;            // [rows, heads, head_dim], row stride x_stride
+    const float* table;  // [rows, 2 * half], from RopeTableArgs
+    int64_t heads, head_dim, half, x_stride;
+    bool interleaved;
+};
+
+// Stores keys and values of new tokens into their pages. Unit: one row (token).
+// Token r goes to page page_table[sequences[r], positions[r] / page_keys], slot positions[r] % page_keys.
+// A K page is [kv_head][page_keys / tile_keys][head_dim][tile_keys] f32: sixteen keys of one channel are one vector.
+// A V page is [kv_head][page_keys][head_dim] f32. Page p starts at p * kv_heads * page_keys * head_dim.
+struct KvWriteArgs {
+    const float* k;             // [rows, kv_heads, head_dim], row stride kv_stride
+    const float* v;             // the same
+    float* k_pages;
+    float* v_pages;
+    const int32_t* page_table;  // [sequences, max_pages]
+    const int32_t* sequences;   // [rows]
+    const int32_t* positions;   // [rows]
+    int64_t kv_heads, head_dim, kv_stride, max_pages;
+};
+
+// out[r, h, :] = sum_j softmax_j(scale * q[r, h, :] . k[j, h / group, :] + slope[h] * (j - pos)) * v[j, h / group, :]
+// over keys j <= pos = positions[r] of the row's own sequence, j > pos - window when window > 0.
+// group = heads / kv_heads. Unit: (attention_rows token rows, one kv head), kv head fastest; units =
+// ceil(rows / attention_rows) * kv_heads. Rows of one unit may belong to different sequences.
+// Pages are visited in ascending order with an online softmax (Milakov and Gimelshein 2018; Dao et al. 2022), whose
+// order of sums depends on key positions only.
+struct AttentionArgs {
+    const float* q;             // [rows, heads, head_dim], row stride q_stride
+    const float* k_pages;       // see KvWriteArgs
+    const float* v_pages;
+    const int32_t* page_table;  // [sequences, max_pages]
+    const int32_t* sequences;   // [rows]
+    const int32_t* positions;   // [rows]
+    const float* alibi_slopes;  // [heads] or null
+    float* out;                 // [rows, heads, head_dim], row stride out_stride
+    int64_t rows, heads, kv_heads, head_dim, q_stride, out_stride, max_pages, window;
+    float scale;
+};
+
+// out[r, i] = f(x[r, i]). Unit: one row.
+enum class Activation : int32_t { silu, gelu, gelu_tanh };
+struct ActivationArgs {
+    const float* x;  // [rows, dim], row stride x_stride
+    float* out;      // [rows, dim]
+    int64_t dim, x_stride;
+    Activation kind;
+};
+
+// out[r, i] = f(x[r, i]) * x[r, dim + i]: swiglu with silu, geglu with either gelu (Shazeer 2020). Unit: one row.
+struct GatedArgs {
+    const float* x;  // [rows, 2 * dim], gate then up, row stride x_stride
+    float* out;      // [rows, dim]
+    int64_t dim, x_stride;
+    Activation kind;
+};
+
+// out[i] = a[i] + b[i]. Unit: one element.
+struct AddArgs {
+    const float* a;
+    const float* b;
+    float* out;
+};
+
+// out[r, :] = softmax(x[r, :]), or its logarithm. Unit: one row. Subtracts the row's maximum first.
+struct SoftmaxArgs {
+    const float* x;  // [rows, dim]
+    float* out;      // [rows, dim], may be x
+    int64_t dim;
+    bool log;
+};
+
+// out[r] = index of the largest x[r, :], the lowest index among equals; -1 if an element is NaN or +infinity or if
+// all are -infinity (a banned token). Unit: one row.
+struct ArgmaxArgs {
+    const float* x;  // [rows, dim]
+    int32_t* out;    // [rows]
+    int64_t dim;
+};
+
+// out[r] = how many of x[r, :] are NaN or infinite. Unit: one row.
+struct NonfiniteArgs {
+    const float* x;  // [rows, dim]
+    int32_t* out;    // [rows]
+    int64_t dim;
+};
+
+// The k largest of each row, in descending order, equals in ascending index order. Unit: one row.
+struct TopKArgs {
+    const float* x;   // [rows, dim]
+    float* values;    // [rows, k]
+    int32_t* ids;     // [rows, k]
+    int64_t dim, k;   // 1 <= k <= dim
+};
+
+// Adjusts logits in place by what was already said. Unit: one row. For token t with count c > 0 in the row's history:
+// l = l > 0 ? l / repetition : l * repetition for tokens in either history (Keskar et al. 2019),
+// l -= presence + frequency * c for the generated tokens only. Histories are given as distinct ids with counts.
+struct PenaltyArgs {
+    float* logits;                  // [rows, dim]
+    const int32_t* ids;             // [entries] distinct within a row
+    const int32_t* seen;            // [entries] times it occurs in the window the repetition penalty looks at
+    const int32_t* generated;       // [entries] times it occurs among generated tokens
+    const int64_t* offsets;         // [rows + 1] entries of row r: offsets[r] .. offsets[r + 1]
+    int64_t dim;
+    float repetition, presence, frequency;
+};
+
+// Draws one token a row. Unit: one row. temperature 0 is argmax. Otherwise, in this order: logits / temperature,
+// top_k (0 = off), top_p (1 = off), min_p (0 = off), softmax of what is left, inverse transform sampling over
+// descending logits (equals in ascending id) with u = uniform(seed, sequence, position).
+// The number comes from Philox4x32-10 (Salmon et al. 2011) keyed by seed, counter (sequence, position): no state.
+// token is -1 when a logit is NaN or +infinity, or none is finite; -infinity is a banned token.
+struct SampleArgs {
+    const float* logits;       // [rows, dim]
+    const int64_t* sequences;  // [rows]
+    const int64_t* positions;  // [rows] position of the token drawn
+    int32_t* tokens;           // [rows]
+    void* scratch;             // [rows] x sample_scratch_bytes(dim)
+    int64_t dim, top_k;
+    uint64_t seed;
+    float temperature, top_p, min_p;
+};
+static constexpr int64_t sample_scratch_bytes(int64_t dim) { return dim * 8; }
+
+// Copies whole pages (copy on write of a shared page). Unit: one pair.
+struct CopyPagesArgs {
+    float* pages;
+    const int32_t* from;  // [pairs]
+    const int32_t* to;    // [pairs]
+    int64_t page_size;    // elements
+};
+
+// One slot per kernel. reference.cpp fills every slot; each better tier overwrites the slots it improves.
+struct Kernels {
+    void (*convert)(const ConvertArgs&, int64_t begin, int64_t end);
+    void (*embedding)(const EmbeddingArgs&, int64_t begin, int64_t end);
+    void (*rms_norm)(const RmsNormArgs&, int64_t begin, int64_t end);
+    void (*layer_norm)(const LayerNormArgs&, int64_t begin, int64_t end);
+    void (*linear)(const LinearArgs&, int64_t begin, int64_t end);
+    void (*rope_table)(const RopeTableArgs&, int64_t begin, int64_t end);
+    void (*rope)(const RopeArgs&, int64_t begin, int64_t end);
+    void (*kv_write)(const KvWriteArgs&, int64_t begin, int64_t end);
+    void (*attention)(const AttentionArgs&, int64_t begin, int64_t end);
+    void (*activation)(const ActivationArgs&, int64_t begin, int64_t end);
+    void (*gated)(const GatedArgs&, int64_t begin, int64_t end);
+    void (*add)(const AddArgs&, int64_t begin, int64_t end);
+    void (*softmax)(const SoftmaxArgs&, int64_t begin, int64_t end);
+    void (*argmax)(const ArgmaxArgs&, int64_t begin, int64_t end);
+    void (*nonfinite)(const NonfiniteArgs&, int64_t begin, int64_t end);
+    void (*top_k)(const TopKArgs&, int64_t begin, int64_t end);
+    void (*penalty)(const PenaltyArgs&, int64_t begin, int64_t end);
+    void (*sample)(const SampleArgs&, int64_t begin, int64_t end);
+    void (*copy_pages)(const CopyPagesArgs&, int64_t begin, int64_t end);
+};
+
+// Every tier's only exported symbol. Each is compiled with its own instruction-set flags.
+void install_reference(Kernels& k);
+void install_avx2(Kernels& k);
+void install_avx512(Kernels& k);
+void install_neon(Kernels& k);
+
+}  // namespace genkit

@@ -1,0 +1,93 @@
+"""The compiled core: tensors in host memory and one function per op (cpp/ops.h). No maths in Python, no I/O in here.
+
+Every op checks its arguments and raises ValueError with the failing values. Ops run on the thread team with the GIL
+released and return new float32 tensors unless said otherwise. `n` is token rows, sequences are rows of a page table.
+"""
+
+from typing import Optional, Sequence
+
+import numpy
+
+PAGE_KEYS: int  # keys in a page of the KV cache
+
+class Tensor:
+    """A dense array, 64-byte aligned (2 MiB when large). Views share storage; rows may be strided, columns never."""
+
+    dtype: str  # "f32", "f16", "bf16", "i8", "u8", "i16", "u16", "i32", "i64"
+    shape: tuple[int, ...]
+    nbytes: int
+    def __init__(self, shape: Sequence[int], dtype: str = "f32") -> None:
+        """Uninitialized. Raises MemoryError."""
+    @staticmethod
+    def zeros(shape: Sequence[int], dtype: str = "f32") -> "Tensor":
+        """Zeros, committed page by page when written, so a large KV cache costs only what is used."""
+    @staticmethod
+    def from_numpy(array: numpy.ndarray, dtype: Optional[str] = None) -> "Tensor":
+        """A copy. dtype="bf16" or "f16" reinterprets uint16 bits; otherwise the array's own type is kept."""
+    def numpy(self) -> numpy.ndarray:
+        """A view sharing memory (bf16 comes as uint16 bits)."""
+    def bytes(self) -> memoryview:
+        """Writable bytes of a contiguous tensor: what a file is read into."""
+    def rows(self, begin: int, end: int) -> "Tensor":
+        """View of rows [begin, end) of the first axis."""
+    def columns(self, begin: int, end: int) -> "Tensor":
+        """View of columns [begin, end) of a 2-D tensor; the row stride stays."""
+    def reshape(self, shape: Sequence[int]) -> "Tensor":
+        """View of a contiguous tensor under another shape."""
+
+def convert(x: Tensor, dtype: str) -> Tensor: ...
+def embedding(ids: Tensor, table: Tensor) -> Tensor:
+    """ids i32 [n], table [vocab, dim] f32|f16|bf16 -> [n, dim]. Raises ValueError for an id outside the table."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [n, dim], weight f32 [dim] -> [n, dim]."""
+def rms_norm_heads_(x: Tensor, weight: Tensor, eps: float) -> None:
+    """In place over each head: x [n, heads * head_dim] (row-strided views allowed), weight f32 [head_dim]."""
+def layer_norm(x: Tensor, weight: Tensor, bias: Optional[Tensor], eps: float) -> Tensor: ...
+def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, residual: Optional[Tensor] = None) -> Tensor:
+    """x f32 [n, k] (row-strided allowed), weight [m, k] f32|f16|bf16, bias f32 [m], residual f32 [n, m] -> [n, m]."""
+def rope_table(positions: Tensor, inv_freq: Tensor, scale: float = 1.0) -> Tensor:
+    """positions i32 [n], inv_freq f32 [half] -> [n, 2 * half]: cosines then sines, made once per step."""
+def rope_(x: Tensor, table: Tensor, head_dim: int, interleaved: bool = False) -> None:
+    """In place: x [n, heads * head_dim] (row-strided views allowed); rotates the first 2 * half channels of each head."""
+def kv_write(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, sequences: Tensor,
+             positions: Tensor) -> None:
+    """k, v [n, kv_heads * head_dim] views; pages f32 [pages, kv_heads, PAGE_KEYS, head_dim] (K tiled, see kernels.h);
+    page_table i32 [sequences, max_pages]; sequences, positions i32 [n]."""
+def attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, sequences: Tensor, positions: Tensor,
+              scale: float, window: int = 0, alibi_slopes: Optional[Tensor] = None) -> Tensor:
+    """q [n, heads * head_dim] view -> [n, heads * head_dim]. Causal by position; window 0 is unlimited."""
+def activation(x: Tensor, kind: str) -> Tensor:
+    """kind: "silu", "gelu" (erf) or "gelu_tanh"."""
+def gated(x: Tensor, kind: str) -> Tensor:
+    """[n, 2 * d] (gate then up) -> f(gate) * up, [n, d]: swiglu with "silu", geglu with "gelu" or "gelu_tanh"."""
+def add(a: Tensor, b: Tensor) -> Tensor: ...
+def softmax(x: Tensor) -> Tensor: ...
+def log_softmax(x: Tensor) -> Tensor: ...
+def argmax(x: Tensor) -> Tensor:
+    """[n, d] -> i32 [n]; lowest index among equals; -1 when a value is NaN or +infinity."""
+def nonfinite(x: Tensor) -> Tensor:
+    """[n, d] -> i32 [n], how many values of each row are NaN or infinite."""
+def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """[n, d] -> values [n, k] and ids i32 [n, k], descending, equals by ascending id."""
+def penalize_(logits: Tensor, ids: Tensor, seen: Tensor, generated: Tensor, offsets: Tensor, repetition: float,
+              presence: float, frequency: float) -> None:
+    """In place on [n, vocab]; ids, seen, generated i32 [entries], offsets i64 [n + 1] (PenaltyArgs in kernels.h)."""
+def sample(logits: Tensor, sequences: Tensor, positions: Tensor, temperature: float, top_k: int, top_p: float,
+           min_p: float, seed: int) -> Tensor:
+    """[n, vocab], sequences and positions i64 [n] -> i32 [n] tokens; -1 where no token can be drawn (SampleArgs)."""
+def copy_pages(pages: Tensor, source: Tensor, target: Tensor) -> None:
+    """pages [count, ...]; copies page source[i] to target[i] (i32)."""
+
+def set_threads(count: int) -> None:
+    """Size of the thread team, the caller included. Results do not depend on it."""
+def get_threads() -> int: ...
+def tiers() -> list[str]:
+    """Names of the tiers this processor can run, plain first: "reference", "avx2", "avx512", "neon"."""
+def slots() -> dict[str, str]:
+    """Kernel slot -> the tier that serves it now."""
+def use_tier(name: str) -> None:
+    """Rebuilds the kernel table up to this tier (tests, GENKIT_ISA). Raises ValueError for one it cannot run."""
+def cpu_name() -> str: ...
+def cpu_features() -> list[str]: ...
+def plugin_abi() -> int:
+    """Version of the CUDA plugin's interface this build expects."""
