@@ -83,6 +83,10 @@ def set_threads(count: int) -> None:
 def get_threads() -> int: ...
 def tiers() -> list[str]:
     """Names of the tiers this processor can run, plain first: "reference", "avx2", "avx512", "neon"."""
+def current_tier() -> str:
+    """The tier in use: the best one, or what GENKIT_ISA or use_tier chose."""
+def isa_error() -> str:
+    """Why GENKIT_ISA could not be obeyed (the plain tier is then in use), or the empty string."""
 def slots() -> dict[str, str]:
     """Kernel slot -> the tier that serves it now."""
 def use_tier(name: str) -> None:

@@ -1,0 +1,142 @@
+// pybind11: about a line per op. No logic; _core.pyi is the documentation.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <map>
+
+#include "cpu/detect.h"
+#include "cpu/table.h"
+#include "ops.h"
+#include "plugin.h"
+#include "tensor.h"
+#include "threads.h"
+
+namespace py = pybind11;
+using namespace genkit;
+
+namespace {
+
+py::dtype numpy_dtype(DType dtype) {
+    switch (dtype) {
+        case DType::f32: return py::dtype("float32");
+        case DType::f16: return py::dtype("float16");
+        case DType::bf16: return py::dtype("uint16");  // numpy has no bf16: the bits
+        case DType::i8: return py::dtype("int8");
+        case DType::u8: return py::dtype("uint8");
+        case DType::i16: return py::dtype("int16");
+        case DType::u16: return py::dtype("uint16");
+        case DType::i32: return py::dtype("int32");
+        case DType::i64: return py::dtype("int64");
+    }
+    throw std::logic_error("dtype without a numpy twin");
+}
+
+Tensor from_numpy(const py::array& array, const std::optional<std::string>& name) {
+    py::array dense = py::array::ensure(array, py::array::c_style);
+    std::string kind = py::str(dense.dtype());
+    static const std::map<std::string, DType> twins = {
+        {"float32", DType::f32}, {"float16", DType::f16}, {"int8", DType::i8},   {"uint8", DType::u8},
+        {"int16", DType::i16},   {"uint16", DType::u16},  {"int32", DType::i32}, {"int64", DType::i64}};
+    auto twin = twins.find(kind);
+    if (twin == twins.end()) throw std::invalid_argument("no tensor type for a numpy array of " + kind);
+    DType dtype = twin->second;
+    if (name) {
+        DType wanted = dtype_from_name(*name);
+        bool bits = kind == "uint16" && (wanted == DType::bf16 || wanted == DType::f16);
+        if (wanted != dtype && !bits) throw std::invalid_argument("a numpy array of " + kind + " is not " + *name);
+        dtype = wanted;
+    }
+    std::vector<int64_t> shape(dense.shape(), dense.shape() + dense.ndim());
+    Tensor out(shape, dtype);
+    if (out.nbytes() > 0) std::memcpy(out.bytes(), dense.data(), static_cast<size_t>(out.nbytes()));
+    return out;
+}
+
+py::array to_numpy(const Tensor& t) {
+    // The array's base keeps a Tensor, and so the storage, alive.
+    std::vector<int64_t> strides(t.shape().size());
+    int64_t step = dtype_size(t.dtype());
+    for (size_t i = strides.size(); i-- > 0;) {
+        strides[i] = i == 0 ? t.row_stride() * dtype_size(t.dtype()) : step;
+        step *= t.shape()[i];
+    }
+    return py::array(numpy_dtype(t.dtype()), t.shape(), strides, t.bytes(), py::cast(t));
+}
+
+py::object to_bytes(const Tensor& t) {
+    if (!t.contiguous()) throw std::invalid_argument("bytes of a strided view " + t.shape_text());
+    py::array flat(py::dtype("uint8"), std::vector<int64_t>{t.nbytes()}, std::vector<int64_t>{1}, t.bytes(), py::cast(t));
+    return py::reinterpret_steal<py::object>(PyMemoryView_FromObject(flat.ptr()));
+}
+
+std::map<std::string, std::string> slots() {
+    auto pairs = slot_tiers();
+    return {pairs.begin(), pairs.end()};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+    m.attr("__version__") = GENKIT_VERSION;
+    m.attr("PAGE_KEYS") = page_keys;
+
+    py::class_<Tensor>(m, "Tensor")
+        .def(py::init([](std::vector<int64_t> shape, const std::string& dtype) {
+                 return Tensor(std::move(shape), dtype_from_name(dtype));
+             }), py::arg("shape"), py::arg("dtype") = "f32")
+        .def_static("zeros", [](std::vector<int64_t> shape, const std::string& dtype) {
+            return Tensor(std::move(shape), dtype_from_name(dtype), true);
+        }, py::arg("shape"), py::arg("dtype") = "f32")
+        .def_static("from_numpy", &from_numpy, py::arg("array"), py::arg("dtype") = std::nullopt)
+        .def_property_readonly("dtype", [](const Tensor& t) { return dtype_name(t.dtype()); })
+        .def_property_readonly("shape", [](const Tensor& t) { return py::tuple(py::cast(t.shape())); })
+        .def_property_readonly("nbytes", &Tensor::nbytes)
+        .def("numpy", &to_numpy)
+        .def("bytes", &to_bytes)
+        .def("rows", &Tensor::rows, py::arg("begin"), py::arg("end"))
+        .def("columns", &Tensor::columns, py::arg("begin"), py::arg("end"))
+        .def("reshape", &Tensor::reshape, py::arg("shape"))
+        .def("__repr__", [](const Tensor& t) { return "Tensor(" + t.shape_text() + ")"; });
+
+    using nogil = py::call_guard<py::gil_scoped_release>;
+    using namespace pybind11::literals;
+    m.def("convert", [](const Tensor& x, const std::string& dtype) { return convert(x, dtype_from_name(dtype)); },
+          "x"_a, "dtype"_a, nogil());
+    m.def("embedding", &embedding, "ids"_a, "table"_a, nogil());
+    m.def("rms_norm", &rms_norm, "x"_a, "weight"_a, "eps"_a, nogil());
+    m.def("rms_norm_heads_", &rms_norm_heads_, "x"_a, "weight"_a, "eps"_a, nogil());
+    m.def("layer_norm", &layer_norm, "x"_a, "weight"_a, "bias"_a.none(true), "eps"_a, nogil());
+    m.def("linear", &linear, "x"_a, "weight"_a, "bias"_a = std::nullopt, "residual"_a = std::nullopt, nogil());
+    m.def("rope_table", &rope_table, "positions"_a, "inv_freq"_a, "scale"_a = 1.0f, nogil());
+    m.def("rope_", &rope_, "x"_a, "table"_a, "head_dim"_a, "interleaved"_a = false, nogil());
+    m.def("kv_write", &kv_write, "k"_a, "v"_a, "k_pages"_a, "v_pages"_a, "page_table"_a, "sequences"_a, "positions"_a,
+          nogil());
+    m.def("attention", &attention, "q"_a, "k_pages"_a, "v_pages"_a, "page_table"_a, "sequences"_a, "positions"_a,
+          "scale"_a, "window"_a = 0, "alibi_slopes"_a = std::nullopt, nogil());
+    m.def("activation", &activation, "x"_a, "kind"_a, nogil());
+    m.def("gated", &gated, "x"_a, "kind"_a, nogil());
+    m.def("add", &add, "a"_a, "b"_a, nogil());
+    m.def("softmax", [](const Tensor& x) { return softmax(x, false); }, "x"_a, nogil());
+    m.def("log_softmax", [](const Tensor& x) { return softmax(x, true); }, "x"_a, nogil());
+    m.def("argmax", &argmax, "x"_a, nogil());
+    m.def("nonfinite", &nonfinite, "x"_a, nogil());
+    m.def("top_k", &top_k, "x"_a, "k"_a, nogil());
+    m.def("penalize_", &penalize_, "logits"_a, "ids"_a, "seen"_a, "generated"_a, "offsets"_a, "repetition"_a,
+          "presence"_a, "frequency"_a, nogil());
+    m.def("sample", &sample, "logits"_a, "sequences"_a, "positions"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
+          "seed"_a, nogil());
+    m.def("copy_pages", &copy_pages, "pages"_a, "source"_a, "target"_a, nogil());
+
+    m.def("set_threads", &set_threads, "count"_a, nogil());
+    m.def("get_threads", &get_threads, nogil());
+    m.def("tiers", &available_tiers);
+    m.def("current_tier", &current_tier);
+    m.def("slots", &slots);
+    m.def("use_tier", &use_tier, "name"_a);
+    m.def("isa_error", &isa_error);
+    m.def("cpu_name", &cpu_name);
+    m.def("cpu_features", &cpu_features);
+    m.def("plugin_abi", [] { return GENKIT_PLUGIN_ABI; });
+}

@@ -1,0 +1,19 @@
+// The kernel table: tiers in order, plain first; each overwrites the slots it improves. Built once, when the core is
+// imported; GENKIT_ISA=<tier> caps it.
+#pragma once
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+
+namespace genkit {
+
+const Kernels& kernels();
+std::vector<std::string> available_tiers();                       // what this processor can run, plain first
+void use_tier(const std::string& name);                           // throws std::invalid_argument listing the choices
+std::string current_tier();
+std::vector<std::pair<std::string, std::string>> slot_tiers();    // slot -> tier that serves it
+std::string isa_error();  // why GENKIT_ISA could not be obeyed (the table is then the plain one), or ""
+
+}  // namespace genkit

@@ -1,0 +1,41 @@
+// One function per op: check the arguments once, allocate the output, submit the kernel. Shapes stand in _core.pyi and
+// kernels.h. Every check throws std::invalid_argument with the failing values; kernels trust what gets past.
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "tensor.h"
+
+namespace genkit {
+
+using OptionalTensor = std::optional<Tensor>;
+
+Tensor convert(const Tensor& x, DType dtype);
+Tensor embedding(const Tensor& ids, const Tensor& table);
+Tensor rms_norm(const Tensor& x, const Tensor& weight, float eps);
+void rms_norm_heads_(const Tensor& x, const Tensor& weight, float eps);
+Tensor layer_norm(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, float eps);
+Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& residual);
+Tensor rope_table(const Tensor& positions, const Tensor& inv_freq, float scale);
+void rope_(const Tensor& x, const Tensor& table, int64_t head_dim, bool interleaved);
+void kv_write(const Tensor& k, const Tensor& v, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,
+              const Tensor& sequences, const Tensor& positions);
+Tensor attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,
+                 const Tensor& sequences, const Tensor& positions, float scale, int64_t window,
+                 const OptionalTensor& alibi_slopes);
+Tensor activation(const Tensor& x, const std::string& kind);
+Tensor gated(const Tensor& x, const std::string& kind);
+Tensor add(const Tensor& a, const Tensor& b);
+Tensor softmax(const Tensor& x, bool log);
+Tensor argmax(const Tensor& x);
+Tensor nonfinite(const Tensor& x);
+std::pair<Tensor, Tensor> top_k(const Tensor& x, int64_t k);
+void penalize_(const Tensor& logits, const Tensor& ids, const Tensor& seen, const Tensor& generated,
+               const Tensor& offsets, float repetition, float presence, float frequency);
+Tensor sample(const Tensor& logits, const Tensor& sequences, const Tensor& positions, float temperature, int64_t top_k,
+              float top_p, float min_p, uint64_t seed);
+void copy_pages(const Tensor& pages, const Tensor& source, const Tensor& target);
+
+}  // namespace genkit

@@ -1,0 +1,130 @@
+#include "tensor.h"
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <stdexcept>
+
+namespace genkit {
+namespace {
+
+struct DTypeInfo {
+    DType dtype;
+    const char* name;
+    int64_t size;
+};
+constexpr DTypeInfo dtypes[] = {
+    {DType::f32, "f32", 4}, {DType::f16, "f16", 2}, {DType::bf16, "bf16", 2}, {DType::i8, "i8", 1}, {DType::u8, "u8", 1},
+    {DType::i16, "i16", 2}, {DType::u16, "u16", 2}, {DType::i32, "i32", 4},   {DType::i64, "i64", 8},
+};
+
+constexpr size_t line = 64;               // a cache line, and the widest vector
+constexpr size_t huge_page = size_t{1} << 21;
+
+// Large blocks come from the system on a 2 MiB boundary with huge pages advised, and are zero until written.
+std::shared_ptr<char> allocate(size_t bytes, bool zero) {
+    if (bytes >= huge_page) {
+        size_t length = bytes + huge_page;
+        void* base = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (base == MAP_FAILED) throw std::bad_alloc();
+        auto address = reinterpret_cast<uintptr_t>(base);
+        char* aligned = reinterpret_cast<char*>((address + huge_page - 1) / huge_page * huge_page);
+#ifdef MADV_HUGEPAGE
+        // Not for zeros: those are large caches of which little may ever be touched.
+        if (!zero) madvise(aligned, bytes, MADV_HUGEPAGE);
+#endif
+        return {aligned, [base, length](char*) { munmap(base, length); }};
+    }
+    size_t rounded = (bytes + line - 1) / line * line + line;
+    void* block = std::aligned_alloc(line, rounded);
+    if (block == nullptr) throw std::bad_alloc();
+    if (zero) std::memset(block, 0, rounded);
+    return {static_cast<char*>(block), [](char* p) { std::free(p); }};
+}
+
+}  // namespace
+
+int64_t dtype_size(DType dtype) { return dtypes[static_cast<size_t>(dtype)].size; }
+
+const char* dtype_name(DType dtype) { return dtypes[static_cast<size_t>(dtype)].name; }
+
+DType dtype_from_name(const std::string& name) {
+    std::string known;
+    for (const auto& d : dtypes) {
+        if (name == d.name) return d.dtype;
+        known += std::string(known.empty() ? "" : ", ") + d.name;
+    }
+    throw std::invalid_argument("unknown dtype '" + name + "'; known: " + known);
+}
+
+Tensor::Tensor(std::vector<int64_t> shape, DType dtype, bool zero) : shape_(std::move(shape)), dtype_(dtype) {
+    // Half the address space is a bound that no product below may pass.
+    const int64_t limit = std::numeric_limits<int64_t>::max() / 2 / dtype_size(dtype);
+    int64_t total = 1;
+    for (int64_t d : shape_) {
+        if (d < 0) throw std::invalid_argument("negative size " + std::to_string(d) + " in a tensor's shape");
+        if (d > 0 && total > limit / d) throw std::invalid_argument("tensor of " + shape_text() + " is too large");
+        total *= d;
+    }
+    row_stride_ = shape_.empty() || shape_[0] == 0 ? 1 : total / shape_[0];
+    storage_ = allocate(static_cast<size_t>(total * dtype_size(dtype)), zero);
+    data_ = storage_.get();
+}
+
+int64_t Tensor::count() const {
+    int64_t total = 1;
+    for (int64_t d : shape_) total *= d;
+    return total;
+}
+
+bool Tensor::contiguous() const {
+    if (rank() == 0 || dim(0) <= 1) return true;
+    return row_stride_ == count() / dim(0);
+}
+
+Tensor Tensor::rows(int64_t begin, int64_t end) const {
+    if (rank() < 1 || begin < 0 || begin > end || end > dim(0))
+        throw std::invalid_argument("rows " + std::to_string(begin) + ":" + std::to_string(end) + " of " + shape_text());
+    Tensor view = *this;
+    view.data_ += begin * row_stride_ * dtype_size(dtype_);
+    view.shape_[0] = end - begin;
+    return view;
+}
+
+Tensor Tensor::columns(int64_t begin, int64_t end) const {
+    if (rank() != 2 || begin < 0 || begin > end || end > dim(1))
+        throw std::invalid_argument("columns " + std::to_string(begin) + ":" + std::to_string(end) + " of " + shape_text());
+    Tensor view = *this;
+    view.data_ += begin * dtype_size(dtype_);
+    view.shape_[1] = end - begin;
+    return view;
+}
+
+Tensor Tensor::reshape(std::vector<int64_t> shape) const {
+    int64_t total = 1;
+    for (int64_t d : shape) {
+        if (d < 0) throw std::invalid_argument("negative size " + std::to_string(d) + " in a shape");
+        total *= d;
+    }
+    if (!contiguous() || total != count()) {
+        Tensor wanted;
+        wanted.shape_ = shape;
+        wanted.dtype_ = dtype_;
+        throw std::invalid_argument("cannot view " + shape_text() + " as " + wanted.shape_text());
+    }
+    Tensor view = *this;
+    view.row_stride_ = shape.empty() || shape[0] == 0 ? 1 : total / shape[0];
+    view.shape_ = std::move(shape);
+    return view;
+}
+
+std::string Tensor::shape_text() const {
+    std::string text = "[";
+    for (size_t i = 0; i < shape_.size(); i++) text += (i ? ", " : "") + std::to_string(shape_[i]);
+    return text + "] " + dtype_name(dtype_);
+}
+
+}  // namespace genkit
