@@ -1,0 +1,40 @@
+"""What every model tells the engine about itself, and the readers of config.json that the model files share."""
+
+from dataclasses import dataclass
+
+from genkit.checkpoints.config import Fields
+from genkit.nn import ACTIVATIONS
+
+# Bounds no published model comes near: what is beyond them is a damaged file, found before anything is allocated.
+MAX_VOCAB = 2**24
+MAX_WIDTH = 2**20
+MAX_LAYERS = 2**12
+MAX_HEADS = 2**12
+MAX_HEAD_DIM = 2**12
+MAX_POSITIONS = 2**30
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a decoder-only transformer: what the engine needs to make a cache and to check its input."""
+
+    model_type: str
+    vocab_size: int  # rows of the embedding, so also the width of the logits
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    max_positions: int  # longest sequence the model is made for, in tokens
+    weight_bytes: int  # of the checkpoint as stored
+
+
+def activation(fields: Fields, key: str, default: str) -> str:
+    """The core's name of the activation config.json names."""
+    return ACTIVATIONS[fields.string(key, sorted(ACTIVATIONS), default)]
+
+
+def check_multiple(fields: Fields, key: str, value: int, of_key: str, of: int) -> None:
+    """Raises BadFileError unless value is a multiple of `of`."""
+    if value % of:
+        raise fields.error(key, f"a multiple of {of_key}, {of}")

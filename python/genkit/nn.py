@@ -1,0 +1,238 @@
+"""Layers over the core's fused ops, and the reading of a checkpoint into them.
+
+Nothing here or in models/ knows a dtype or a file format: a Linear multiplies by whatever tensor the checkpoint gave.
+Activations are float32 [n, width], one row a token, rows of any sequences mixed; a Step (kv_cache.py) says which.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Optional
+
+import numpy as np
+
+from genkit import _core
+from genkit.checkpoints.files import shown_path
+from genkit.errors import BadFileError
+from genkit.rope import Rope
+
+if TYPE_CHECKING:
+    from genkit.checkpoints.config import Fields
+    from genkit.checkpoints.safetensors import Checkpoint
+    from genkit.kv_cache import Step
+
+Tensor = _core.Tensor
+
+# hidden_act / activation_function of config.json -> the core's name. Both tanh spellings are one formula
+# (Hendrycks and Gimpel 2016).
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+
+class Linear:
+    """x [n, in] -> x @ weight.T + bias + residual, [n, out]. weight [out, in]; bias f32 [out] or None."""
+
+    def __init__(self, weight: Tensor, bias: Optional[Tensor] = None) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:
+        return _core.linear(x, self.weight, self.bias, residual)
+
+
+class Embedding:
+    """ids i32 [n] -> rows of weight, f32 [n, width]."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return _core.embedding(ids, self.weight)
+
+
+class RMSNorm:
+    """Zhang and Sennrich 2019 (arXiv:1910.07467). weight f32 [width]."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        self.weight = weight
+        self.eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return _core.rms_norm(x, self.weight, self.eps)
+
+    def heads_(self, x: Tensor) -> None:
+        """Normalizes each head of x [n, heads * width] in place."""
+        _core.rms_norm_heads_(x, self.weight, self.eps)
+
+
+class LayerNorm:
+    """Ba et al. 2016 (arXiv:1607.06450). weight and bias f32 [width]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return _core.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class RoPE:
+    """Rotary table of a step, shared by all layers (rope.py for the frequencies)."""
+
+    def __init__(self, rope: Rope) -> None:
+        self.rope = rope
+        self._inv_freq = _core.Tensor.from_numpy(rope.inv_freq())
+
+    def __call__(self, step: "Step") -> Tensor:
+        """-> [n, 2 * half], cosines then sines."""
+        inv_freq = self._inv_freq
+        if self.rope.type == "dynamic":
+            inv_freq = _core.Tensor.from_numpy(self.rope.inv_freq(step.context_length))
+        return _core.rope_table(step.positions, inv_freq, self.rope.attention_factor)
+
+
+class Attention:
+    """Causal self-attention with grouped queries (Ainslie et al. 2023, arXiv:2305.13245) over the paged KV cache.
+
+    qkv is one linear: all query heads, then key heads, then value heads. window > 0 sees that many last keys.
+    """
+
+    def __init__(self, qkv: Linear, out: Linear, *, heads: int, kv_heads: int, head_dim: int,
+                 scale: Optional[float] = None, window: int = 0,
+                 q_norm: Optional[RMSNorm] = None, k_norm: Optional[RMSNorm] = None) -> None:
+        self.qkv = qkv
+        self.out = out
+        self.head_dim = head_dim
+        self.keys_at = heads * head_dim
+        self.values_at = self.keys_at + kv_heads * head_dim
+        self.end = self.values_at + kv_heads * head_dim
+        self.scale = head_dim**-0.5 if scale is None else scale
+        self.window = window
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+
+    def __call__(self, x: Tensor, residual: Tensor, step: "Step", pages: tuple[Tensor, Tensor],
+                 rope_table: Optional[Tensor] = None) -> Tensor:
+        """Writes this step's keys and values into pages, a layer's (K, V), and attends to all up to each row's own."""
+        qkv = self.qkv(x)
+        q = qkv.columns(0, self.keys_at)
+        k = qkv.columns(self.keys_at, self.values_at)
+        v = qkv.columns(self.values_at, self.end)
+        if self.q_norm is not None:
+            self.q_norm.heads_(q)
+        if self.k_norm is not None:
+            self.k_norm.heads_(k)
+        if rope_table is not None:
+            _core.rope_(qkv.columns(0, self.values_at), rope_table, self.head_dim)  # q and k lie side by side
+        k_pages, v_pages = pages
+        _core.kv_write(k, v, k_pages, v_pages, step.page_table, step.sequences, step.positions)
+        mixed = _core.attention(q, k_pages, v_pages, step.page_table, step.sequences, step.positions,
+                                self.scale, self.window)
+        return self.out(mixed, residual)
+
+
+class GatedMLP:
+    """down(f(gate(x)) * up(x)) + residual (Shazeer 2020, arXiv:2002.05202); gate and up are one linear."""
+
+    def __init__(self, gate_up: Linear, down: Linear, activation: str) -> None:
+        self.gate_up = gate_up
+        self.down = down
+        self.activation = activation
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.down(_core.gated(self.gate_up(x), self.activation), residual)
+
+
+class MLP:
+    """down(f(up(x))) + residual."""
+
+    def __init__(self, up: Linear, down: Linear, activation: str) -> None:
+        self.up = up
+        self.down = down
+        self.activation = activation
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.down(_core.activation(self.up(x), self.activation), residual)
+
+
+def select_rows(x: Tensor, rows: Optional[Sequence[int]]) -> Tensor:
+    """Rows of x [n, width] by index, None for all: a view when they follow one another, else a copy."""
+    if rows is None or not len(rows):
+        return x if rows is None else x.rows(0, 0)
+    if list(rows) == list(range(rows[0], rows[0] + len(rows))):
+        return x.rows(rows[0], rows[0] + len(rows))
+    return _core.embedding(_core.Tensor.from_numpy(np.array(rows, dtype=np.int32)), x)
+
+
+class Weights:
+    """A checkpoint read into layers.
+
+    Made with the name and shape of every tensor the model needs, (out, in) for linears as the file holds them. All are
+    compared with the checkpoint's header before anything is allocated, so a configuration that lies about a size ends
+    in a BadFileError however large the size.
+    """
+
+    def __init__(self, fields: "Fields", checkpoint: "Checkpoint", shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.checkpoint = checkpoint
+        self.shapes = shapes
+        for name, shape in shapes.items():
+            if name not in checkpoint:
+                raise BadFileError(f"{shown_path(checkpoint.folder)}: tensor '{name}' of shape {list(shape)}, which "
+                                   f"{fields.path.name} asks for, is in none of its safetensors files")
+            info = checkpoint.tensors[name]
+            if tuple(info.shape) != tuple(shape):
+                wrong = [size for size in shape if size not in info.shape]
+                keys = [key for key, value in fields.raw.items() if type(value) is int and value in wrong]
+                raise BadFileError(f"{shown_path(fields.path)}: {', '.join(keys) or 'the sizes'} cannot be right: "
+                                   f"tensor '{name}' would be {list(shape)}, but is {list(info.shape)} in "
+                                   f"{shown_path(info.file.name)}")
+
+    def linear(self, *names: str) -> Linear:
+        """One linear of the outputs of each `name`, in order. Biases are taken when the model's table lists them."""
+        weights = [name + ".weight" for name in names]
+        if len(names) == 1:
+            weight = self.checkpoint.load(weights[0], self.shapes[weights[0]])
+        else:
+            weight = self.checkpoint.load_concat(weights, [self.shapes[w] for w in weights])
+        return Linear(weight, self._biases(names))
+
+    def linear_transposed(self, name: str) -> Linear:
+        """A linear whose file holds [in, out] (GPT-2's Conv1D)."""
+        weight = name + ".weight"
+        return Linear(self.checkpoint.load_transposed(weight, self.shapes[weight]), self._biases([name]))
+
+    def embedding(self, name: str) -> Embedding:
+        return Embedding(self.checkpoint.load(name + ".weight", self.shapes[name + ".weight"]))
+
+    def rms_norm(self, name: str, eps: float) -> RMSNorm:
+        return RMSNorm(self._vector(name + ".weight"), eps)
+
+    def layer_norm(self, name: str, eps: float) -> LayerNorm:
+        return LayerNorm(self._vector(name + ".weight"), self._vector(name + ".bias"), eps)
+
+    def head(self, name: str, embedding: Embedding) -> Linear:
+        """The output layer: `name` where the table lists it, else the embedding's own weight (tied, Press and Wolf
+        2017, arXiv:1608.05859). A tied model whose file holds a head all the same, and a different one, keeps it, as
+        transformers does."""
+        weight = name + ".weight"
+        if weight not in self.shapes and weight not in self.checkpoint:
+            return Linear(embedding.weight)
+        head = self.checkpoint.load(weight, embedding.weight.shape)
+        same = head.dtype == embedding.weight.dtype and np.array_equal(
+            np.frombuffer(head.bytes(), np.uint8), np.frombuffer(embedding.weight.bytes(), np.uint8))
+        return Linear(embedding.weight if same else head)
+
+    def _vector(self, name: str) -> Tensor:
+        return self.checkpoint.load_f32(name, self.shapes[name])
+
+    def _biases(self, names: Sequence[str]) -> Optional[Tensor]:
+        biases = [name + ".bias" for name in names]
+        if not any(bias in self.shapes for bias in biases):
+            return None
+        return _core.Tensor.from_numpy(np.concatenate([self._vector(bias).numpy() for bias in biases]))
