@@ -1,0 +1,123 @@
+"""Paged KV cache: pages of PAGE_KEYS keys, shared by reference count, copied on write.
+
+Beam search, and later prefix reuse and batching, are all the same thing here: sequences that share pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Sequence as Sized
+
+import numpy as np
+
+from genkit import _core
+from genkit.errors import ResourceError
+
+PAGE_KEYS = _core.PAGE_KEYS
+
+
+def pages_for(tokens: int) -> int:
+    return -(-tokens // PAGE_KEYS)
+
+
+def page_bytes(layers: int, kv_heads: int, head_dim: int) -> int:
+    """Bytes of one page over all layers: K and V, float32."""
+    return layers * 2 * kv_heads * PAGE_KEYS * head_dim * 4
+
+
+@dataclass
+class Step:
+    """What one forward pass is about. Everything that varies lies in small tensors that kernels read."""
+
+    token_ids: _core.Tensor  # i32 [n]
+    positions: _core.Tensor  # i32 [n], position of each token in its sequence
+    sequences: _core.Tensor  # i32 [n], row of page_table
+    page_table: _core.Tensor  # i32 [sequences, max_pages]
+    logit_rows: list[int] | None  # rows that get logits; None: all
+    context_length: int  # tokens of the longest prompt this step belongs to: what dynamic rope scaling looks at
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Tokens cached so far and the pages that hold their keys and values."""
+
+    length: int = 0
+    pages: list[int] = field(default_factory=list)
+
+
+class KVCache:
+    """Keys and values of all layers. Memory is committed by the system as pages are first written.
+
+    layers[i] is (k_pages, v_pages), each f32 [pages, kv_heads, PAGE_KEYS, head_dim] in kernel order (kernels.h).
+    """
+
+    def __init__(self, layers: int, kv_heads: int, head_dim: int, pages: int) -> None:
+        shape = (pages, kv_heads, PAGE_KEYS, head_dim)
+        try:
+            self.layers = [(_core.Tensor.zeros(shape), _core.Tensor.zeros(shape)) for _ in range(layers)]
+        except MemoryError:
+            size = pages * page_bytes(layers, kv_heads, head_dim)
+            raise ResourceError(f"KV cache of {pages * PAGE_KEYS} tokens needs {size / 2**30:.1f} GiB, which the system "
+                                "refused; use a smaller --context or fewer --beams") from None
+        self._references = [0] * pages
+        self._free = list(range(pages - 1, -1, -1))
+
+    def step(self, work: Sized[tuple[Sequence, Sized[int]]], *, logit_rows: list[int] | None = None,
+             context_length: int = 0) -> Step:
+        """Makes room for new tokens of some sequences and describes the forward pass over all of them."""
+        for sequence, tokens in work:
+            self._extend(sequence, len(tokens))
+        width = max(len(sequence.pages) for sequence, _ in work)
+        table = np.zeros((len(work), width), np.int32)
+        ids, positions, rows = [], [], []
+        for row, (sequence, tokens) in enumerate(work):
+            table[row, : len(sequence.pages)] = sequence.pages
+            ids.extend(tokens)
+            positions.extend(range(sequence.length - len(tokens), sequence.length))
+            rows.extend([row] * len(tokens))
+        tensor = _core.Tensor.from_numpy
+        return Step(tensor(np.array(ids, np.int32)), tensor(np.array(positions, np.int32)),
+                    tensor(np.array(rows, np.int32)), tensor(table), logit_rows,
+                    max(context_length, max(sequence.length for sequence, _ in work)))
+
+    def fork(self, sequence: Sequence) -> Sequence:
+        """A second sequence with the same past; pages are shared until one of the two writes."""
+        for page in sequence.pages:
+            self._references[page] += 1
+        return Sequence(sequence.length, list(sequence.pages))
+
+    def release(self, sequence: Sequence) -> None:
+        """Gives the sequence's pages back; the sequence is empty afterwards."""
+        for page in sequence.pages:
+            self._references[page] -= 1
+            if self._references[page] == 0:
+                self._free.append(page)
+        sequence.pages.clear()
+        sequence.length = 0
+
+    @property
+    def free_pages(self) -> int:
+        return len(self._free)
+
+    def _extend(self, sequence: Sequence, count: int) -> None:
+        if sequence.length % PAGE_KEYS and count and self._references[sequence.pages[-1]] > 1:
+            self._own_last_page(sequence)
+        sequence.length += count
+        while len(sequence.pages) < pages_for(sequence.length):
+            sequence.pages.append(self._take())
+
+    def _own_last_page(self, sequence: Sequence) -> None:
+        shared, own = sequence.pages[-1], self._take()
+        source, target = (_core.Tensor.from_numpy(np.array([page], np.int32)) for page in (shared, own))
+        for k_pages, v_pages in self.layers:
+            _core.copy_pages(k_pages, source, target)
+            _core.copy_pages(v_pages, source, target)
+        self._references[shared] -= 1
+        sequence.pages[-1] = own
+
+    def _take(self) -> int:
+        if not self._free:
+            raise ResourceError(f"KV cache is full: all {len(self._references)} pages of {PAGE_KEYS} tokens are in use")
+        page = self._free.pop()
+        self._references[page] = 1
+        return page
