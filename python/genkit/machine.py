@@ -1,0 +1,190 @@
+"""What this process may use of the machine: threads, memory, processor, CUDA. Linux first; elsewhere what Python knows.
+
+Containers limit through control groups (cgroup v2, or v1's hierarchies), so a machine's own figures are upper bounds.
+Functions take `root` so that tests can lay out /proc and /sys as other machines have them.
+"""
+
+import importlib.util
+import math
+import os
+import platform
+from pathlib import Path
+
+CUDA_PLUGIN = "libgenkit_cuda.so"
+_ROOT = Path("/")
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _cgroup_folders(root: Path, controller: str) -> list[tuple[int, Path]]:
+    """(version, folder) of this process's groups for a controller and their parents, innermost first.
+
+    /proc/self/cgroup names the group, /proc/self/mountinfo where its tree is mounted and which part of it: inside a
+    container the mount often begins at the container's own group.
+    """
+    groups: dict[str, str] = {}  # controller, "" for v2 -> path
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        _, _, rest = line.partition(":")
+        names, _, group = rest.partition(":")
+        for name in names.split(","):
+            groups[name] = group
+    folders: list[tuple[int, Path]] = []
+    for line in (_read(root / "proc/self/mountinfo") or "").splitlines():
+        left, _, right = line.partition(" - ")
+        fields, kind = left.split(), right.split()
+        if len(fields) < 5 or len(kind) < 3:
+            continue
+        if kind[0] == "cgroup2":
+            version, group = 2, groups.get("")
+        elif kind[0] == "cgroup" and controller in kind[2].split(","):
+            version, group = 1, groups.get(controller)
+        else:
+            continue
+        if group is None:
+            continue
+        mount = root / fields[4].lstrip("/")
+        inside = os.path.relpath(group, fields[3])
+        parts = [] if inside == "." or inside.startswith("..") else inside.split("/")
+        folders += [(version, mount.joinpath(*parts[:depth])) for depth in range(len(parts), -1, -1)]
+    return folders
+
+
+def _number(text: str | None) -> int | None:
+    """The number in a control file; None for "max", for -1 and for no file."""
+    try:
+        value = int(text or "")
+    except ValueError:
+        return None
+    return value if value >= 0 else None
+
+
+def _cpu_quota(root: Path) -> float:
+    """Processors' worth of time the control groups allow; infinity without a quota."""
+    quota = math.inf
+    for version, folder in _cgroup_folders(root, "cpu"):
+        if version == 2:
+            words = (_read(folder / "cpu.max") or "").split()
+        else:
+            words = [_read(folder / "cpu.cfs_quota_us") or "", _read(folder / "cpu.cfs_period_us") or ""]
+        limit, period = (_number(word) for word in words) if len(words) == 2 else (None, None)
+        if limit and period:
+            quota = min(quota, limit / period)
+    return quota
+
+
+def available_threads(root: Path = _ROOT) -> int:
+    """Threads worth starting: processors this process may run on, cut to the control groups' quota; at least 1."""
+    try:
+        processors = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        processors = os.cpu_count() or 1
+    return max(1, math.ceil(min(processors, _cpu_quota(root))))
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    """/proc/meminfo in bytes."""
+    result: dict[str, int] = {}
+    for line in (_read(root / "proc/meminfo") or "").splitlines():
+        name, _, rest = line.partition(":")
+        value = _number((rest.split() or [""])[0])
+        if value is not None:
+            result[name] = value * 1024
+    return result
+
+
+def _physical(name: str) -> int:
+    """Bytes by sysconf, for systems without /proc; 0 if it does not know."""
+    try:
+        return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 0
+
+
+def _memory_groups(root: Path) -> list[tuple[int, int]]:
+    """(limit, used) in bytes of each control group that has a limit. Cached file pages are not counted as used: the
+    kernel drops them when memory is short."""
+    result: list[tuple[int, int]] = []
+    for version, folder in _cgroup_folders(root, "memory"):
+        names = ("memory.max", "memory.current", "") if version == 2 else (
+            "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+        limit = _number(_read(folder / names[0]))
+        if limit is None:
+            continue
+        used = _number(_read(folder / names[1])) or 0
+        statistics = dict(line.split()[:2] for line in (_read(folder / "memory.stat") or "").splitlines()
+                          if len(line.split()) >= 2)
+        cached = sum(_number(statistics.get(names[2] + key)) or 0 for key in ("inactive_file", "active_file"))
+        result.append((limit, max(0, used - cached)))
+    return result
+
+
+def _address_space() -> tuple[float, int]:
+    """RLIMIT_AS and what of it is in use, in bytes; infinity without a limit."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        unlimited = limit == resource.RLIM_INFINITY
+    except (ImportError, ValueError, OSError):
+        return math.inf, 0
+    if unlimited:
+        return math.inf, 0
+    pages = _number((_read(Path("/proc/self/statm")) or "").partition(" ")[0]) or 0
+    return limit, pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def memory_total(root: Path = _ROOT) -> int:
+    """Bytes this process could use at most on an idle machine: RAM, control group limits, RLIMIT_AS."""
+    machine = _meminfo(root).get("MemTotal") or _physical("SC_PHYS_PAGES")
+    return int(min([machine, _address_space()[0], *(limit for limit, _ in _memory_groups(root))]))
+
+
+def memory_available(root: Path = _ROOT) -> int:
+    """Bytes this process can take now without swapping: free memory, what the control groups and RLIMIT_AS leave."""
+    machine = _meminfo(root).get("MemAvailable") or _physical("SC_AVPHYS_PAGES")
+    limit, used = _address_space()
+    return int(max(0, min([machine, limit - used, *(top - taken for top, taken in _memory_groups(root))])))
+
+
+def processor_name(root: Path = _ROOT) -> str:
+    """The processor as the system names it ("Intel(R) Xeon(R) ..."), or the architecture ("aarch64")."""
+    for line in (_read(root / "proc/cpuinfo") or "").splitlines():
+        name, colon, value = line.partition(":")
+        if colon and name.strip() in ("model name", "Model", "Hardware") and value.strip():
+            return value.strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def cuda_state() -> tuple[bool, str]:
+    """Whether CUDA can be used, and why not (or what with) in words. Opens libraries, raises nothing."""
+    import ctypes
+
+    core = importlib.util.find_spec("genkit._core")
+    folder = Path(core.origin).parent if core and core.origin else Path(__file__).parent
+    plugin = folder / CUDA_PLUGIN
+    if not plugin.exists():
+        return False, "not built into this package"
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False, "no NVIDIA driver (libcuda.so.1 not found)"
+    count = ctypes.c_int(0)
+    for status in (driver.cuInit(0), driver.cuDeviceGetCount(ctypes.byref(count))):
+        if status != 0:
+            return False, f"the NVIDIA driver gives error {status} (is a device present and allowed?)"
+    if count.value == 0:
+        return False, "the NVIDIA driver sees no device"
+    try:
+        abi = int(ctypes.CDLL(str(plugin)).genkit_cuda_abi())
+    except (OSError, AttributeError) as error:
+        return False, f"{CUDA_PLUGIN} cannot be opened: {error}"
+    from genkit import _core
+
+    if abi != _core.plugin_abi():
+        return False, f"{CUDA_PLUGIN} is of another build (interface {abi}, expected {_core.plugin_abi()})"
+    return False, f"{count.value} device(s), plugin present, has no kernels yet"
