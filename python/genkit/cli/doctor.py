@@ -1,0 +1,87 @@
+"""`genkit doctor`: what this installation and this machine are, and which kernels will run."""
+
+import os
+import platform
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from genkit.cli.failure import enable_traceback
+from genkit.cli.terminal import format_bytes
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", is_eager=True, callback=enable_traceback, help="Show where an error came from.")
+    ] = False,
+) -> None:
+    """Say what this machine can do and what genkit uses of it."""
+    facts = examine()
+    if as_json:
+        from genkit.cli.result import json_text
+
+        print(json_text(facts))
+    else:
+        print(report(facts))
+
+
+def examine() -> "dict[str, Any]":
+    """The facts, as --json prints them: sizes in bytes."""
+    from importlib.metadata import version
+
+    import genkit
+    from genkit import _core, machine
+
+    present, reason = machine.cuda_state()
+    return {
+        "version": version("genkit"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": {"name": machine.processor_name(), "features": _core.cpu_features(), "logical_processors": os.cpu_count()},
+        "tiers": {
+            "available": _core.tiers(),
+            "in_use": _core.current_tier(),
+            "GENKIT_ISA": os.environ.get("GENKIT_ISA"),
+            "error": _core.isa_error() or None,
+            "slots": _core.slots(),
+        },
+        "threads": {"default": machine.available_threads()},
+        "memory": {"total": machine.memory_total(), "available": machine.memory_available()},
+        "cuda": {"present": present, "reason": reason},
+        "default_model": {
+            "path": str(genkit.DEFAULT_MODEL),
+            "present": os.path.exists(os.path.join(genkit.DEFAULT_MODEL, "config.json")),
+        },
+    }
+
+
+def report(facts: "dict[str, Any]") -> str:
+    tiers, memory, cuda, model = facts["tiers"], facts["memory"], facts["cuda"], facts["default_model"]
+    cap = f"GENKIT_ISA={tiers['GENKIT_ISA']}" if tiers["GENKIT_ISA"] else "GENKIT_ISA is not set"
+    lines = table(
+        [
+            ("genkit", facts["version"]),
+            ("python", f"{facts['python']} ({sys.executable})"),
+            ("system", facts["system"]),
+            ("processor", facts["processor"]["name"]),
+            ("features", " ".join(facts["processor"]["features"]) or "none that genkit uses"),
+            ("threads", f"{facts['threads']['default']} of {facts['processor']['logical_processors']} processors"
+                        " (what affinity and the container's quota allow)"),
+            ("memory", f"{format_bytes(memory['available'])} available of {format_bytes(memory['total'])}"),
+            ("cuda", f"{'yes' if cuda['present'] else 'no'}: {cuda['reason']}"),
+            ("default model", model["path"] if model["present"] else f"missing: {model['path']}"),
+            ("tiers", f"{', '.join(tiers['available'])}; in use: {tiers['in_use']} ({cap})"),
+        ]
+    )
+    if tiers["error"]:
+        lines.append(f"warning: {tiers['error']}")
+    lines += ["", "kernel        tier", *(f"{slot:12}  {tier}" for slot, tier in tiers["slots"].items())]
+    return "\n".join(lines)
+
+
+def table(rows: "list[tuple[str, Any]]") -> "list[str]":
+    """Lines of names and values, the values under one another."""
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:{width}}  {value}" for name, value in rows]

@@ -1,0 +1,72 @@
+"""From an exception to one line on stderr and an exit code: the only place where that is decided."""
+
+import sys
+
+from genkit.errors import Error
+
+# 128 + SIGPIPE: what a shell reports for a program whose reader went away.
+PIPE_CLOSED = 141
+INTERRUPTED = 130
+
+show_traceback = False
+
+
+class PipeClosed(Exception):
+    """The reader of standard output has gone. Not an OSError, which Typer would answer in its own way."""
+
+
+def enable_traceback(value: bool) -> bool:
+    """Callback of every command's --traceback."""
+    global show_traceback
+    show_traceback = show_traceback or value
+    return value
+
+
+def report(error: BaseException) -> int:
+    """Prints at most one line, and the traceback if asked for; returns the exit code."""
+    if show_traceback:
+        import traceback
+
+        traceback.print_exception(type(error), error, error.__traceback__)
+    code, message = explain(error)
+    if message:
+        say_error(message)
+    return code
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """Exit code and message (empty: nothing to say)."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, ""
+    if isinstance(error, Error):
+        return error.exit_code, str(error)
+    if isinstance(error, (PipeClosed, BrokenPipeError)):
+        return PIPE_CLOSED, ""
+    if isinstance(error, MemoryError):
+        return 4, f"out of memory: {str(error) or 'an allocation failed'}; try a smaller context (-c) or model"
+    if is_usage_error(error):
+        return 2, f"{error.format_message().rstrip('.')} ({help_command(error)} lists what there is)"
+    described = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return 1, f"unexpected {described}; please report it with the output of --traceback"
+
+
+def is_usage_error(error: BaseException) -> bool:
+    # Typer's and Click's exceptions moved between their versions; what a bad option raises is BadParameter's family.
+    import typer
+
+    family = typer.BadParameter.__mro__
+    return isinstance(error, family[family.index(Exception) - 1]) and hasattr(error, "format_message")
+
+
+def help_command(error: BaseException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path if context else 'genkit'} --help"
+
+
+def say_error(message: str) -> None:
+    """One line on stderr, whatever the message holds."""
+    line = "genkit: error: " + " ".join(message.split())
+    try:
+        print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr, flush=True)
+    except (OSError, AttributeError, ValueError, UnicodeError):
+        pass  # stderr is closed: the exit code is all that can be said

@@ -1,0 +1,41 @@
+"""Ctrl-C: the first lets what was made be written and stops at the next token, the second ends the process at once."""
+
+import os
+import signal
+import sys
+import threading
+
+from genkit.cli.failure import INTERRUPTED
+
+SHOW_CURSOR = "\x1b[?25h"
+
+
+class Interrupts:
+    """While entered, SIGINT raises KeyboardInterrupt; after `defer()` it only sets `requested`, so that no character
+    is torn and what the decoder holds back comes out. A second SIGINT exits without ado."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._deferred = False
+        self._previous = None
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def defer(self) -> None:
+        self._deferred = True
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.requested:
+            if sys.stderr is not None and sys.stderr.isatty():
+                os.write(2, SHOW_CURSOR.encode())  # a bar may have hidden it
+            os._exit(INTERRUPTED)
+        self.requested = True
+        if not self._deferred:
+            raise KeyboardInterrupt

@@ -1,0 +1,89 @@
+"""How a generation is told: the line on stderr, the lines of -v, and the object of --json."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Iterator, Union
+
+from genkit.cli.terminal import format_bytes
+
+
+def model_name(model: Union[str, Path]) -> str:
+    """What the user typed, or "default" for the model in the package."""
+    import genkit
+
+    return "default" if str(model) == str(genkit.DEFAULT_MODEL) else str(model)
+
+
+def summary(generation: Any) -> str:
+    """One line: tokens, seconds and tokens/s of prefill and decode, why it ended, the seed."""
+    timings, settings = generation.timings, generation.settings
+    parts = [
+        f"prompt {spent(timings.prompt_tokens, timings.prefill_s, timings.prefill_rate)}",
+        f"text {spent(timings.tokens, timings.decode_s, timings.decode_rate)}",
+        {"length": f"stopped at {timings.tokens} tokens (-n, -c)", "stop": "ended"}.get(
+            generation.finish_reason, generation.finish_reason),
+        "greedy" if generation.seed is None else f"seed {generation.seed}",
+    ]
+    if settings["beams"] > 1:
+        parts[-1] = f"{settings['beams']} beams"
+    return "genkit: " + " | ".join(parts)
+
+
+def spent(tokens: int, seconds: float, rate: float) -> str:
+    speed = f" ({rate:.1f} tokens/s)" if rate else ""
+    return f"{tokens} token{'' if tokens == 1 else 's'} in {seconds:.2f} s{speed}"
+
+
+def describe(loaded: Any, model: Union[str, Path], generation: Any) -> Iterator[str]:
+    """What -v says before the text."""
+    config, settings = loaded.config, generation.settings
+    yield (f"genkit: model {model_name(model)}: {config.model_type}, {format_bytes(config.weight_bytes)} of weights,"
+           f" loaded in {loaded.load_s:.2f} s")
+    yield f"genkit: device {loaded.device}, tier {loaded.tier}, {loaded.threads} threads, context {loaded.context}"
+    yield (f"genkit: prompt of {len(generation.prompt_tokens)} tokens,"
+           f" {'in the chat template' if settings['chat'] else 'as it is, without a chat template'}")
+    yield "genkit: " + ", ".join(f"{name} {value}" for name, value in settings.items() if name != "chat")
+
+
+def json_object(generation: Any, loaded: Any, model: Union[str, Path], prompt: str) -> "dict[str, Any]":
+    """The object of --json; docs/cli.md lists its fields."""
+    timings = generation.timings
+    prompt_tokens, tokens = list(generation.prompt_tokens), list(generation.tokens)
+    made = {
+        "model": model_name(model),
+        "prompt": prompt,
+        "text": generation.text,
+        "prompt_token_ids": prompt_tokens,
+        "token_ids": tokens,
+        "finish_reason": generation.finish_reason,
+        "seed": generation.seed,
+        "settings": dict(generation.settings),
+        "usage": {
+            "prompt_tokens": len(prompt_tokens),
+            "completion_tokens": len(tokens),
+            "total_tokens": len(prompt_tokens) + len(tokens),
+        },
+        "timings": {"load_s": timings.load_s, "prefill_s": timings.prefill_s, "decode_s": timings.decode_s},
+        "device": loaded.device,
+        "tier": loaded.tier,
+        "threads": loaded.threads,
+    }
+    if generation.logprobs is not None:
+        made["logprobs"] = generation.logprobs
+    return made
+
+
+def json_text(value: Any) -> str:
+    """One line of strict JSON: readable characters, and null where a float is infinite (a forbidden token's logprob)."""
+    return json.dumps(strict(value), ensure_ascii=False, allow_nan=False)
+
+
+def strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,57 @@
+"""Option values as people write them. A value that does not parse is refused with the value in the message."""
+
+import typer
+
+LARGEST = 2**64 - 1
+
+
+def whole(text: str) -> int:
+    """-12, 4096"""
+    try:
+        value = int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{shorten(text)} is not a whole number") from None
+    if abs(value) > LARGEST:
+        raise typer.BadParameter(f"{shorten(text)} is out of range")
+    return value
+
+
+def real(text: str) -> float:
+    """0.7, 1e-3"""
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{shorten(text)} is not a number") from None
+
+
+def token_count(text: str) -> int:
+    """4096, 32k (thousands), 32K (1024s): vLLM's reading of the suffixes."""
+    factor = {"k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2}.get(text[-1:], 1)
+    digits = text[:-1] if factor > 1 else text
+    try:
+        value = float(digits) * factor if "." in digits and factor > 1 else int(digits) * factor
+    except ValueError:
+        raise typer.BadParameter(f"{shorten(text)} is not a number of tokens (like 4096 or 32k)") from None
+    if not abs(value) <= LARGEST or value != int(value):
+        raise typer.BadParameter(f"{shorten(text)} is not a whole number of tokens")
+    return int(value)
+
+
+def logit_bias(texts: "list[str]") -> "dict[int, float]":
+    """["15043=1.5", "220-2", "13+inf"] -> {15043: 1.5, 220: -2.0, 13: inf}: our ID=VALUE, and llama.cpp's ID(+/-)VALUE."""
+    biases = {}
+    for text in texts:
+        end = len(text) - len(text.lstrip("0123456789"))
+        separator, value = text[end : end + 1], text[end + 1 :]
+        try:
+            if end == 0 or separator not in ("=", "+", "-"):
+                raise ValueError
+            biases[int(text[:end])] = float(value) * (-1 if separator == "-" else 1)
+        except ValueError:
+            message = f"{shorten(text)} is not ID=VALUE (like 15043=-2.5), ID+VALUE or ID-VALUE"
+            raise typer.BadParameter(message, param_hint="'--logit-bias'") from None
+    return biases
+
+
+def shorten(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "...")
