@@ -1,0 +1,276 @@
+"""The tokenizer of a Hugging Face model folder: ids as transformers 5's AutoTokenizer gives them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genkit.checkpoints.config import LARGE_FILE, Fields, read_json
+from genkit.checkpoints.files import read_small, shown, shown_path
+from genkit.errors import BadFileError, UsageError
+from genkit.text.utf8 import TextStream
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# What a chat template may name, and what counts as special beside the added tokens of tokenizer.json.
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class Tokenizer:
+    """tokenizer.json with what lies beside it: tokenizer_config.json, special_tokens_map.json, chat_template.jinja.
+
+    Which tokens stand around a prompt (bos) is said by tokenizer.json's post-processor; `add_bos_token` in
+    tokenizer_config.json is not looked at (so does transformers 5).
+
+    folder: Path
+    vocab_size: int, largest id of tokenizer.json + 1
+    special_tokens: dict, "bos_token" and the like -> text, as far as the folder names them
+    special_ids: frozenset of ids that `decode` leaves out
+    bos_id, eos_id: int or None
+    chat_template: str or None
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises BadFileError for a missing or broken file, with its name."""
+        self.folder = Path(folder)
+        config = _optional_json(self.folder / "tokenizer_config.json")
+        self._tokenizer = _load(self.folder)
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if self.vocab_size == 0:
+            raise BadFileError(f"{shown_path(self._path)}: holds no tokens")
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        if _is_llama_class(self.folder, config, self._tokenizer):
+            _place_spaces(self._tokenizer, config)
+        self.special_tokens = _special_tokens(self.folder, config)
+        _add_tokens(self._tokenizer, config, self.special_tokens)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.bos_id = self._id_of("bos_token")
+        self.eos_id = self._id_of("eos_token")
+        self.chat_template, self._template_source = _chat_template(self.folder, config)
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "tokenizer.json"
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """Token ids. Names of special tokens in the text become those tokens, as in transformers.
+
+        add_special: put the tokens around it that the model expects (bos for most). Raises UsageError for anything
+        that is not valid text (lone surrogates).
+        """
+        if not isinstance(text, str):
+            raise UsageError(f"prompt: {shown(text)} is not text")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UsageError(f"prompt: not valid Unicode at character {error.start}; give it as UTF-8") from None
+        encoding = _guarded(
+            lambda: self._tokenizer.encode(text, add_special_tokens=add_special), self._path, "cannot encode the prompt"
+        )
+        return encoding.ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Text of token ids. Bytes that are no UTF-8 become U+FFFD; an id below 2**32 without a token has no text.
+
+        Raises UsageError for anything else than such an id.
+        """
+        checked = [_checked_id(token_id) for token_id in ids]
+        return _guarded(
+            lambda: self._tokenizer.decode(checked, skip_special_tokens=skip_special), self._path, "cannot decode"
+        )
+
+    def token(self, token_id: int, skip_special: bool = False) -> str:
+        """Text of one token on its own, for lists of likely tokens; U+FFFD for a part of a character."""
+        return self.decode([token_id], skip_special)
+
+    def id_of(self, token: str) -> int | None:
+        """Id of a token by its name in the vocabulary."""
+        return self._tokenizer.token_to_id(token)
+
+    def stream(self, skip_special: bool = True) -> TextStream:
+        """Text of ids that come one by one; see TextStream."""
+        return TextStream(self._tokenizer, skip_special)
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The prompt text of a chat, special tokens written out: encode it with add_special=False.
+
+        Raises UsageError where the folder has no chat template or it does not take these messages, BadFileError for a
+        broken one.
+        """
+        from genkit.text.chat_template import render
+
+        if self.chat_template is None:
+            raise UsageError(f"{shown_path(self.folder)}: the model has no chat template; use a plain prompt (--no-chat)")
+        return render(
+            self.chat_template,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            source=self._template_source,
+            **{**self.special_tokens, **variables},
+        )
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
+        """Token ids of a chat. Names of special tokens inside a message become those tokens, as in transformers."""
+        return self.encode(self.render_chat(messages, add_generation_prompt, **variables), add_special=False)
+
+    def _id_of(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        return None if token is None else self._tokenizer.token_to_id(token)
+
+
+def _guarded(call: Any, path: Path, doing: str) -> Any:
+    """The tokenizers library raises plain Exception for all that can be wrong, and a BaseException where its Rust code
+    gives up."""
+    try:
+        return call()
+    except Exception as error:
+        raise BadFileError(f"{shown_path(path)}: {doing}: {_one_line(error)}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise BadFileError(f"{shown_path(path)}: {doing}: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _checked_id(token_id: Any) -> int:
+    try:
+        value = token_id.__index__()
+    except AttributeError:
+        value = -1
+    if isinstance(token_id, bool) or not 0 <= value < 2**32:
+        raise UsageError(f"token id {shown(token_id)}: not a whole number from 0 to {2**32 - 1}")
+    return value
+
+
+def _load(folder: Path) -> tokenizers.Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        others = [name for name in ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json") if (folder / name).exists()]
+        if others:
+            raise BadFileError(
+                f"{shown_path(path)}: not found, and {others[0]} alone is not read; write it once with transformers: "
+                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            )
+        raise BadFileError(f"{shown_path(path)}: not found; a model folder needs its tokenizer")
+    data = read_small(path, LARGE_FILE)
+    import tokenizers
+
+    return _guarded(lambda: tokenizers.Tokenizer.from_buffer(data), path, "no readable tokenizer")
+
+
+def _optional_json(path: Path) -> Fields:
+    return Fields(path, read_json(path, constants=True) if path.exists() else {})
+
+
+def _is_llama_class(folder: Path, config: Fields, tokenizer: tokenizers.Tokenizer) -> bool:
+    """Whether AutoTokenizer makes a LlamaTokenizer of this folder, which places spaces by tokenizer_config.json and
+    not by tokenizer.json: its class is named and the vocabulary is not byte-level."""
+    name = config.string("tokenizer_class", default=None)
+    model_type = None
+    if (folder / "config.json").exists():
+        model = Fields(folder / "config.json", read_json(folder / "config.json", constants=True))
+        name = name or model.string("tokenizer_class", default=None)
+        model_type = model.string("model_type", default=None)
+    if (name or "").removesuffix("Fast") != "LlamaTokenizer" or model_type in ("mistral", "qwen2"):
+        return False
+    parts = (tokenizer.pre_tokenizer, tokenizer.decoder)
+    return not any(part is not None and b'"ByteLevel"' in part.__getstate__() for part in parts)
+
+
+def _place_spaces(tokenizer: tokenizers.Tokenizer, config: Fields) -> None:
+    """The space before the first word (Llama 2): before the text's first word only, or with `legacy` also after every
+    special token, or with `add_prefix_space` false never."""
+    from tokenizers import decoders, pre_tokenizers
+
+    prefix = config.boolean("add_prefix_space", True)
+    scheme = "never" if not prefix else "always" if config.boolean("legacy", False) else "first"
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if prefix:
+        steps.append(decoders.Strip(content=" ", left=1))
+    tokenizer.decoder = decoders.Sequence(steps)
+
+
+def _special_tokens(folder: Path, config: Fields) -> dict[str, str]:
+    sources = [config]
+    if "added_tokens_decoder" not in config:  # older folders: this file has the last word
+        sources.append(_optional_json(folder / "special_tokens_map.json"))
+    tokens = {}
+    for source in sources:
+        for name in SPECIAL_TOKENS:
+            if name in source:
+                tokens[name] = _content(source, name, source.optional(name))
+    return tokens
+
+
+def _content(source: Fields, key: str, value: Any) -> str:
+    """A token's text, written as a string or as an object with "content"."""
+    content = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(content, str) or not content:
+        raise source.error(key, 'a token: a string, or an object with "content"')
+    return content
+
+
+def _add_tokens(tokenizer: tokenizers.Tokenizer, config: Fields, special_tokens: dict[str, str]) -> None:
+    """Makes tokens that only tokenizer_config.json names known, and the named special ones special."""
+    from tokenizers import AddedToken
+
+    present = tokenizer.get_added_tokens_decoder()
+    known = {token.content for token in present.values()}
+    flags = {repr(token) for token in present.values()}
+    new = []
+    listed = config.object("added_tokens_decoder")
+    for key, value in sorted(listed.raw.items(), key=lambda item: item[0].zfill(20)) if listed else ():
+        content = _content(listed, key, value)
+        options = {
+            name: value[name]
+            for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
+            if isinstance(value, dict) and isinstance(value.get(name), bool)
+        }
+        token = AddedToken(content, **options)
+        if repr(token) not in flags:
+            new.append(token)
+            known.add(content)
+    for content in special_tokens.values():
+        if content not in known:
+            new.append(AddedToken(content, special=True))
+            known.add(content)
+    if new:
+        _guarded(lambda: tokenizer.add_tokens(new), config.path, "cannot add its tokens")
+
+
+def _chat_template(folder: Path, config: Fields) -> tuple[str | None, str]:
+    """The template and the name of its file. A file of its own goes before tokenizer_config.json."""
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        try:
+            return read_small(path, 16 << 20).decode("utf-8"), shown_path(path)
+        except UnicodeDecodeError as error:
+            raise BadFileError(f"{shown_path(path)}: not UTF-8 text (byte {error.start})") from None
+    value = config.optional("chat_template")
+    source = f"{shown_path(config.path)} (chat_template)"
+    if value is None or isinstance(value, str):
+        return value, source
+    named = {}
+    if isinstance(value, list):
+        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
+    elif isinstance(value, dict):
+        named = value
+    if not named or not all(isinstance(name, str) and isinstance(text, str) for name, text in named.items()):
+        raise config.error("chat_template", 'a template, or a list of {"name", "template"}')
+    if "default" not in named:
+        raise BadFileError(f"{source}: has the templates {', '.join(sorted(named))}, but none named default")
+    return named["default"], source
