@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from genkit.checkpoints.files import shown
 from genkit.errors import BadFileError, ResourceError, UsageError
 
 TIME_LIMIT = 2  # seconds for rendering, once the worker is up
@@ -64,12 +65,13 @@ def render(
     reply = _run(json.dumps(request, default=lambda value: f"<{type(value).__name__}>"), source, time_limit)
     if "text" in reply:
         return reply["text"]
+    what = shown(reply["error"], 300)
     where = source if reply["line"] is None else f"{source}, line {reply['line']}"
     if reply["kind"] == "refusal":
-        raise UsageError(f"{where}: the chat template does not take these messages: {reply['error']}")
+        raise UsageError(f"{where}: the chat template does not take these messages: {what}")
     if reply["kind"] == "limit":
-        raise BadFileError(f"{where}: the chat template was stopped: {reply['error']}")
-    raise BadFileError(f"{where}: the chat template is broken: {reply['error']}")
+        raise BadFileError(f"{where}: the chat template was stopped: {what}")
+    raise BadFileError(f"{where}: the chat template is broken: {what}")
 
 
 def _run(request: str, source: str, time_limit: int) -> dict[str, Any]:

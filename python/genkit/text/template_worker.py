@@ -12,14 +12,14 @@ import json
 import resource
 import signal
 import sys
-import time
+from datetime import datetime
 
 
 def main() -> None:
     request = json.load(sys.stdin)
     sys.path[:] = request["path"]
     environment = make_environment()
-    time.localtime()  # reads the time zone's file now, for strftime_now
+    datetime.now()  # reads the time zone's file now, for strftime_now
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, request["seconds"])
     for limit, value in (
@@ -72,7 +72,14 @@ class Refusal(Exception):
 
 
 def make_environment():
-    import jinja2
+    # Some of these are imported when a template needs them, which is too late: no file can be opened then.
+    import encodings.unicode_escape  # noqa: F401
+    import pprint  # noqa: F401
+    import textwrap  # noqa: F401
+
+    import jinja2.constants  # noqa: F401
+    import jinja2.debug  # noqa: F401
+    import jinja2.ext
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(jinja2.ext.Extension):
@@ -112,7 +119,7 @@ def make_environment():
         raise Refusal(message)
 
     def strftime_now(form):
-        return time.strftime(form)
+        return datetime.now().strftime(form)
 
     def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
         # Not jinja2's own, which writes < > & ' as escapes for HTML.

@@ -133,15 +133,11 @@ def _guarded(call: Any, path: Path, doing: str) -> Any:
     try:
         return call()
     except Exception as error:
-        raise BadFileError(f"{shown_path(path)}: {doing}: {_one_line(error)}") from error
+        raise BadFileError(f"{shown_path(path)}: {doing}: {shown(str(error), 300)}") from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise BadFileError(f"{shown_path(path)}: {doing}: {_one_line(error)}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        raise BadFileError(f"{shown_path(path)}: {doing}: {shown(str(error), 300)}") from error
 
 
 def _checked_id(token_id: Any) -> int:

@@ -1,0 +1,1 @@
+"""What becomes of logits: sampling, beam search, stop strings, log-probabilities."""

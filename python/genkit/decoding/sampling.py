@@ -1,0 +1,288 @@
+"""The next token from logits: settings, penalties, and the draw. docs/decoding.md says what each setting does."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from genkit.errors import BadFileError, UsageError
+
+if TYPE_CHECKING:
+    import numpy
+
+    from genkit._core import Tensor
+    from genkit.checkpoints.config import GenerationDefaults
+
+# Below this the likeliest token is all but certain; 0 says so.
+MIN_TEMPERATURE = 1e-6
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How the next token is chosen. The defaults are greedy: the likeliest token, the lowest id among equals."""
+
+    temperature: float = 0.0  # 0 (greedy), or from 1e-6 to 100
+    top_k: int = 0  # 0 is off
+    top_p: float = 1.0  # in (0, 1], 1 is off
+    min_p: float = 0.0  # in [0, 1], 0 is off
+    repeat_penalty: float = 1.0  # in (0, 100], 1 is off
+    repeat_last_n: int = -1  # tokens the three penalties look back at; -1 is all of them, 0 is none
+    presence_penalty: float = 0.0  # in [-2, 2]
+    frequency_penalty: float = 0.0  # in [-2, 2]
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit; -inf bans it
+    seed: int | None = None  # in [0, 2**64), None draws one
+
+    def validated(self, vocab_size: int | None = None) -> SamplingSettings:
+        """The same settings with plain numbers. Raises UsageError with option, value and range."""
+        if self.temperature != 0 or isinstance(self.temperature, bool):
+            temperature = _number("temperature", self.temperature, MIN_TEMPERATURE, 100, "0 (greedy) or a number")
+        else:
+            temperature = 0.0
+        return SamplingSettings(
+            temperature=temperature,
+            top_k=_integer("top_k", self.top_k, 0, 2**31 - 1),
+            top_p=_number("top_p", self.top_p, 0, 1, above=True),
+            min_p=_number("min_p", self.min_p, 0, 1),
+            repeat_penalty=_number("repeat_penalty", self.repeat_penalty, 0, 100, above=True),
+            repeat_last_n=_integer("repeat_last_n", self.repeat_last_n, -1, 2**31 - 1),
+            presence_penalty=_number("presence_penalty", self.presence_penalty, -2, 2),
+            frequency_penalty=_number("frequency_penalty", self.frequency_penalty, -2, 2),
+            logit_bias=_bias(self.logit_bias, vocab_size),
+            seed=None if self.seed is None else _integer("seed", self.seed, 0, 2**64 - 1),
+        )
+
+    @classmethod
+    def resolve(cls, defaults: GenerationDefaults | None, vocab_size: int | None, **given: Any) -> SamplingSettings:
+        """Validated settings with a seed, from what the caller gave (fields of this class; None is not given) over the
+        model's own generation_config.json.
+
+        The file's temperature (1 where it gives none), top_k, top_p and min_p count where it says do_sample, its
+        repetition_penalty always. Otherwise greedy. Raises UsageError.
+        """
+        settings = cls()
+        if defaults is not None:
+            own: dict[str, Any] = {"repeat_penalty": defaults.repetition_penalty}
+            if defaults.do_sample:
+                own["temperature"] = 1.0 if defaults.temperature is None else defaults.temperature
+                own.update(top_k=defaults.top_k, top_p=defaults.top_p, min_p=defaults.min_p)
+            settings = replace(settings, **{name: value for name, value in own.items() if value is not None})
+        settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+        settings = settings.validated(vocab_size)
+        return settings if settings.seed is not None else replace(settings, seed=draw_seed())
+
+    @property
+    def samples(self) -> bool:
+        """Whether anything is drawn; if not the seed has no part in the text."""
+        return self.temperature > 0
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether the tokens so far change the logits."""
+        on = self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+        return on and self.repeat_last_n != 0
+
+    def adjust_(self, logits: Tensor, histories: Sequence[History]) -> None:
+        """Bias, then penalties, in place on f32 [rows, vocab]. A history a row, none when no penalty is on."""
+        import numpy as np
+
+        from genkit import _core
+
+        if self.logit_bias:
+            ids = np.fromiter(self.logit_bias.keys(), np.int64)
+            logits.numpy()[:, ids] += np.fromiter(self.logit_bias.values(), np.float32)
+        if not self.penalizes:
+            return
+        tables = [history.entries() for history in histories]
+        offsets = np.cumsum([0, *(len(table) for table in tables)], dtype=np.int64)
+        merged = np.concatenate(tables)
+        ids, seen, generated = (_core.Tensor.from_numpy(np.ascontiguousarray(merged[:, i])) for i in range(3))
+        offsets = _core.Tensor.from_numpy(offsets)
+        repetition, presence, frequency = self.repeat_penalty, self.presence_penalty, self.frequency_penalty
+        _core.penalize_(logits, ids, seen, generated, offsets, repetition, presence, frequency)
+
+    def beam_adjustment(
+        self, prompt: Sequence[int], vocab_size: int
+    ) -> Callable[[numpy.ndarray, list[list[int]]], numpy.ndarray] | None:
+        """For beam_search's `adjust`: bias and penalties on log-probabilities, as transformers does it there. None when
+        neither is on."""
+        if not self.logit_bias and not self.penalizes:
+            return None
+        self.validated(vocab_size)
+
+        def adjust(log_probs: numpy.ndarray, generated: list[list[int]]) -> numpy.ndarray:
+            from genkit import _core
+
+            adjusted = _core.Tensor.from_numpy(log_probs)
+            histories = [History(prompt, self.repeat_last_n, tokens) for tokens in generated] if self.penalizes else []
+            self.adjust_(adjusted, histories)
+            return adjusted.numpy()
+
+        return adjust
+
+
+def draw_seed() -> int:
+    """A seed from the system's randomness, short enough to be typed again."""
+    return int.from_bytes(os.urandom(4), "little")
+
+
+class History:
+    """The tokens of one sequence that the penalties look at: distinct ids, how often each is in the window, and how
+    often generated. Adding a token costs the same however long the history is."""
+
+    def __init__(self, prompt: Sequence[int], window: int = -1, generated: Sequence[int] = ()) -> None:
+        import numpy as np
+
+        self._window = window
+        self._recent: deque[tuple[int, bool]] | None = deque() if window > 0 else None
+        self._slots: dict[int, int] = {}
+        self._table = np.zeros((64, 3), np.int32)  # id, seen, generated; rows in use come first
+        for token in prompt[-window:] if window > 0 else prompt:
+            self._add(token, generated=False)
+        for token in generated:
+            self._add(token, generated=True)
+
+    def append(self, token: int) -> None:
+        """A token was generated."""
+        self._add(token, generated=True)
+
+    def entries(self) -> numpy.ndarray:
+        """int32 [distinct, 3]: id, times in the window, times generated in the window. A view, good until `append`."""
+        return self._table[: len(self._slots)]
+
+    def _add(self, token: int, generated: bool) -> None:
+        import numpy as np
+
+        if self._window == 0:
+            return
+        slot = self._slots.setdefault(token, len(self._slots))
+        if slot == len(self._table):
+            self._table = np.concatenate([self._table, np.zeros_like(self._table)])
+        self._table[slot, 0] = token
+        self._table[slot, 1] += 1
+        self._table[slot, 2] += generated
+        if self._recent is not None:
+            self._recent.append((token, generated))
+            if len(self._recent) > self._window:
+                self._forget(*self._recent.popleft())
+
+    def _forget(self, token: int, generated: bool) -> None:
+        slot = self._slots[token]
+        self._table[slot, 1] -= 1
+        self._table[slot, 2] -= generated
+        if self._table[slot, 1] == 0:
+            # The last row moves into the free one.
+            del self._slots[token]
+            last = len(self._slots)
+            if slot != last:
+                self._table[slot] = self._table[last]
+                self._slots[int(self._table[slot, 0])] = slot
+            self._table[last] = 0
+
+
+class Sampler:
+    """Chooses the tokens of one sequence: bias, penalties, then temperature, top-k, top-p, min-p and the draw.
+
+    All it keeps is the history for the penalties. See `next_tokens` for what a token depends on.
+    """
+
+    def __init__(self, settings: SamplingSettings, prompt: Sequence[int], vocab_size: int, sequence: int = 0) -> None:
+        """settings: as from SamplingSettings.resolve. sequence: its number in a batch of several."""
+        self._settings = settings.validated(vocab_size)
+        self._history = History(prompt, settings.repeat_last_n) if settings.penalizes else None
+        self._sequence = sequence
+
+    def next(self, logits: Tensor, position: int) -> int:
+        """The token at `position` (prompt included) from f32 [1, vocab], which bias and penalties change in place.
+        Raises as `next_tokens`."""
+        histories = [] if self._history is None else [self._history]
+        return next_tokens(self._settings, logits, histories, [self._sequence], [position])[0]
+
+
+def next_tokens(
+    settings: SamplingSettings,
+    logits: Tensor,
+    histories: Sequence[History],
+    sequences: Sequence[int],
+    positions: Sequence[int],
+) -> list[int]:
+    """One token a row of f32 [rows, vocab], appended to the row's history (no histories when no penalty is on).
+
+    The random number of a token is a function of (settings.seed, its sequence, its position), so a token is the same
+    whatever else is in the batch, with any number of threads. The logits are changed in place by bias and penalties.
+    Raises BadFileError for NaN or infinity in the logits, UsageError when the bias bans every token.
+    """
+    import numpy as np
+
+    from genkit import _core
+
+    check_logits(logits, positions)
+    settings.adjust_(logits, histories)
+    tokens = _core.sample(
+        logits,
+        _core.Tensor.from_numpy(np.asarray(sequences, np.int64)),
+        _core.Tensor.from_numpy(np.asarray(positions, np.int64)),
+        settings.temperature,
+        settings.top_k,
+        settings.top_p,
+        settings.min_p,
+        settings.seed,
+    ).numpy()
+    if (tokens < 0).any():
+        position = positions[int((tokens < 0).argmax())]
+        raise UsageError(f"logit_bias: no token is left at position {position}: all are banned, or a bias overflows")
+    chosen = tokens.tolist()
+    for token, history in zip(chosen, histories):
+        history.append(token)
+    return chosen
+
+
+def check_logits(logits: Tensor, positions: Sequence[int]) -> None:
+    """Raises BadFileError when the model's own logits hold NaN or infinity: such a token would be noise."""
+    from genkit import _core
+
+    counts = _core.nonfinite(logits).numpy()
+    if counts.any():
+        row = int(counts.argmax())
+        raise BadFileError(
+            f"the logits of the token at position {positions[row]} are not finite ({int(counts[row])} of "
+            f"{logits.shape[1]} are NaN or infinity): the model's weights are damaged or overflow"
+        )
+
+
+def _number(name: str, value: Any, low: float, high: float, what: str = "a number", above: bool = False) -> float:
+    number = math.nan
+    if not isinstance(value, (bool, str)):
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    if not low <= number <= high or (above and number == low):
+        allowed = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
+        raise UsageError(f"{name}: {value!r} is not {what} {allowed}")
+    return number
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    try:
+        number = low - 1 if isinstance(value, bool) else value.__index__()
+    except AttributeError:
+        number = low - 1
+    if not low <= number <= high:
+        raise UsageError(f"{name}: {value!r} is not a whole number from {low} to {high}")
+    return number
+
+
+def _bias(bias: Any, vocab_size: int | None) -> dict[int, float]:
+    if not isinstance(bias, Mapping):
+        raise UsageError(f"logit_bias: {bias!r} is not a mapping of token ids to numbers")
+    result = {}
+    for token, value in bias.items():
+        token = _integer("logit_bias: token id", token, 0, (vocab_size or 2**31) - 1)
+        if not (isinstance(value, (int, float)) and value == -math.inf):
+            value = _number(f"logit_bias of token {token}", value, -1e9, 1e9, "-inf (never) or a number")
+        result[token] = float(value)
+    return result
