@@ -6,18 +6,20 @@ One sequence at a time, one forward pass a token, called eagerly from Python; th
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, Sequence as Sized
 
 import numpy as np
 
 from genkit import _core, checkpoints, machine, models
+from genkit.checkpoints.safetensors import check_memory
+from genkit.decoding import sampling
 from genkit.decoding.beam import beam_search
-from genkit.decoding.logprobs import TokenLogprob, token_logprobs
-from genkit.decoding.sampling import Sampler, SamplingSettings, check_logits
+from genkit.decoding.logprobs import RawLogprobs, check_count
+from genkit.decoding.sampling import Sampler
 from genkit.decoding.stop import StopChecker
-from genkit.errors import DeviceError, ResourceError, UsageError
+from genkit.errors import DeviceError, Interrupted, ResourceError, UsageError
 from genkit.kv_cache import KVCache, Sequence, page_bytes, pages_for
 from genkit.text.tokenizer import Tokenizer
 
@@ -59,8 +61,8 @@ class Generation:
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: str = ""  # "stop": end-of-text or stop string; "length": max_tokens or context; "interrupted"
-    logprobs: list[TokenLogprob] | None = None
-    seed: int | None = None  # None when greedy: nothing was drawn
+    logprobs: list[dict[str, Any]] | None = None  # a token each: id, token, logprob, top
+    seed: int | None = None  # None when greedy and none was given: nothing was drawn
     settings: dict[str, Any] = field(default_factory=dict)
     timings: Timings = field(default_factory=Timings)
 
@@ -105,27 +107,27 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, *, 
     folder = checkpoints.resolve(str(path), revision=revision, offline=offline)
     fields = checkpoints.read_config(folder)
     defaults = checkpoints.generation_defaults(folder, fields)
-    checkpoint = checkpoints.open_checkpoint(folder)
-    checkpoints.check_memory(checkpoint)
-    if progress is not None:
-        done = 0
-
-        def count(read: int) -> None:
-            nonlocal done
-            done += read
-            progress(done, checkpoint.nbytes)
-
-        checkpoint.progress = count
     _core.set_threads(threads)
-    model = models.load_model(fields, checkpoint)
+    with checkpoints.open_checkpoint(folder) as checkpoint:
+        check_memory(checkpoint)
+        if progress is not None:
+            done = 0
+
+            def count(read: int) -> None:
+                nonlocal done
+                done += read
+                progress(done, checkpoint.nbytes)
+
+            checkpoint.progress = count
+        model = models.load_model(fields, checkpoint)
     if context is None:
         context = model.config.max_positions
     if not 1 <= context <= model.config.max_positions:
         raise UsageError(f"context is {context} tokens; this model takes 1 to {model.config.max_positions}")
     tokenizer = None
-    if Tokenizer.present(folder):
+    if (folder / "tokenizer.json").exists():  # without one the model still takes token ids
         tokenizer = Tokenizer(folder)
-        checkpoints.check_token_ids(tokenizer.largest_id, model.config.vocab_size, folder / "tokenizer.json")
+        checkpoints.check_token_ids(tokenizer.vocab_size - 1, model.config.vocab_size, folder / "tokenizer.json")
     return LoadedModel(folder, model, tokenizer, defaults, context, threads, time.perf_counter() - start)
 
 
@@ -215,56 +217,59 @@ class LoadedModel:
                chat: bool | None = None, system: str | None = None,
                cancelled: Callable[[], bool] = lambda: False) -> Stream:
         """As generate, but iterates over the pieces of text. Arguments are checked before this returns."""
-        settings = SamplingSettings.resolve(
-            self._defaults, self.config.vocab_size, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        _check_counts(max_tokens, beams, length_penalty, logprobs, self.config.vocab_size)
+        if beams > 1:
+            if temperature:
+                raise UsageError(f"temperature is {temperature} with {beams} beams; beam search draws nothing: leave one away")
+            temperature = 0.0  # whatever generation_config.json says
+        settings = sampling.resolve(
+            self._defaults, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repeat_penalty=repeat_penalty, repeat_last_n=repeat_last_n, presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty, logit_bias=logit_bias, seed=seed)
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         StopChecker(stop)  # refuses an empty stop string now rather than at the first token
-        if beams > 1:
-            settings = settings.for_beams()
         ids = self._prompt_ids(prompt, chat, system)
-        _check_counts(max_tokens, beams, length_penalty, logprobs, self.config.vocab_size)
         room = self.context - len(ids)
         if room < 1:
             raise UsageError(f"the prompt has {len(ids)} tokens and the context {self.context}, which leaves no room to "
                              "write; shorten the prompt or raise --context")
         if stop and self._tokenizer is None:
             self.tokenizer  # stop strings need text; raises, naming what is missing
+        sampler = Sampler(settings, self.config.vocab_size)
         request = _Request(room if max_tokens is None else min(max_tokens, room), stop, ignore_eos, beams,
                            length_penalty, logprobs, cancelled)
-        generation = Generation(prompt_tokens=ids, seed=settings.seed if settings.samples else None,
+        greedy = sampler.settings.temperature == 0
+        generation = Generation(prompt_tokens=ids, seed=seed if greedy else sampler.seed,
                                 logprobs=None if logprobs is None else [])
-        generation.settings = asdict(settings) | {
+        generation.settings = sampler.settings.as_dict() | {
+            "seed": generation.seed,
             "max_tokens": request.max_tokens, "stop": list(stop), "ignore_eos": ignore_eos, "beams": beams,
             "length_penalty": length_penalty, "chat": self._chats(prompt, chat)}
         generation.timings.load_s = self.load_s
         generation.timings.prompt_tokens = len(ids)
         run = self._beam if beams > 1 else self._sample
-        return Stream(generation, run(request, settings, generation))
+        return Stream(generation, run(request, sampler, generation))
 
     # The two decoders are generators: they yield text and fill `generation`.
 
-    def _sample(self, request: _Request, settings: SamplingSettings, generation: Generation) -> Iterator[str]:
+    def _sample(self, request: _Request, sampler: Sampler, generation: Generation) -> Iterator[str]:
         prompt, timings = generation.prompt_tokens, generation.timings
         _core.set_threads(self.threads)
         cache = self._cache(len(prompt) + request.max_tokens, 1)
         sequence = Sequence()
-        sampler = Sampler(settings, prompt, self.config.vocab_size)
+        history = sampler.history(prompt)
         text = _Text(self._tokenizer, request.stop, generation)
         start = time.perf_counter()
         logits = self._prefill(cache, sequence, prompt, request.cancelled)
         timings.prefill_s = time.perf_counter() - start
         start = time.perf_counter()
         while logits is not None:
-            check_logits(logits, [sequence.length])
-            if request.logprobs is not None:
-                raw = _core.log_softmax(logits)
-            token = sampler.next(logits, position=sequence.length)
+            raw = None if request.logprobs is None else RawLogprobs(logits, request.logprobs)
+            token = sampler.next(logits, [history], [0], [sequence.length])[0]
             generation.tokens.append(token)
             timings.tokens += 1
-            if request.logprobs is not None:
-                generation.logprobs.append(token_logprobs(raw, token, request.logprobs, self._tokenizer))
+            if raw is not None:
+                generation.logprobs += raw.entries([token], self._token_text)
             ends = not request.ignore_eos and token in self._defaults.eos_token_ids
             piece = "" if ends else text.push(token)
             timings.decode_s = time.perf_counter() - start
@@ -286,6 +291,63 @@ class LoadedModel:
             yield rest
         timings.decode_s = time.perf_counter() - start
 
+    def _beam(self, request: _Request, sampler: Sampler, generation: Generation) -> Iterator[str]:
+        prompt, timings = generation.prompt_tokens, generation.timings
+        _core.set_threads(self.threads)
+        cache = self._cache(len(prompt) + request.max_tokens, request.beams)
+        rows = [Sequence()]
+        start = time.perf_counter()
+        logits = self._prefill(cache, rows[0], prompt, request.cancelled)
+        timings.prefill_s = time.perf_counter() - start
+        start = time.perf_counter()
+
+        def log_probabilities(logits: _core.Tensor) -> np.ndarray:
+            sampling.check_finite(logits, [sequence.length for sequence in rows])
+            return _core.log_softmax(logits).numpy()
+
+        def reorder(parents: list[int]) -> None:
+            forks = [cache.fork(rows[parent]) for parent in parents]
+            for sequence in rows:
+                cache.release(sequence)
+            rows[:] = forks
+
+        def adjust(log_probs: np.ndarray, generated: list[list[int]]) -> np.ndarray:
+            histories = [sampler.history(prompt) for _ in generated]
+            for history, tokens in zip(histories, generated):
+                for token in tokens if history is not None else ():
+                    history.append(token)
+            adjusted = _core.Tensor.from_numpy(log_probs)
+            sampler.adjust_(adjusted, histories)
+            return adjusted.numpy()
+
+        def step(tokens: list[int]) -> np.ndarray:
+            if request.cancelled():
+                raise Interrupted("interrupted: beam search has no text before its end")
+            work = cache.step([(sequence, [token]) for sequence, token in zip(rows, tokens)],
+                              context_length=len(prompt))
+            return log_probabilities(self._model(work, cache))
+
+        if logits is None:
+            raise Interrupted("interrupted: beam search has no text before its end")
+        best = beam_search(log_probabilities(logits)[0], step, reorder, beams=request.beams,
+                           max_tokens=request.max_tokens, length_penalty=request.length_penalty,
+                           eos_token_ids=() if request.ignore_eos else self._defaults.eos_token_ids,
+                           adjust=adjust)[0]
+        generation.tokens, generation.finish_reason = best.tokens, best.finish_reason
+        timings.tokens = len(best.tokens)
+        text = _Text(self._tokenizer, request.stop, generation)
+        ends_with_eos = best.finish_reason == "stop"
+        pieces = [text.push(token) for token in (best.tokens[:-1] if ends_with_eos else best.tokens)] + [text.finish()]
+        if text.stopped:
+            generation.finish_reason = "stop"
+        if request.logprobs is not None:
+            # The search keeps totals only: one more pass over the best sequence gives what each token had.
+            raw = self.logits(prompt + best.tokens)[len(prompt) - 1 : -1]
+            raw = RawLogprobs(_core.Tensor.from_numpy(raw), request.logprobs)
+            generation.logprobs = raw.entries(best.tokens, self._token_text)
+        timings.decode_s = time.perf_counter() - start
+        yield "".join(pieces)
+
     def _prefill(self, cache: KVCache, sequence: Sequence, ids: list[int],
                  cancelled: Callable[[], bool]) -> _core.Tensor | None:
         """Logits [1, vocab] after the last id, or None when cancelled on the way."""
@@ -298,6 +360,9 @@ class LoadedModel:
             step = cache.step([(sequence, chunk)], logit_rows=[len(chunk) - 1] if last else [], context_length=len(ids))
             logits = self._model(step, cache)
         return logits
+
+    def _token_text(self, token: int) -> str:
+        return "" if self._tokenizer is None else self._tokenizer.token(token)
 
     # What a prompt and a request must satisfy.
 
@@ -314,7 +379,8 @@ class LoadedModel:
                 raise UsageError("a prompt of token ids goes in as it is: chat and system need text")
             return self._checked_ids(prompt)
         if self._chats(prompt, chat):
-            return self._checked_ids(self.tokenizer.encode_chat(prompt, system))
+            messages = [] if system is None else [{"role": "system", "content": system}]
+            return self._checked_ids(self.tokenizer.encode_chat([*messages, {"role": "user", "content": prompt}]))
         if system is not None:
             raise UsageError("--system needs a chat template; this model has none, or --no-chat switched it off")
         return self._checked_ids(self.tokenizer.encode(prompt))
@@ -350,21 +416,20 @@ class _Text:
         self._stream = None if tokenizer is None else tokenizer.stream()
         self._checker = StopChecker(stop)
         self._generation = generation
-
-    @property
-    def stopped(self) -> bool:
-        return self._checker.stopped
+        self.stopped = False  # by a stop string
 
     def push(self, token: int) -> str:
-        return "" if self._stream is None else self._emit(self._checker.push(self._stream.push(token)))
+        return "" if self._stream is None or self.stopped else self._emit(self._stream.push(token))
 
     def finish(self) -> str:
         if self._stream is None or self.stopped:
             return ""
-        rest = self._checker.push(self._stream.flush())
-        return self._emit(rest if self.stopped else rest + self._checker.flush())
+        return self._emit(self._stream.flush(), last=True)
 
-    def _emit(self, text: str) -> str:
+    def _emit(self, text: str, last: bool = False) -> str:
+        text, self.stopped = self._checker.push(text)
+        if last and not self.stopped:
+            text += self._checker.flush()
         self._generation.text += text
         return text
 
@@ -376,5 +441,5 @@ def _check_counts(max_tokens: int | None, beams: int, length_penalty: float, log
         raise UsageError(f"beams is {beams}; expected 1 to 64")
     if not np.isfinite(length_penalty):
         raise UsageError(f"length_penalty is {length_penalty}; expected a finite number")
-    if logprobs is not None and not 0 <= logprobs <= min(vocab, 1000):
-        raise UsageError(f"logprobs is {logprobs}; expected 0 to {min(vocab, 1000)}")
+    if logprobs is not None:
+        check_count(logprobs, vocab)
