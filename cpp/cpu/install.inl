@@ -1,0 +1,16 @@
+// The slots a tier of simd.inl improves.
+void install(Kernels& k) {
+    k.convert = convert;
+    k.embedding = embedding;
+    k.rms_norm = rms_norm;
+    k.layer_norm = layer_norm;
+    k.linear = linear;
+    k.rope = rope;
+    k.attention = attention;
+    k.activation = activation;
+    k.gated = gated;
+    k.add = add;
+    k.softmax = softmax;
+    k.argmax = argmax;
+    k.nonfinite = nonfinite;
+}

@@ -1,0 +1,22 @@
+// The tier for AVX2, FMA and F16C. Everything has internal linkage but install_avx2: nothing compiled with this
+// file's flags may be kept by the linker for other processors (tests/test_isolation.py).
+#include <immintrin.h>
+
+#include "../kernels.h"
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace genkit {
+namespace {
+
+#include "vec_avx2.h"
+#include "simd.inl"
+#include "linear.inl"
+#include "attention.inl"
+#include "install.inl"
+
+}  // namespace
+
+void install_avx2(Kernels& k) { install(k); }
+
+}  // namespace genkit

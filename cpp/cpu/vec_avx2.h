@@ -1,0 +1,82 @@
+// The vocabulary of simd.inl on AVX2 + FMA + F16C: 8 floats. See vec_avx512.h.
+using vec = __m256;
+using mask = __m256;  // all ones or all zeros in each lane
+constexpr int64_t lanes = 8;
+
+INLINE __m256i first_lanes(int64_t count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+INLINE vec zero() { return _mm256_setzero_ps(); }
+INLINE vec set1(float x) { return _mm256_set1_ps(x); }
+INLINE vec iota() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
+INLINE vec load(const float* p) { return _mm256_loadu_ps(p); }
+INLINE vec load(const float* p, int64_t count) { return _mm256_maskload_ps(p, first_lanes(count)); }
+INLINE void store(float* p, vec x) { _mm256_storeu_ps(p, x); }
+INLINE void store(float* p, vec x, int64_t count) { _mm256_maskstore_ps(p, first_lanes(count), x); }
+
+INLINE vec fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vec min(vec a, vec b) { return _mm256_min_ps(a, b); }
+INLINE vec max(vec a, vec b) { return _mm256_max_ps(a, b); }
+INLINE vec abs(vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+INLINE vec round(vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE vec scale_by_power(vec x, vec n) {  // in two steps, so that results may be denormal or infinite
+    const __m256i all = _mm256_cvtps_epi32(n);
+    const __m256i half = _mm256_srai_epi32(all, 1);
+    auto power = [](__m256i e) __attribute__((always_inline)) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23));
+    };
+    return x * power(half) * power(_mm256_sub_epi32(all, half));
+}
+
+INLINE mask less(vec a, vec b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+INLINE mask equal(vec a, vec b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+INLINE vec select(mask m, vec yes, vec no) { return _mm256_blendv_ps(no, yes, m); }
+INLINE uint32_t bits(mask m) { return uint32_t(_mm256_movemask_ps(m)); }
+
+// The sums of four vectors, each by halving: lanes (i, i + 4), then 2, 1 apart.
+INLINE __m128 reduce4(vec a, vec b, vec c, vec d) {
+    auto fold = [](vec x) __attribute__((always_inline)) {
+        return _mm256_castps256_ps128(x) + _mm256_extractf128_ps(x, 1);
+    };
+    const __m128 a4 = fold(a), b4 = fold(b), c4 = fold(c), d4 = fold(d);
+    const __m128 ab = _mm_unpacklo_ps(a4, b4) + _mm_unpackhi_ps(a4, b4);
+    const __m128 cd = _mm_unpacklo_ps(c4, d4) + _mm_unpackhi_ps(c4, d4);
+    return _mm_movelh_ps(ab, cd) + _mm_movehl_ps(cd, ab);
+}
+INLINE void add_sums(float* out, vec a, vec b, vec c, vec d) {
+    _mm_storeu_ps(out, _mm_loadu_ps(out) + reduce4(a, b, c, d));
+}
+INLINE float reduce_add(vec x) { return _mm_cvtss_f32(reduce4(x, x, x, x)); }
+INLINE float reduce_max(vec x) {
+    __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+}
+
+// Storage types.
+INLINE __m128i load_u16(const uint16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+INLINE __m128i load_u16(const uint16_t* p, int64_t count) {
+    alignas(16) uint16_t whole[8] = {};
+    for (int64_t i = 0; i < count; i++) whole[i] = p[i];
+    return load_u16(whole);
+}
+INLINE void store_u16(uint16_t* p, __m128i x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), x); }
+INLINE void store_u16(uint16_t* p, __m128i x, int64_t count) {
+    alignas(16) uint16_t whole[8];
+    store_u16(whole, x);
+    for (int64_t i = 0; i < count; i++) p[i] = whole[i];
+}
+INLINE vec widen_f16(__m128i x) { return _mm256_cvtph_ps(x); }
+INLINE vec widen_bf16(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
+INLINE __m128i narrow_f16(vec x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE __m128i narrow_bf16(vec x) {
+    const __m256i b = _mm256_castps_si256(x);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(b, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(b, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i quiet = _mm256_or_si256(b, _mm256_set1_epi32(0x00400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
+    return _mm256_castsi256_si128(packed);
+}

@@ -1,0 +1,64 @@
+// The vocabulary of simd.inl on AVX-512 F/BW/DQ/VL: 16 floats. Included inside a tier's anonymous namespace; `vec` also
+// has the compiler's own + - * /. Every function that takes a count touches only that many elements (zeros beyond).
+using vec = __m512;
+using mask = __mmask16;
+constexpr int64_t lanes = 16;
+
+INLINE mask first_lanes(int64_t count) { return mask((1u << count) - 1u); }
+
+INLINE vec zero() { return _mm512_setzero_ps(); }
+INLINE vec set1(float x) { return _mm512_set1_ps(x); }
+INLINE vec iota() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+INLINE vec load(const float* p) { return _mm512_loadu_ps(p); }
+INLINE vec load(const float* p, int64_t count) { return _mm512_maskz_loadu_ps(first_lanes(count), p); }
+INLINE void store(float* p, vec x) { _mm512_storeu_ps(p, x); }
+INLINE void store(float* p, vec x, int64_t count) { _mm512_mask_storeu_ps(p, first_lanes(count), x); }
+
+INLINE vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+// Return b when either is NaN.
+INLINE vec min(vec a, vec b) { return _mm512_min_ps(a, b); }
+INLINE vec max(vec a, vec b) { return _mm512_max_ps(a, b); }
+INLINE vec abs(vec x) { return _mm512_abs_ps(x); }
+INLINE vec round(vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// x * 2^n, n integral.
+INLINE vec scale_by_power(vec x, vec n) { return _mm512_scalef_ps(x, n); }
+
+// False when either is NaN.
+INLINE mask less(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+INLINE mask equal(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+INLINE vec select(mask m, vec yes, vec no) { return _mm512_mask_blend_ps(m, no, yes); }
+INLINE uint32_t bits(mask m) { return m; }  // bit i is lane i
+
+// The sums of four vectors, each by halving: lanes (i, i + 8), then 4, 2, 1 apart.
+INLINE __m128 reduce4(vec a, vec b, vec c, vec d) {
+    auto fold = [](vec x) __attribute__((always_inline)) {
+        const __m256 y = _mm512_castps512_ps256(x) + _mm512_extractf32x8_ps(x, 1);
+        return _mm256_castps256_ps128(y) + _mm256_extractf128_ps(y, 1);
+    };
+    const __m128 a4 = fold(a), b4 = fold(b), c4 = fold(c), d4 = fold(d);
+    const __m128 ab = _mm_unpacklo_ps(a4, b4) + _mm_unpackhi_ps(a4, b4);
+    const __m128 cd = _mm_unpacklo_ps(c4, d4) + _mm_unpackhi_ps(c4, d4);
+    return _mm_movelh_ps(ab, cd) + _mm_movehl_ps(cd, ab);
+}
+INLINE void add_sums(float* out, vec a, vec b, vec c, vec d) {
+    _mm_storeu_ps(out, _mm_loadu_ps(out) + reduce4(a, b, c, d));
+}
+INLINE float reduce_add(vec x) { return _mm_cvtss_f32(reduce4(x, x, x, x)); }
+INLINE float reduce_max(vec x) { return _mm512_reduce_max_ps(x); }
+
+// Storage types.
+INLINE __m256i load_u16(const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+INLINE __m256i load_u16(const uint16_t* p, int64_t count) { return _mm256_maskz_loadu_epi16(first_lanes(count), p); }
+INLINE void store_u16(uint16_t* p, __m256i x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
+INLINE void store_u16(uint16_t* p, __m256i x, int64_t count) { _mm256_mask_storeu_epi16(p, first_lanes(count), x); }
+INLINE vec widen_f16(__m256i x) { return _mm512_cvtph_ps(x); }
+INLINE vec widen_bf16(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+INLINE __m256i narrow_f16(vec x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE __m256i narrow_bf16(vec x) {  // to nearest even; a NaN stays one
+    const __m512i b = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(b, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(b, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i quiet = _mm512_or_si512(b, _mm512_set1_epi32(0x00400000));
+    const mask nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_blend_epi32(nan, rounded, quiet), 16));
+}

@@ -1,0 +1,295 @@
+// Every slot a tier fills against the reference slot, on random inputs of awkward sizes. One program per tier, so that
+// a tier for another architecture can run under an emulator: built and run by test_kernels_native.py with
+// -DINSTALL_TIER=install_neon and the like. Exits 1 and names what differs.
+#include "../cpp/cpu/reference.cpp"
+
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+using namespace genkit;
+
+namespace {
+
+const double eps = 0x1p-23;  // a float's relative spacing: twice the rounding error
+Kernels plain, fast;
+int failures = 0;
+
+struct Random {
+    int64_t drawn = 0;
+    float in(float low, float high) { return low + (high - low) * float(uniform(20, 11, drawn++)); }
+    float normal() { return in(-1, 1) + in(-1, 1) + in(-1, 1); }
+    int64_t below(int64_t n) { return int64_t(uniform(20, 11, drawn++) * double(n)); }
+    std::vector<float> normals(int64_t n, float scale = 1) {
+        std::vector<float> v(static_cast<size_t>(n));
+        for (float& x : v) x = normal() * scale;
+        return v;
+    }
+} rng;
+
+void check(const std::string& what, const std::vector<float>& got, const std::vector<float>& want,
+           const std::vector<double>& allowed) {
+    for (size_t i = 0; i < want.size(); i++) {
+        const bool same = got[i] == want[i] || (got[i] != got[i] && want[i] != want[i]);
+        if (!same && !(fabs(double(got[i]) - double(want[i])) <= allowed[i])) {
+            printf("%s: element %zu is %.9g, the reference %.9g, allowed %.3g\n", what.c_str(), i, double(got[i]),
+                   double(want[i]), allowed[i]);
+            failures++;
+            return;
+        }
+    }
+}
+
+std::vector<double> relative(const std::vector<float>& want, double factor, double floor = 0) {
+    std::vector<double> allowed;
+    for (float w : want) allowed.push_back(factor * eps * fabs(double(w)) + floor);
+    return allowed;
+}
+
+template <class T>
+std::vector<T> narrowed(const std::vector<float>& x) {
+    std::vector<T> out(x.size());
+    for (size_t i = 0; i < x.size(); i++) narrow(x[i], out[i]);
+    return out;
+}
+
+void check_convert() {
+    const std::vector<float> special = {0.0f, -0.0f, 1.0f, -2.5f, 65504.0f, 65519.9f, 65520.0f, 6.1e-5f, 6.0e-8f, 2.9e-8f,
+                                        3.0e-8f, 1e-40f, 3.4e38f, INFINITY, -INFINITY, NAN, 1.00390625f, 1.01171875f};
+    std::vector<float> x = rng.normals(1000);
+    for (size_t i = 0; i < 300; i++) x[i] = from_bits(uint32_t(rng.below(int64_t(1) << 32)));
+    x.insert(x.end(), special.begin(), special.end());
+    const int64_t n = int64_t(x.size());
+    const DType types[] = {DType::f32, DType::f16, DType::bf16};
+    for (DType in : types) {
+        std::vector<float> source = x;
+        if (in != DType::f32) plain.convert({x.data(), source.data(), DType::f32, in}, 0, n);
+        for (DType out : types) {
+            std::vector<float> got(x.size()), want(x.size());
+            const int64_t middle = rng.below(n);
+            plain.convert({source.data(), want.data(), in, out}, 0, n);
+            fast.convert({source.data(), got.data(), in, out}, 0, middle);
+            fast.convert({source.data(), got.data(), in, out}, middle, n);
+            std::vector<float> wide_got(x.size()), wide_want(x.size());
+            plain.convert({got.data(), wide_got.data(), out, DType::f32}, 0, n);
+            plain.convert({want.data(), wide_want.data(), out, DType::f32}, 0, n);
+            check("convert " + std::to_string(int(in)) + " to " + std::to_string(int(out)), wide_got, wide_want,
+                  relative(wide_want, 0));
+        }
+    }
+}
+
+void check_linear(int64_t rows, int64_t n, int64_t k, DType dtype, bool extras) {
+    const int64_t stride = k + 3;
+    std::vector<float> x = rng.normals(rows * stride), wide = rng.normals(n * k), bias = rng.normals(n);
+    std::vector<float> want = rng.normals(rows * n), got = want;
+    const std::vector<f16> half = narrowed<f16>(wide);
+    const std::vector<bf16> brain = narrowed<bf16>(wide);
+    const void* weight = dtype == DType::f16 ? static_cast<const void*>(half.data())
+                         : dtype == DType::bf16 ? static_cast<const void*>(brain.data()) : wide.data();
+    std::vector<double> allowed;
+    for (int64_t m = 0; m < rows; m++) {
+        for (int64_t j = 0; j < n; j++) {
+            double size = extras ? fabs(bias[j]) + fabs(want[m * n + j]) : 0;
+            for (int64_t i = 0; i < k; i++) size += fabs(double(x[m * stride + i]) * wide[j * k + i]);
+            allowed.push_back(eps * (double(k) / 8 + 16) * size);  // chains of k / 8 or fewer sums on either side
+        }
+    }
+    LinearArgs a{x.data(), weight, extras ? bias.data() : nullptr, extras ? want.data() : nullptr, want.data(),
+                 rows, n, k, stride, n, dtype};
+    plain.linear(a, 0, n);
+    a.out = got.data();
+    if (extras) a.residual = got.data();
+    const int64_t middle = rng.below(n + 1);
+    fast.linear(a, 0, middle);
+    fast.linear(a, middle, n);
+    check("linear rows " + std::to_string(rows) + " n " + std::to_string(n) + " k " + std::to_string(k), got, want, allowed);
+    if (extras || rows < 2) return;
+    for (int64_t m = 0; m < rows; m++) {  // a row alone has the same bits
+        std::vector<float> alone(static_cast<size_t>(n));
+        LinearArgs b{x.data() + m * stride, weight, nullptr, nullptr, alone.data(), 1, n, k, stride, n, dtype};
+        fast.linear(b, 0, n);
+        check("linear row alone", alone, std::vector<float>(got.begin() + m * n, got.begin() + (m + 1) * n),
+              std::vector<double>(static_cast<size_t>(n), 0));
+    }
+}
+
+void check_rows(int64_t rows, int64_t dim) {
+    const int64_t stride = 2 * dim + 5;
+    const std::vector<float> x = rng.normals(rows * stride, 3), weight = rng.normals(dim), bias = rng.normals(dim);
+    const std::string size = " " + std::to_string(rows) + " x " + std::to_string(dim);
+    std::vector<float> got(size_t(rows * dim)), want = got;
+    const double sum_error = double(dim) / 4 + 16;
+
+    RmsNormArgs rms{x.data(), weight.data(), want.data(), dim, 1, stride, dim, 1e-5f};
+    plain.rms_norm(rms, 0, rows);
+    rms.out = got.data();
+    fast.rms_norm(rms, 0, rows);
+    check("rms_norm" + size, got, want, relative(want, sum_error));
+
+    LayerNormArgs layer{x.data(), weight.data(), bias.data(), want.data(), dim, stride, 1e-5f};
+    plain.layer_norm(layer, 0, rows);
+    layer.out = got.data();
+    fast.layer_norm(layer, 0, rows);
+    if (dim > 1) check("layer_norm" + size, got, want, std::vector<double>(want.size(), 40 * sum_error * eps));
+
+    std::vector<double> factor;  // each is x times e to some power at its tail, whose rounding the result repeats
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t i = 0; i < dim; i++) {
+            const double v = fabs(double(x[size_t(r * stride + i)]));
+            factor.push_back(eps * (16 + 4 * (v + v * v / 2 + 0.072 * v * v * v)));
+        }
+    }
+    auto tail_error = [&] {
+        std::vector<double> allowed;
+        for (size_t i = 0; i < want.size(); i++) allowed.push_back(factor[i] * fabs(double(want[i])) + 1e-37);
+        return allowed;
+    };
+    for (Activation kind : {Activation::silu, Activation::gelu, Activation::gelu_tanh}) {
+        ActivationArgs act{x.data(), want.data(), dim, stride, kind};
+        plain.activation(act, 0, rows);
+        act.out = got.data();
+        fast.activation(act, 0, rows);
+        check("activation" + size, got, want, tail_error());
+        GatedArgs gate{x.data(), want.data(), dim, stride, kind};
+        plain.gated(gate, 0, rows);
+        gate.out = got.data();
+        fast.gated(gate, 0, rows);
+        check("gated" + size, got, want, tail_error());
+    }
+    const std::vector<float> packed = rng.normals(rows * dim, 3), other = rng.normals(rows * dim);
+    for (bool log : {false, true}) {
+        SoftmaxArgs soft{packed.data(), want.data(), dim, log};
+        plain.softmax(soft, 0, rows);
+        soft.out = got.data();
+        fast.softmax(soft, 0, rows);
+        check("softmax" + size, got, want, relative(want, log ? 8 : sum_error, log ? eps * (sum_error + 32) : 0));
+    }
+    plain.add({packed.data(), other.data(), want.data()}, 0, rows * dim);
+    fast.add({packed.data(), other.data(), got.data()}, 0, rows * dim);
+    check("add" + size, got, want, relative(want, 0));
+
+    for (float poison : {0.0f, NAN, INFINITY, -INFINITY}) {
+        std::vector<float> y = packed;
+        y[size_t(rng.below(rows * dim))] = y[size_t(rng.below(rows * dim))] = poison;
+        if (poison == -INFINITY) {
+            for (int64_t i = 0; i < dim; i++) y[i] = poison;
+        }
+        std::vector<int32_t> a(static_cast<size_t>(rows)), b = a, c = a, d = a;
+        plain.argmax({y.data(), a.data(), dim}, 0, rows);
+        fast.argmax({y.data(), b.data(), dim}, 0, rows);
+        plain.nonfinite({y.data(), c.data(), dim}, 0, rows);
+        fast.nonfinite({y.data(), d.data(), dim}, 0, rows);
+        if (a != b || c != d) {
+            printf("argmax or nonfinite%s differs\n", size.c_str());
+            failures++;
+        }
+    }
+
+    const std::vector<bf16> table = narrowed<bf16>(packed);
+    std::vector<int32_t> ids;
+    for (int64_t r = 0; r < rows; r++) ids.push_back(int32_t(rng.below(rows)));
+    plain.embedding({ids.data(), table.data(), want.data(), dim, DType::bf16}, 0, rows);
+    fast.embedding({ids.data(), table.data(), got.data(), dim, DType::bf16}, 0, rows);
+    check("embedding" + size, got, want, relative(want, 0));
+
+    for (bool interleaved : {false, true}) {
+        const int64_t half = dim / 2, heads = 2;
+        std::vector<float> angles = rng.normals(rows * 2 * half), p = rng.normals(rows * stride), q = p;
+        std::vector<double> allowed;
+        for (int64_t i = 0; i < rows * stride; i++) allowed.push_back(eps * 40);
+        plain.rope({p.data(), angles.data(), heads, dim, half, stride, interleaved}, 0, rows);
+        fast.rope({q.data(), angles.data(), heads, dim, half, stride, interleaved}, 0, rows);
+        check("rope" + size, q, p, allowed);
+    }
+}
+
+void check_attention(int64_t rows, int64_t kv_heads, int64_t group, int64_t dim, int64_t longest, int64_t window, bool alibi) {
+    const int64_t sequences = 3, max_pages = longest / page_keys + 1, pages = sequences * max_pages;
+    const int64_t heads = kv_heads * group, stride = heads * dim + 7, page_size = kv_heads * page_keys * dim;
+    std::vector<float> k(size_t(pages * page_size), NAN), v = k;  // what was not written must not be seen
+    std::vector<int32_t> table, sequence, position;
+    for (int64_t p = 0; p < pages; p++) table.push_back(int32_t((p * 5 + 1) % pages));
+    for (int64_t s = 0; s < sequences; s++) {
+        for (int64_t p = 0; p < longest; p++) {
+            const std::vector<float> key = rng.normals(kv_heads * dim), value = rng.normals(kv_heads * dim);
+            const int32_t at = int32_t(s), pos = int32_t(p);
+            plain.kv_write({key.data(), value.data(), k.data(), v.data(), table.data(), &at, &pos, kv_heads, dim,
+                            kv_heads * dim, max_pages}, 0, 1);
+        }
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        sequence.push_back(int32_t(r * sequences / rows));
+        position.push_back(int32_t(rng.below(longest)));
+    }
+    const std::vector<float> q = rng.normals(rows * stride), slopes = rng.normals(heads, 0.1f);
+    std::vector<float> want(size_t(rows * heads * dim)), got = want;
+    AttentionArgs a{q.data(), k.data(), v.data(), table.data(), sequence.data(), position.data(),
+                    alibi ? slopes.data() : nullptr, want.data(), rows, heads, kv_heads, dim, stride, heads * dim,
+                    max_pages, window, float(1 / sqrt(double(dim)))};
+    const int64_t units = (rows + attention_rows - 1) / attention_rows * kv_heads;
+    plain.attention(a, 0, units);
+    a.out = got.data();
+    fast.attention(a, 0, units);
+    // A score is off by at most dim * eps * scale * |q| |k| <= dim * eps * sqrt(dim) * 9, ALiBi by an ulp of 0.3 * longest;
+    // a weight by e times that, and |v| <= 3. Random errors are far below this bound: a twentieth of it is allowed.
+    const double score_error = eps * (double(dim) * sqrt(double(dim)) * 9 + (alibi ? 0.3 * double(longest) : 0));
+    const double bound = 3 * (2 * score_error + eps * double(longest));
+    check("attention rows " + std::to_string(rows) + " group " + std::to_string(group) + " dim " + std::to_string(dim), got,
+          want, std::vector<double>(want.size(), bound / 20 + 8 * eps));
+    for (int64_t r = 0; r < rows; r++) {  // a row alone has the same bits
+        std::vector<float> alone(size_t(heads * dim));
+        AttentionArgs b = a;
+        b.q += r * stride;
+        b.sequences += r;
+        b.positions += r;
+        b.out = alone.data();
+        b.rows = 1;
+        fast.attention(b, 0, kv_heads);
+        check("attention row alone", alone, std::vector<float>(got.begin() + r * heads * dim, got.begin() + (r + 1) * heads * dim),
+              std::vector<double>(alone.size(), 0));
+    }
+}
+
+void check_philox() {  // known answers of Random123
+    const uint32_t ones[4] = {~0u, ~0u, ~0u, ~0u}, zeros[4] = {};
+    const uint32_t want[2][4] = {{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8},
+                                 {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}};
+    uint32_t got[2][4];
+    philox(zeros, zeros, got[0]);
+    philox(ones, ones, got[1]);
+    if (memcmp(got, want, sizeof got) != 0) {
+        printf("philox differs from its known answers\n");
+        failures++;
+    }
+}
+
+}  // namespace
+
+int main() {
+    install_reference(plain);
+    install_reference(fast);
+    INSTALL_TIER(fast);
+    check_philox();
+    check_convert();
+    for (int64_t dim : {1, 2, 7, 15, 16, 17, 33, 64, 80, 257, 1000}) {
+        for (int64_t rows : {1, 3}) check_rows(rows, dim);
+    }
+    for (DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+        for (int64_t rows : {1, 2, 3, 4, 5, 8, 33, 67}) {
+            for (int64_t k : {1, 7, 33, 257, 1024, 1100}) {
+                check_linear(rows, 1 + rng.below(60), k, dtype, true);
+                check_linear(rows, 1 + rng.below(20), k, dtype, false);
+            }
+        }
+    }
+    for (int64_t dim : {2, 16, 20, 64, 80, 96, 128}) {
+        check_attention(1, 2, 7, dim, 130, 0, false);
+        check_attention(19, 1, 3, dim, 200, 0, true);
+        check_attention(11, 2, 1, dim, 200, 70, false);
+        check_attention(9, 1, 18, dim, 65, 1, false);
+    }
+    if (failures) printf("%d comparisons failed\n", failures);
+    return failures ? 1 : 0;
+}
