@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from genkit.errors import UsageError
 
 if TYPE_CHECKING:
     from genkit._core import Tensor
-    from genkit.text.tokenizer import Tokenizer
 
 
-class Logprob(TypedDict):
-    id: int
-    token: str | None  # its text alone, U+FFFD for a part of a character; None without a tokenizer
-    logprob: float
+def check_count(count: int, vocab_size: int) -> int:
+    """K of --logprobs: from 0 (the chosen token only) to the vocabulary. Raises UsageError."""
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= vocab_size:
+        raise UsageError(f"logprobs: {count!r} is not a whole number from 0 to {vocab_size}, the vocabulary")
+    return count
 
 
-class TokenLogprob(Logprob):
-    top: list[Logprob]
+class RawLogprobs:
+    """The model's own distribution: log-softmax of logits that no temperature, filter, bias or penalty has touched, as
+    transformers (output_logits) and OpenAI's API report it. Take it before `Sampler.next`, which changes the logits."""
+
+    def __init__(self, logits: Tensor, count: int) -> None:
+        """logits: f32 [rows, vocab]. count: how many of the likeliest tokens to report, up to vocab."""
+        from genkit import _core
+
+        self._logprobs = _core.log_softmax(logits)
+        self._top = None
+        if count:
+            values, ids = _core.top_k(self._logprobs, count)
+            self._top = (values.numpy(), ids.numpy())
+
+    def entries(self, tokens: Sequence[int], text_of: Callable[[int], str | None]) -> list[dict[str, Any]]:
+        """For each row's chosen token {"id", "token", "logprob", "top": [{"id", "token", "logprob"}, ...]}: the
+        likeliest first, equals by ascending id; the chosen token is in "top" only if it is among them."""
+        rows = self._logprobs.numpy()
+        result = []
+        for row, token in enumerate(tokens):
+            top = []
+            if self._top is not None:
+                pairs = zip(self._top[1][row].tolist(), self._top[0][row].tolist())
+                top = [_entry(token_id, logprob, text_of) for token_id, logprob in pairs]
+            result.append({**_entry(token, float(rows[row, token]), text_of), "top": top})
+        return result
 
 
-def token_logprobs(logprobs: Tensor, token: int, count: int, tokenizer: Tokenizer | None) -> TokenLogprob:
-    """What --logprobs says of one generated token: its log-probability and the `count` likeliest tokens at its place,
-    the likeliest first, equals by ascending id (the chosen token is there only if it is one of them).
-
-    logprobs: f32 [1, vocab], log-softmax of the model's own logits, which no temperature, filter, bias or penalty has
-    touched: what transformers' `output_logits` and OpenAI's API report. Take it before the sampler changes the logits.
-    count: from 0 to vocab.
-    """
-    from genkit import _core
-
-    def entry(token_id: int, logprob: float) -> Logprob:
-        return {"id": token_id, "token": None if tokenizer is None else tokenizer.token(token_id), "logprob": logprob}
-
-    top: list[Logprob] = []
-    if count:
-        values, ids = _core.top_k(logprobs, count)
-        top = [entry(*pair) for pair in zip(ids.numpy()[0].tolist(), values.numpy()[0].tolist())]
-    return {**entry(token, float(logprobs.numpy()[0, token])), "top": top}
+def _entry(token_id: int, logprob: float, text_of: Callable[[int], str | None]) -> dict[str, Any]:
+    return {"id": token_id, "token": text_of(token_id), "logprob": logprob}

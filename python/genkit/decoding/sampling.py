@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import BadFileError, UsageError
@@ -55,73 +55,26 @@ class SamplingSettings:
             seed=None if self.seed is None else _integer("seed", self.seed, 0, 2**64 - 1),
         )
 
-    @classmethod
-    def resolve(cls, defaults: GenerationDefaults | None, vocab_size: int | None, **given: Any) -> SamplingSettings:
-        """Validated settings with a seed, from what the caller gave (fields of this class; None is not given) over the
-        model's own generation_config.json.
+    def as_dict(self) -> dict[str, Any]:
+        """For reports: every setting, the bias with ids as they are."""
+        return {**asdict(self), "logit_bias": dict(self.logit_bias)}
 
-        The file's temperature (1 where it gives none), top_k, top_p and min_p count where it says do_sample, its
-        repetition_penalty always. Otherwise greedy. Raises UsageError.
-        """
-        settings = cls()
-        if defaults is not None:
-            own: dict[str, Any] = {"repeat_penalty": defaults.repetition_penalty}
-            if defaults.do_sample:
-                own["temperature"] = 1.0 if defaults.temperature is None else defaults.temperature
-                own.update(top_k=defaults.top_k, top_p=defaults.top_p, min_p=defaults.min_p)
-            settings = replace(settings, **{name: value for name, value in own.items() if value is not None})
-        settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-        settings = settings.validated(vocab_size)
-        return settings if settings.seed is not None else replace(settings, seed=draw_seed())
 
-    @property
-    def samples(self) -> bool:
-        """Whether anything is drawn; if not the seed has no part in the text."""
-        return self.temperature > 0
+def resolve(defaults: GenerationDefaults | None = None, **given: Any) -> SamplingSettings:
+    """Settings from what the caller gave (fields of SamplingSettings; None is not given) over the model's own
+    generation_config.json.
 
-    @property
-    def penalizes(self) -> bool:
-        """Whether the tokens so far change the logits."""
-        on = self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
-        return on and self.repeat_last_n != 0
-
-    def adjust_(self, logits: Tensor, histories: Sequence[History]) -> None:
-        """Bias, then penalties, in place on f32 [rows, vocab]. A history a row, none when no penalty is on."""
-        import numpy as np
-
-        from genkit import _core
-
-        if self.logit_bias:
-            ids = np.fromiter(self.logit_bias.keys(), np.int64)
-            logits.numpy()[:, ids] += np.fromiter(self.logit_bias.values(), np.float32)
-        if not self.penalizes:
-            return
-        tables = [history.entries() for history in histories]
-        offsets = np.cumsum([0, *(len(table) for table in tables)], dtype=np.int64)
-        merged = np.concatenate(tables)
-        ids, seen, generated = (_core.Tensor.from_numpy(np.ascontiguousarray(merged[:, i])) for i in range(3))
-        offsets = _core.Tensor.from_numpy(offsets)
-        repetition, presence, frequency = self.repeat_penalty, self.presence_penalty, self.frequency_penalty
-        _core.penalize_(logits, ids, seen, generated, offsets, repetition, presence, frequency)
-
-    def beam_adjustment(
-        self, prompt: Sequence[int], vocab_size: int
-    ) -> Callable[[numpy.ndarray, list[list[int]]], numpy.ndarray] | None:
-        """For beam_search's `adjust`: bias and penalties on log-probabilities, as transformers does it there. None when
-        neither is on."""
-        if not self.logit_bias and not self.penalizes:
-            return None
-        self.validated(vocab_size)
-
-        def adjust(log_probs: numpy.ndarray, generated: list[list[int]]) -> numpy.ndarray:
-            from genkit import _core
-
-            adjusted = _core.Tensor.from_numpy(log_probs)
-            histories = [History(prompt, self.repeat_last_n, tokens) for tokens in generated] if self.penalizes else []
-            self.adjust_(adjusted, histories)
-            return adjusted.numpy()
-
-        return adjust
+    The file's temperature (1 where it gives none), top_k, top_p and min_p count where it says do_sample, its
+    repetition_penalty always. Otherwise greedy. Not validated yet: Sampler does that.
+    """
+    settings = SamplingSettings()
+    if defaults is not None:
+        own: dict[str, Any] = {"repeat_penalty": defaults.repetition_penalty}
+        if defaults.do_sample:
+            own["temperature"] = 1.0 if defaults.temperature is None else defaults.temperature
+            own.update(top_k=defaults.top_k, top_p=defaults.top_p, min_p=defaults.min_p)
+        settings = replace(settings, **{name: value for name, value in own.items() if value is not None})
+    return replace(settings, **{name: value for name, value in given.items() if value is not None})
 
 
 def draw_seed() -> int:
@@ -133,7 +86,7 @@ class History:
     """The tokens of one sequence that the penalties look at: distinct ids, how often each is in the window, and how
     often generated. Adding a token costs the same however long the history is."""
 
-    def __init__(self, prompt: Sequence[int], window: int = -1, generated: Sequence[int] = ()) -> None:
+    def __init__(self, prompt: Sequence[int], window: int = -1) -> None:
         import numpy as np
 
         self._window = window
@@ -142,8 +95,6 @@ class History:
         self._table = np.zeros((64, 3), np.int32)  # id, seen, generated; rows in use come first
         for token in prompt[-window:] if window > 0 else prompt:
             self._add(token, generated=False)
-        for token in generated:
-            self._add(token, generated=True)
 
     def append(self, token: int) -> None:
         """A token was generated."""
@@ -184,63 +135,97 @@ class History:
 
 
 class Sampler:
-    """Chooses the tokens of one sequence: bias, penalties, then temperature, top-k, top-p, min-p and the draw.
+    """Chooses tokens: bias, penalties, then temperature, top-k, top-p, min-p and a draw in the compiled core.
 
-    All it keeps is the history for the penalties. See `next_tokens` for what a token depends on.
+    It keeps no state between tokens. The random number of a token is a function of (seed, sequence, position), so the
+    token is the same whatever else is in the batch, with any number of threads.
     """
 
-    def __init__(self, settings: SamplingSettings, prompt: Sequence[int], vocab_size: int, sequence: int = 0) -> None:
-        """settings: as from SamplingSettings.resolve. sequence: its number in a batch of several."""
-        self._settings = settings.validated(vocab_size)
-        self._history = History(prompt, settings.repeat_last_n) if settings.penalizes else None
-        self._sequence = sequence
+    def __init__(self, settings: SamplingSettings, vocab_size: int) -> None:
+        """Raises UsageError for settings out of range. With no seed one is drawn; `seed` tells it."""
+        import numpy as np
 
-    def next(self, logits: Tensor, position: int) -> int:
-        """The token at `position` (prompt included) from f32 [1, vocab], which bias and penalties change in place.
-        Raises as `next_tokens`."""
-        histories = [] if self._history is None else [self._history]
-        return next_tokens(self._settings, logits, histories, [self._sequence], [position])[0]
+        self.settings = settings.validated(vocab_size)
+        self.seed = draw_seed() if self.settings.seed is None else self.settings.seed
+        self._bias_ids = np.fromiter(self.settings.logit_bias.keys(), np.int64)
+        self._bias_values = np.fromiter(self.settings.logit_bias.values(), np.float32)
+        s = self.settings
+        penalized = s.repeat_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0
+        self._penalizes = penalized and s.repeat_last_n != 0
+
+    def history(self, prompt: Sequence[int]) -> History | None:
+        """What `next` wants for a sequence that begins with this prompt; None when no penalty is on."""
+        return History(prompt, self.settings.repeat_last_n) if self._penalizes else None
+
+    def next(
+        self,
+        logits: Tensor,
+        histories: Sequence[History | None],
+        sequences: Sequence[int],
+        positions: Sequence[int],
+    ) -> list[int]:
+        """One token a row, appended to the row's history.
+
+        logits: f32 [rows, vocab], changed in place by bias and penalties. sequences: the number of each row's
+        sequence. positions: where in its sequence the drawn token will stand (prompt included).
+        Raises BadFileError for NaN or infinity in the logits, UsageError when the bias bans every token.
+        """
+        import numpy as np
+
+        from genkit import _core
+
+        check_finite(logits, positions)
+        self.adjust_(logits, histories)
+        s = self.settings
+        tokens = _core.sample(
+            logits,
+            _core.Tensor.from_numpy(np.asarray(sequences, np.int64)),
+            _core.Tensor.from_numpy(np.asarray(positions, np.int64)),
+            s.temperature,
+            s.top_k,
+            s.top_p,
+            s.min_p,
+            self.seed,
+        ).numpy()
+        if (tokens < 0).any():
+            position = positions[int((tokens < 0).argmax())]
+            raise UsageError(f"logit_bias: no token is left at position {position}: every one is banned")
+        chosen = tokens.tolist()
+        for token, history in zip(chosen, histories):
+            if history is not None:
+                history.append(token)
+        return chosen
+
+    def adjust_(self, logits: Tensor, histories: Sequence[History | None]) -> None:
+        """Bias, then penalties, in place on f32 [rows, vocab]."""
+        import numpy as np
+
+        from genkit import _core
+
+        if len(self._bias_ids):
+            logits.numpy()[:, self._bias_ids] += self._bias_values
+        if not self._penalizes:
+            return
+        tables = [history.entries() for history in histories if history is not None]
+        if len(tables) != logits.shape[0]:
+            raise ValueError(f"{logits.shape[0]} rows of logits, {len(tables)} histories")
+        offsets = np.cumsum([0, *(len(table) for table in tables)], dtype=np.int64)
+        merged = np.concatenate(tables)
+        ids, seen, generated = (_core.Tensor.from_numpy(np.ascontiguousarray(merged[:, i])) for i in range(3))
+        s = self.settings
+        _core.penalize_(
+            logits,
+            ids,
+            seen,
+            generated,
+            _core.Tensor.from_numpy(offsets),
+            s.repeat_penalty,
+            s.presence_penalty,
+            s.frequency_penalty,
+        )
 
 
-def next_tokens(
-    settings: SamplingSettings,
-    logits: Tensor,
-    histories: Sequence[History],
-    sequences: Sequence[int],
-    positions: Sequence[int],
-) -> list[int]:
-    """One token a row of f32 [rows, vocab], appended to the row's history (no histories when no penalty is on).
-
-    The random number of a token is a function of (settings.seed, its sequence, its position), so a token is the same
-    whatever else is in the batch, with any number of threads. The logits are changed in place by bias and penalties.
-    Raises BadFileError for NaN or infinity in the logits, UsageError when the bias bans every token.
-    """
-    import numpy as np
-
-    from genkit import _core
-
-    check_logits(logits, positions)
-    settings.adjust_(logits, histories)
-    tokens = _core.sample(
-        logits,
-        _core.Tensor.from_numpy(np.asarray(sequences, np.int64)),
-        _core.Tensor.from_numpy(np.asarray(positions, np.int64)),
-        settings.temperature,
-        settings.top_k,
-        settings.top_p,
-        settings.min_p,
-        settings.seed,
-    ).numpy()
-    if (tokens < 0).any():
-        position = positions[int((tokens < 0).argmax())]
-        raise UsageError(f"logit_bias: no token is left at position {position}: all are banned, or a bias overflows")
-    chosen = tokens.tolist()
-    for token, history in zip(chosen, histories):
-        history.append(token)
-    return chosen
-
-
-def check_logits(logits: Tensor, positions: Sequence[int]) -> None:
+def check_finite(logits: Tensor, positions: Sequence[int]) -> None:
     """Raises BadFileError when the model's own logits hold NaN or infinity: such a token would be noise."""
     from genkit import _core
 
