@@ -134,15 +134,21 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_BYTES
 
 
-def _second_opinion(path: Path) -> None:
-    """Raises BadFileError where the safetensors library refuses the file. It reads the header, not the data."""
+def _second_opinion(path: Path, size: int) -> None:
+    """Raises BadFileError where the safetensors library refuses the file.
+
+    The library maps the file while it looks at the header, already read and checked here; the data is not touched.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="numpy", backend="pread"):
+        with safe_open(path, framework="numpy"):
             pass
     except SafetensorError as error:
         raise BadFileError(f"{shown_path(path)}: {shown(str(error), 300)}") from None
+    except MemoryError:
+        raise ResourceError(f"{shown_path(path)}: no memory for its {size_words(size)}, "
+                            f"{size_words(memory_available())} is available; take a smaller model") from None
     except OSError as error:
         raise failure(path, error) from None
 
@@ -318,7 +324,7 @@ def _open_file(path: Path, descriptors: dict[Path, int]) -> dict[str, TensorInfo
     descriptor, size = open_regular(path)
     descriptors[path] = descriptor
     tensors = read_header(path, descriptor, size)
-    _second_opinion(path)
+    _second_opinion(path, size)
     return tensors
 
 
