@@ -117,7 +117,7 @@ def test_properties_without_a_reference():
 
 
 @pytest.mark.parametrize("values, named", [
-    ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, ["longrope", "default, linear, dynamic, llama3, yarn"]),
+    ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, ["longrope", "default", "linear", "yarn"]),
     ({"rope_parameters": {"rope_type": "linear"}}, ["factor"]),
     ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, ["factor", "0"]),
     ({"rope_parameters": {"rope_type": "linear", "factor": float("nan")}}, ["factor", "NaN"]),

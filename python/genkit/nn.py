@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Optional
 import numpy as np
 
 from genkit import _core
-from genkit.checkpoints.files import shown_path
+from genkit.checkpoints.files import shown, shown_path
 from genkit.errors import BadFileError
 from genkit.rope import Rope
 
@@ -175,10 +175,15 @@ class Weights:
 
     Made with the name and shape of every tensor the model needs, (out, in) for linears as the file holds them. All are
     compared with the checkpoint's header before anything is allocated, so a configuration that lies about a size ends
-    in a BadFileError however large the size.
+    in a BadFileError however large the size. So does a tensor below `layers_prefix` that the table has no place for,
+    buffers aside: a layer, a bias or a norm that is silently left out gives wrong text.
     """
 
-    def __init__(self, fields: "Fields", checkpoint: "Checkpoint", shapes: Mapping[str, tuple[int, ...]]) -> None:
+    # Constants that old versions of transformers stored beside the weights: causal masks and rotary frequencies.
+    BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+
+    def __init__(self, fields: "Fields", checkpoint: "Checkpoint", shapes: Mapping[str, tuple[int, ...]],
+                 layers_prefix: str) -> None:
         self.checkpoint = checkpoint
         self.shapes = shapes
         for name, shape in shapes.items():
@@ -192,6 +197,10 @@ class Weights:
                 raise BadFileError(f"{shown_path(fields.path)}: {', '.join(keys) or 'the sizes'} cannot be right: "
                                    f"tensor '{name}' would be {list(shape)}, but is {list(info.shape)} in "
                                    f"{shown_path(info.file.name)}")
+        for name in checkpoint.tensors:
+            if name.startswith(layers_prefix) and name not in shapes and not name.endswith(self.BUFFERS):
+                raise BadFileError(f"{shown_path(fields.path)}: has no place for tensor {shown(name, 200)} of the "
+                                   "weights; the number of layers, or a switch for biases or norms, is wrong")
 
     def linear(self, *names: str) -> Linear:
         """One linear of the outputs of each `name`, in order. Biases are taken when the model's table lists them."""
@@ -235,4 +244,4 @@ class Weights:
         biases = [name + ".bias" for name in names]
         if not any(bias in self.shapes for bias in biases):
             return None
-        return _core.Tensor.from_numpy(np.concatenate([self._vector(bias).numpy() for bias in biases]))
+        return self.checkpoint.load_concat(biases, [self.shapes[bias] for bias in biases], f32=True)

@@ -10,7 +10,7 @@ MAX_VOCAB = 2**24
 MAX_WIDTH = 2**20
 MAX_LAYERS = 2**12
 MAX_HEADS = 2**12
-MAX_HEAD_DIM = 2**12
+MAX_HEAD_DIM = 512  # the attention kernels' limit
 MAX_POSITIONS = 2**30
 
 

@@ -115,4 +115,4 @@ class GPT2Model:
 
 def load(fields: "Fields", checkpoint: "Checkpoint") -> GPT2Model:
     config = read_config(fields, checkpoint)
-    return GPT2Model(config, Weights(fields, checkpoint, tensor_shapes(config)))
+    return GPT2Model(config, Weights(fields, checkpoint, tensor_shapes(config), config.prefix + "h."))

@@ -138,7 +138,7 @@ class LlamaModel:
 
 
 def build(fields: "Fields", checkpoint: "Checkpoint", config: LlamaConfig) -> LlamaModel:
-    return LlamaModel(config, Weights(fields, checkpoint, tensor_shapes(config)))
+    return LlamaModel(config, Weights(fields, checkpoint, tensor_shapes(config), "model.layers."))
 
 
 def load(fields: "Fields", checkpoint: "Checkpoint") -> LlamaModel:
