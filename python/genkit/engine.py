@@ -14,8 +14,9 @@ import numpy as np
 
 from genkit import _core, checkpoints, machine, models
 from genkit.checkpoints.safetensors import check_memory
+from genkit.checks import real_number, whole_number
 from genkit.decoding import sampling
-from genkit.decoding.beam import beam_search
+from genkit.decoding.beam import MAX_BEAMS, beam_search
 from genkit.decoding.logprobs import RawLogprobs, check_count
 from genkit.decoding.sampling import Sampler
 from genkit.decoding.stop import StopChecker
@@ -120,10 +121,8 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, *, 
 
             checkpoint.progress = count
         model = models.load_model(fields, checkpoint)
-    if context is None:
-        context = model.config.max_positions
-    if not 1 <= context <= model.config.max_positions:
-        raise UsageError(f"context is {context} tokens; this model takes 1 to {model.config.max_positions}")
+    longest = model.config.max_positions
+    context = longest if context is None else whole_number("context", context, 1, longest)
     tokenizer = None
     if (folder / "tokenizer.json").exists():  # without one the model still takes token ids
         tokenizer = Tokenizer(folder)
@@ -144,9 +143,7 @@ def choose_threads(threads: int | None) -> int:
     """The thread count to use. Raises UsageError outside 1 to 1024."""
     if threads is None:
         return machine.available_threads()
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
-        raise UsageError(f"threads is {threads}; expected 1 to 1024")
-    return threads
+    return whole_number("threads", threads, 1, 1024)
 
 
 class LoadedModel:
@@ -220,14 +217,17 @@ class LoadedModel:
         _check_counts(max_tokens, beams, length_penalty, logprobs, self.config.vocab_size)
         if beams > 1:
             if temperature:
-                raise UsageError(f"temperature is {temperature} with {beams} beams; beam search draws nothing: leave one away")
+                raise UsageError(f"temperature: {temperature} with {beams} beams; beam search draws nothing: leave one away")
             temperature = 0.0  # whatever generation_config.json says
         settings = sampling.resolve(
             self._defaults, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repeat_penalty=repeat_penalty, repeat_last_n=repeat_last_n, presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty, logit_bias=logit_bias, seed=seed)
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        StopChecker(stop)  # refuses an empty stop string now rather than at the first token
+        try:
+            stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        except TypeError:
+            raise UsageError(f"stop: {stop!r} is neither text nor several texts") from None
+        StopChecker(stop)  # refuses what cannot stop anything now rather than at the first token
         ids = self._prompt_ids(prompt, chat, system)
         room = self.context - len(ids)
         if room < 1:
@@ -386,12 +386,13 @@ class LoadedModel:
         return self._checked_ids(self.tokenizer.encode(prompt))
 
     def _checked_ids(self, ids: Sized[int]) -> list[int]:
-        ids = [int(i) for i in ids]
+        try:
+            given = list(ids)
+        except TypeError:
+            raise UsageError(f"prompt: {ids!r} is neither text nor token ids") from None
+        ids = [whole_number("token id", i, 0, self.config.vocab_size - 1) for i in given]
         if not ids:
             raise UsageError("the prompt is empty: it has no tokens to go on from")
-        bad = next((i for i in ids if not 0 <= i < self.config.vocab_size), None)
-        if bad is not None:
-            raise UsageError(f"token id {bad} is not in the vocabulary of {self.config.vocab_size}")
         if len(ids) > self.context:
             raise UsageError(f"the prompt has {len(ids)} tokens, more than the context of {self.context}; shorten the "
                              "prompt or raise --context")
@@ -435,11 +436,9 @@ class _Text:
 
 
 def _check_counts(max_tokens: int | None, beams: int, length_penalty: float, logprobs: int | None, vocab: int) -> None:
-    if max_tokens is not None and max_tokens < 1:
-        raise UsageError(f"max_tokens is {max_tokens}; expected 1 or more")
-    if not 1 <= beams <= 64:
-        raise UsageError(f"beams is {beams}; expected 1 to 64")
-    if not np.isfinite(length_penalty):
-        raise UsageError(f"length_penalty is {length_penalty}; expected a finite number")
+    if max_tokens is not None:
+        whole_number("max_tokens", max_tokens, 1, 2**31 - 1)
+    whole_number("beams", beams, 1, MAX_BEAMS)
+    real_number("length_penalty", length_penalty, -10, 10)
     if logprobs is not None:
         check_count(logprobs, vocab)
