@@ -9,6 +9,9 @@ def main() -> None:
     import sys
 
     try:
+        from genkit.cli.output import occupy_standard_descriptors
+
+        occupy_standard_descriptors()
         from genkit.cli.app import app
 
         # Typer returns a command's value, or the code of an Exit; commands return nothing.

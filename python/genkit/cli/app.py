@@ -8,7 +8,7 @@ from genkit.cli.doctor import doctor
 from genkit.cli.generate import generate
 from genkit.cli.help import GroupedCommand
 from genkit.cli.inspect import inspect
-import importlib.util  # TEMP until cli/train.py is committed
+from genkit.cli.train import train
 
 app = typer.Typer(
     help="Run and make generative models on the machine you have.",
@@ -38,9 +38,5 @@ def genkit(
         raise typer.Exit(2)
 
 
-commands = [generate, inspect, doctor]
-if importlib.util.find_spec("genkit.cli.train"):
-    from genkit.cli.train import train
-    commands.append(train)
-for command in commands:
+for command in (generate, inspect, doctor, train):
     app.command(cls=GroupedCommand)(command)

@@ -1,8 +1,6 @@
 """From an exception to one line on stderr and an exit code: the only place where that is decided."""
 
-import sys
-
-from genkit.errors import Error
+from genkit.errors import Error, ResourceError
 
 # 128 + SIGPIPE: what a shell reports for a program whose reader went away.
 PIPE_CLOSED = 141
@@ -43,7 +41,10 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, (PipeClosed, BrokenPipeError)):
         return PIPE_CLOSED, ""
     if isinstance(error, MemoryError):
-        return 4, f"out of memory: {str(error) or 'an allocation failed'}; try a smaller context (-c) or model"
+        return ResourceError.exit_code, f"out of memory: {str(error) or 'an allocation failed'}; try a smaller context (-c) or model"
+    if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+        # The library names its files; what names none is a write to standard output (a full disk).
+        return ResourceError.exit_code, f"cannot write the output: {error.strerror}"
     if is_usage_error(error):
         return 2, f"{error.format_message().rstrip('.')} ({help_command(error)} lists what there is)"
     described = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -65,8 +66,6 @@ def help_command(error: BaseException) -> str:
 
 def say_error(message: str) -> None:
     """One line on stderr, whatever the message holds."""
-    line = "genkit: error: " + " ".join(message.split())
-    try:
-        print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr, flush=True)
-    except (OSError, AttributeError, ValueError, UnicodeError):
-        pass  # stderr is closed: the exit code is all that can be said
+    from genkit.cli.terminal import note
+
+    note("genkit: error: " + " ".join(message.split()))

@@ -167,7 +167,7 @@ def generate(
     ] = False,
     # machine
     device: Annotated[
-        Device, option("--device", "-dev", panel=MACHINE, help="auto: a GPU if it can be used, else the processor. Default: auto.")
+        Device, option("--device", "-dev", metavar="auto|cpu|cuda", panel=MACHINE, help="auto takes a GPU if one can be used. Default: auto.")
     ] = Device.auto,
     threads: Annotated[
         Optional[int],

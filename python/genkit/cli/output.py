@@ -100,6 +100,19 @@ class TextOutput:
             self.path.unlink(missing_ok=True)
 
 
+def occupy_standard_descriptors() -> None:
+    """Keeps files from landing on descriptors 0 to 2 where the caller closed them, and text from landing in files.
+
+    Reading a closed standard input and writing a closed standard output fail as before; what goes to a closed standard
+    error is dropped.
+    """
+    for descriptor, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, mode)  # takes the lowest free descriptor, which is this one
+
+
 def flush_or_discard(code: int) -> int:
     """Flushes Python's own streams; a failure to do so becomes the exit code instead of noise at interpreter exit."""
     for stream in (sys.stdout, sys.stderr):

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from contextlib import contextmanager
+import time
+from contextlib import ExitStack, contextmanager
 from typing import Callable, Iterator, Optional
 
 
@@ -14,10 +15,13 @@ def stderr_is_terminal() -> bool:
 
 
 def note(message: str) -> None:
-    """One line of information on stderr; a closed stderr is not a reason to fail."""
+    """One line on stderr; that it cannot be written is no reason to fail."""
+    if sys.stderr is None:
+        return
     try:
-        print(message, file=sys.stderr, flush=True)
-    except (OSError, AttributeError, ValueError):
+        sys.stderr.write(message + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
         pass
 
 
@@ -28,23 +32,39 @@ def console(stderr: bool = True):
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
+# A bar for less than this would only flash, and rich takes longer to import than a small model to load.
+BAR_AFTER = 0.3  # seconds
+
+
 @contextmanager
 def byte_bar(label: str, enabled: bool) -> Iterator[Optional[Callable[[int, int], None]]]:
     """Yields a function (bytes done, bytes in all) that draws a bar on stderr, or None where none is wanted."""
     if not enabled or not stderr_is_terminal():
         yield None
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    # transient: nothing of the bar stays between the command and the text.
-    with Progress(*columns, console=console(), transient=True) as progress:
-        task = progress.add_task(label, total=None)
+    with ExitStack() as stack:
+        start = time.monotonic()
+        progress = task = None
 
         def update(done: int, total: int) -> None:
+            nonlocal progress, task
+            if progress is None:
+                if time.monotonic() - start < BAR_AFTER:
+                    return
+                progress = stack.enter_context(make_progress())
+                task = progress.add_task(label, total=total)
             progress.update(task, completed=done, total=total)
 
         yield update
+
+
+def make_progress():
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(binary_units=True),
+               TransferSpeedColumn(), TimeRemainingColumn())
+    # transient: nothing of the bar stays between the command and the text.
+    return Progress(*columns, console=console(), transient=True)
 
 
 def format_bytes(count: float) -> str:
