@@ -309,7 +309,7 @@ def test_what_transformers_saves_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("key, value", [
-    ("temperature", -0.1), ("temperature", 1e9), ("temperature", "hot"), ("temperature", True),
+    ("temperature", -0.1), ("temperature", 1e-7), ("temperature", 1e9), ("temperature", "hot"), ("temperature", True),
     ("top_k", -1), ("top_k", 0.5), ("top_k", 2**31), ("top_p", 0), ("top_p", 1.01), ("top_p", -1), ("min_p", 2),
     ("min_p", -0.5), ("repetition_penalty", 0), ("repetition_penalty", -1), ("repetition_penalty", []),
     ("do_sample", "yes"), ("do_sample", 1), ("eos_token_id", -1), ("eos_token_id", [1, -2]), ("eos_token_id", [[1]]),

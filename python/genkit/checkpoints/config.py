@@ -323,12 +323,15 @@ def generation_defaults(folder: Path, fields: Fields) -> GenerationDefaults:
         # -1 stands for "none" in some old folders
         return None if source.optional(key) == -1 else source.integer(key, 0, TOKEN_ID_MAX, None)
 
+    temperature = own.number("temperature", 0.0, 100.0, None)
+    if temperature and temperature < 1e-6:  # what a sampler can divide by
+        raise own.error("temperature", "0 (greedy) or a number from 1e-06 to 100")
     return GenerationDefaults(
         eos_token_ids=(own if "eos_token_id" in own else fields).token_ids("eos_token_id"),
         bos_token_id=token("bos_token_id"),
         pad_token_id=token("pad_token_id"),
         do_sample=own.boolean("do_sample", False),
-        temperature=own.number("temperature", 0.0, 100.0, None),
+        temperature=temperature,
         top_k=own.integer("top_k", 0, 2**31 - 1, None),
         top_p=own.number("top_p", 0.0, 1.0, None, above=True),
         min_p=own.number("min_p", 0.0, 1.0, None),

@@ -17,7 +17,7 @@ IGNORED = ("*/*", "consolidated*.safetensors")
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"[\w][\w./+-]{0,254}", re.ASCII)
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 def resolve(model: str, *, revision: str | None = None, offline: bool = False,
@@ -83,13 +83,16 @@ def _fetch(name: str, revision: str | None, offline: bool, bars: bool) -> Path:
         if offline:
             raise BadFileError(f"{neither} not (wholly) in the cache {cache}, and offline; run once without --offline "
                                f"and HF_HUB_OFFLINE") from error
-        raise BadFileError(f"{neither} cannot be reached, and not (wholly) in the cache {cache}; check the network, "
+        cause = error.__cause__
+        why = f"it answers: {_first_line(cause)}" if isinstance(cause, errors.HfHubHTTPError) else "cannot be reached"
+        raise BadFileError(f"{neither} {why}; not (wholly) in the cache {cache}; check the network, "
                            f"or give a folder") from error
     except errors.HfHubHTTPError as error:
         raise BadFileError(f"{neither} {_first_line(error)}") from error
     except OSError as error:
         if error.errno in _CANNOT_WRITE:
-            raise ResourceError(f"{at}: the download cannot be written to {cache}: {error.strerror}") from error
+            raise ResourceError(f"{at}: the download cannot be written to {cache}: {error.strerror}; "
+                                f"set HF_HUB_CACHE to a folder that can be") from error
         raise BadFileError(f"{neither} {_first_line(error)}") from error
     except Exception as error:  # the HTTP client's own errors leave huggingface_hub as they are
         raise BadFileError(f"{neither} {type(error).__name__}: {_first_line(error)}") from error

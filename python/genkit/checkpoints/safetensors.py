@@ -150,6 +150,8 @@ def _second_opinion(path: Path, size: int) -> None:
         raise ResourceError(f"{shown_path(path)}: no memory for its {size_words(size)}, "
                             f"{size_words(memory_available())} is available; take a smaller model") from None
     except OSError as error:
+        # The library calls every failure to open a missing file: ask the system for the reason.
+        os.close(open_regular(path)[0])
         raise failure(path, error) from None
 
 
