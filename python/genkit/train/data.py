@@ -65,7 +65,7 @@ def standard_library() -> Path:
 def load_corpus(root: Path | None = None, seed: int = 0) -> Corpus:
     """Read every usable `.py` file below `root` (default: the standard library) and split by file.
 
-    Left out: files that are not UTF-8, empty files, exact copies, files marked as generated in their first lines or
+    Left out: files that are not UTF-8, empty files, exact copies, files marked as generated in their first two lines or
     made of hexadecimal tables, files of the build (`_sysconfigdata*`), and near-duplicates between the splits.
     Raises UsageError when `root` is no folder, BadFileError when nothing usable is in it.
     """
@@ -119,8 +119,8 @@ def _unfit(name: str, text: str) -> str | None:
         return "empty"
     if name.startswith("_sysconfigdata"):
         return "build settings of one machine"
-    # In the comment or docstring that opens the file; later on the word is ordinary prose.
-    if _GENERATED.search(text[:400]):
+    # Generators sign in the first two lines; further on the word is ordinary prose.
+    if _GENERATED.search("\n".join(text.split("\n", 2)[:2])):
         return "generated"
     if sum(len(m) for m in _HEX.findall(text)) > 0.08 * len(text):
         return "hexadecimal table"
