@@ -116,7 +116,7 @@ def save_clear_checkpoint(config, folder: pathlib.Path, dtype: torch.dtype, seed
         save_checkpoint(config, folder, dtype, attempt, shard_size)
         prompt = random_prompt(config.vocab_size, prompt_length, attempt)
         tokens, margin = reference_generate(folder, prompt, CONTINUATION)
-        if margin > 0.005 and len(set(tokens)) >= CONTINUATION // 4:
+        if margin > 0.005 and len(set(tokens)) >= min(CONTINUATION, config.vocab_size) // 4:
             return prompt, tokens
     raise RuntimeError(f"no seed gives a clear continuation for {config}")
 

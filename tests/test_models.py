@@ -71,7 +71,7 @@ def test_matches_golden(name, tier):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_matches_golden_through_the_library(name):
-    model = genkit.load(FIXTURES / name)
+    model = genkit.load(FIXTURES / name, threads=1)
     prompt, expected, tokens = golden(name)
     assert np.abs(model.logits(prompt) - expected).max() < 1e-3
     assert model.generate(prompt, max_tokens=len(tokens), ignore_eos=True, temperature=0).tokens == tokens
