@@ -1,6 +1,7 @@
 """`genkit generate`: text from a model, streamed to standard output; everything else goes to stderr."""
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -220,7 +221,7 @@ def run(prompt: str, settings: "dict[str, Any]", loading: "dict[str, Any]", targ
     import genkit
 
     folder = genkit.DEFAULT_MODEL if model is None else model
-    with byte_bar(f"loading {result.model_name(folder)}", enabled=not quiet) as progress:
+    with byte_bar(f"loading {Path(folder).name[:30]}", enabled=not quiet) as progress:
         loaded = genkit.load(folder, progress=progress, **loading)
     stream = loaded.stream(prompt, cancelled=lambda: interrupts.requested, **settings)
     generation = stream.generation
@@ -235,6 +236,6 @@ def run(prompt: str, settings: "dict[str, Any]", loading: "dict[str, Any]", targ
         target.write(result.json_text(result.json_object(generation, loaded, folder, prompt)) + "\n")
     target.end_line()
     if not quiet:
-        note(result.summary(generation))
+        note(result.summary(generation, loaded))
     if generation.finish_reason == "interrupted":
         raise Interrupted

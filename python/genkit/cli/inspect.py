@@ -91,7 +91,7 @@ def examine(folder: Path, context: Optional[int]) -> "dict[str, Any]":
         "kv_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "vocab_size": config.vocab_size,
-        "tokenizer_size": Tokenizer(folder).vocab_size,
+        "tokenizer_size": Tokenizer(folder).vocab_size if (folder / "tokenizer.json").exists() else None,
         "max_context": config.max_positions,
         "memory": {"context": context, "weights": config.weight_bytes, "kv_cache": cache, "total": config.weight_bytes + cache},
         "card": card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
@@ -120,7 +120,8 @@ def report(facts: "dict[str, Any]") -> str:
         ("layers", f"{facts['layers']} of width {facts['hidden_size']}"),
         ("attention", f"{facts['heads']} heads over {facts['kv_heads']} KV heads of {facts['head_dim']}"),
         ("context", f"{facts['max_context']:,} tokens"),
-        ("vocabulary", f"{facts['vocab_size']:,} rows, {facts['tokenizer_size']:,} in the tokenizer"),
+        ("vocabulary", f"{facts['vocab_size']:,} rows, " + (
+            f"{facts['tokenizer_size']:,} in the tokenizer" if facts["tokenizer_size"] else "no tokenizer.json")),
         ("on disk", format_bytes(facts["disk_bytes"])),
     ]
     for dtype, entry in sorted(facts["tensors"].items()):

@@ -15,18 +15,18 @@ def model_name(model: Union[str, Path]) -> str:
     return "default" if str(model) == str(genkit.DEFAULT_MODEL) else str(model)
 
 
-def summary(generation: Any) -> str:
+def summary(generation: Any, loaded: Any) -> str:
     """One line: tokens, seconds and tokens/s of prefill and decode, why it ended, the seed."""
-    timings, settings = generation.timings, generation.settings
+    timings, beams = generation.timings, generation.settings["beams"]
+    ending = {"stop": "ended", "length": "cut by -n"}.get(generation.finish_reason, generation.finish_reason)
+    if ending == "cut by -n" and timings.prompt_tokens + timings.tokens >= loaded.context:
+        ending = "context full"
     parts = [
         f"prompt {spent(timings.prompt_tokens, timings.prefill_s, timings.prefill_rate)}",
         f"text {spent(timings.tokens, timings.decode_s, timings.decode_rate)}",
-        {"length": f"stopped at {timings.tokens} tokens (-n, -c)", "stop": "ended"}.get(
-            generation.finish_reason, generation.finish_reason),
-        "greedy" if generation.seed is None else f"seed {generation.seed}",
+        ending,
+        f"{beams} beams" if beams > 1 else "greedy" if generation.seed is None else f"seed {generation.seed}",
     ]
-    if settings["beams"] > 1:
-        parts[-1] = f"{settings['beams']} beams"
     return "genkit: " + " | ".join(parts)
 
 
