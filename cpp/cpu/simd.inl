@@ -60,7 +60,7 @@ INLINE void with_type(DType dtype, F f) {
 
 constexpr float infinity = __builtin_inff();
 
-// e^x within 1.1 ulp; denormal, zero, infinite and NaN results as they should be. x = n ln 2 + r, |r| <= ln 2 / 2, and
+// e^x within 1 ulp (0.991 measured); denormal, zero, infinite and NaN results as they should be. x = n ln 2 + r, |r| <= ln 2 / 2, and
 // e^r = 1 + r + r^2 p(r) with p a minimax fit (relative error 3.3e-9).
 INLINE vec exp(vec x) {
     x = min(set1(89.0f), max(set1(-105.0f), x));
