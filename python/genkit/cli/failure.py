@@ -46,7 +46,10 @@ def explain(error: BaseException) -> tuple[int, str]:
         # The library names its files; what names none is a write to standard output (a full disk).
         return ResourceError.exit_code, f"cannot write the output: {error.strerror}"
     if is_usage_error(error):
-        return 2, f"{error.format_message().rstrip('.')} ({help_command(error)} lists what there is)"
+        message = error.format_message().rstrip(".")
+        if "extra argument" in message:  # genkit generate Once upon a time
+            message += "; put text with spaces in quotes"
+        return 2, f"{message} ({help_command(error)} lists what there is)"
     described = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return 1, f"unexpected {described}; please report it with the output of --traceback"
 

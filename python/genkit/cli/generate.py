@@ -223,6 +223,8 @@ def run(prompt: str, settings: "dict[str, Any]", loading: "dict[str, Any]", targ
     folder = genkit.DEFAULT_MODEL if model is None else model
     with byte_bar(f"loading {Path(folder).name[:30]}", enabled=not quiet) as progress:
         loaded = genkit.load(folder, progress=progress, **loading)
+    if threads_note := result.too_many_threads(loaded):
+        note(threads_note)
     stream = loaded.stream(prompt, cancelled=lambda: interrupts.requested, **settings)
     generation = stream.generation
     if verbose:

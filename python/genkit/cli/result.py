@@ -35,6 +35,16 @@ def spent(tokens: int, seconds: float, rate: float) -> str:
     return f"{tokens} token{'' if tokens == 1 else 's'} in {seconds:.2f} s{speed}"
 
 
+def too_many_threads(loaded: Any) -> str:
+    """What to say once when there are more threads than processors to run them, else nothing."""
+    from genkit.machine import available_threads
+
+    usable = available_threads()
+    if loaded.threads <= usable:
+        return ""
+    return f"genkit: {loaded.threads} threads on {usable} processor{'s' * (usable > 1)}: allowed, but slower than {usable}"
+
+
 def describe(loaded: Any, model: Union[str, Path], generation: Any) -> Iterator[str]:
     """What -v says before the text."""
     config, settings = loaded.config, generation.settings
