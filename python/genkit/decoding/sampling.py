@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Below this the likeliest token is all but certain; 0 says so.
 MIN_TEMPERATURE = 1e-6
+# The core's numbers are f32. This keeps one token, as anything below it would.
+MIN_TOP_P = 1e-30
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class SamplingSettings:
     top_k: int = 0  # 0 is off
     top_p: float = 1.0  # in (0, 1], 1 is off
     min_p: float = 0.0  # in [0, 1], 0 is off
-    repeat_penalty: float = 1.0  # in (0, 100], 1 is off
+    repeat_penalty: float = 1.0  # from 1e-6 to 100, 1 is off
     repeat_last_n: int = -1  # tokens the three penalties look back at; -1 is all of them, 0 is none
     presence_penalty: float = 0.0  # in [-2, 2]
     frequency_penalty: float = 0.0  # in [-2, 2]
@@ -47,7 +49,7 @@ class SamplingSettings:
             top_k=_integer("top_k", self.top_k, 0, 2**31 - 1),
             top_p=_number("top_p", self.top_p, 0, 1, above=True),
             min_p=_number("min_p", self.min_p, 0, 1),
-            repeat_penalty=_number("repeat_penalty", self.repeat_penalty, 0, 100, above=True),
+            repeat_penalty=_number("repeat_penalty", self.repeat_penalty, 1e-6, 100),
             repeat_last_n=_integer("repeat_last_n", self.repeat_last_n, -1, 2**31 - 1),
             presence_penalty=_number("presence_penalty", self.presence_penalty, -2, 2),
             frequency_penalty=_number("frequency_penalty", self.frequency_penalty, -2, 2),
@@ -183,13 +185,13 @@ class Sampler:
             _core.Tensor.from_numpy(np.asarray(positions, np.int64)),
             s.temperature,
             s.top_k,
-            s.top_p,
+            max(s.top_p, MIN_TOP_P),
             s.min_p,
             self.seed,
         ).numpy()
         if (tokens < 0).any():
             position = positions[int((tokens < 0).argmax())]
-            raise UsageError(f"logit_bias: no token is left at position {position}: every one is banned")
+            raise UsageError(f"logit_bias: no token is left at position {position}: all are banned, or one overflows")
         chosen = tokens.tolist()
         for token, history in zip(chosen, histories):
             if history is not None:
