@@ -5,7 +5,7 @@ import json
 import pytest
 
 from genkit.checkpoints import check_token_ids, config, generation_defaults, read_config, read_json, rope_parameters
-from genkit.checkpoints.config import Fields, weights_dtype
+from genkit.checkpoints.config import Fields
 from genkit.errors import BadFileError
 
 
@@ -172,7 +172,8 @@ def test_object_prefixes_the_key(tmp_path):
 ROPES = [
     ({}, {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
      {"rope_type": "default", "rope_theta": 10000.0}),
-    ({"rope_theta": 500000, "rope_scaling": None}, {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+    ({"rope_theta": 500000, "rope_scaling": None},
+     {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
      {"rope_type": "default", "rope_theta": 500000.0}),
     ({"rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2}},
      {"rope_parameters": {"factor": 2.0, "rope_theta": 1e6, "rope_type": "linear", "type": "linear"}},
@@ -188,13 +189,15 @@ ROPES = [
                           "original_max_position_embeddings": 8192, "rope_theta": 500000.0}},
      {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
       "original_max_position_embeddings": 8192}),
-    ({"max_position_embeddings": 4096, "rope_scaling": {"type": "yarn", "factor": 4.0, "beta_fast": 32, "truncate": False}},
+    ({"max_position_embeddings": 4096,
+      "rope_scaling": {"type": "yarn", "factor": 4.0, "beta_fast": 32, "truncate": False}},
      {"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0,
                                                            "truncate": False, "rope_theta": 10000.0}},
      {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 4096,
       "beta_fast": 32.0, "truncate": False}),
     ({"max_position_embeddings": 4096, "original_max_position_embeddings": 1024,
-      "rope_scaling": {"type": "yarn", "factor": None, "original_max_position_embeddings": 77, "attention_factor": 1.5}},
+      "rope_scaling": {"type": "yarn", "factor": None, "original_max_position_embeddings": 77,
+                       "attention_factor": 1.5}},
      {"max_position_embeddings": 4096, "original_max_position_embeddings": 1024,
       "rope_parameters": {"rope_type": "yarn", "factor": None, "attention_factor": 1.5, "rope_theta": 10000.0}},
      {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 1024,
@@ -271,14 +274,6 @@ LLAMA3 = ROPES[4][0]["rope_scaling"]
 def test_rope_lies(tmp_path, values, words):
     message = refused(rope_parameters, fields_of(tmp_path, values))
     assert message.startswith(f"{tmp_path}/config.json: ") and words in message
-
-
-def test_weights_dtype(tmp_path):
-    assert weights_dtype(fields_of(tmp_path, {"torch_dtype": "bfloat16"})) == "bfloat16"
-    assert weights_dtype(fields_of(tmp_path, {"dtype": "float16", "torch_dtype": "float32"})) == "float16"
-    assert weights_dtype(fields_of(tmp_path, {"torch_dtype": "torch.float32"})) == "float32"
-    assert weights_dtype(fields_of(tmp_path, {"dtype": None})) is None
-    assert "dtype is 16; expected a string" in refused(weights_dtype, fields_of(tmp_path, {"dtype": 16}))
 
 
 def defaults_of(tmp_path, generation, values=None):

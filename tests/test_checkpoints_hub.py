@@ -1,4 +1,4 @@
-"""From -m to a folder: paths, hub names in a cache laid out as huggingface_hub lays it out, and every way it can fail."""
+"""From -m to a folder: paths, hub names in a cache as huggingface_hub lays it out, and every way it can fail."""
 
 import http.server
 import json
@@ -91,7 +91,8 @@ def test_revisions(cache):
     assert "org/tiny-llama (revision v2): no such folder here, and from the hub: not (wholly) in the cache" in refused(
         "org/tiny-llama", revision="v2", offline=True)
     for revision in ("../../etc", "/etc/passwd", "", "a b", "a\n", "-x", "x" * 300):
-        assert f"org/tiny-llama: revision {revision!r}"[:60] in refused("org/tiny-llama", revision=revision, offline=True)
+        message = refused("org/tiny-llama", revision=revision, offline=True)
+        assert message.startswith("org/tiny-llama: revision ") and "is not a branch, tag or commit" in message
 
 
 def test_not_cached_and_offline(cache):
@@ -286,5 +287,5 @@ def test_cache_that_cannot_be_written(hub, tmp_path):
     blocked.write_text("a file where the cache should be")
     hub.environment["HF_HUB_CACHE"] = str(blocked / "hub")
     message = hub("org/tiny-llama")
-    assert message == (f"ResourceError org/tiny-llama: the download cannot be written to {blocked}/hub: Not a directory; "
-                       f"set HF_HUB_CACHE to a folder that can be")
+    assert message == (f"ResourceError org/tiny-llama: the download cannot be written to {blocked}/hub: "
+                       f"Not a directory; set HF_HUB_CACHE to a folder that can be")

@@ -1,7 +1,7 @@
 """JSON beside the weights (config.json, generation_config.json): read with suspicion, given out range-checked.
 
-Both spellings of today are understood: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and
-transformers 5 (`rope_parameters`, `dtype`).
+Both spellings of today are understood: transformers 4 (`rope_theta`, `rope_scaling`) and transformers 5
+(`rope_parameters`). `torch_dtype` and `dtype` are not looked at: the weights' own headers decide.
 """
 
 import json
@@ -231,13 +231,6 @@ def read_config(folder: Path) -> Fields:
     return Fields(path, read_json(path, constants=True))
 
 
-def weights_dtype(fields: Fields) -> str | None:
-    """What config.json says of the weights' type ("bfloat16"), or None. The files themselves decide."""
-    key = "dtype" if "dtype" in fields else "torch_dtype"
-    value = fields.string(key, default=None)
-    return value.removeprefix("torch.") if value else None
-
-
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 
@@ -245,9 +238,10 @@ def rope_parameters(fields: Fields, default_theta: float = 10000.0) -> dict[str,
     """Rotary embedding settings from either spelling, checked, in one flat dict.
 
     Always there: rope_type (one of ROPE_TYPES), rope_theta, partial_rotary_factor (1.0 where the file has none).
-    By type: factor (linear, dynamic, yarn, llama3); original_max_position_embeddings (yarn, llama3: from the object, the
-    top of the file or max_position_embeddings, in transformers 5's order); low_freq_factor, high_freq_factor (llama3);
-    attention_factor, beta_fast, beta_slow, mscale, mscale_all_dim, truncate (yarn, where the file has them).
+    By type: factor (linear, dynamic, yarn, llama3); original_max_position_embeddings (yarn, llama3: from the top of the
+    file, the object or max_position_embeddings, the first that has it, as transformers 5 computes); low_freq_factor,
+    high_freq_factor (llama3); attention_factor, beta_fast, beta_slow, mscale, mscale_all_dim, truncate (yarn, where the
+    file has them).
     Raises BadFileError.
     """
     # An empty object counts as none, and rope_scaling goes first when both are there: transformers 5's rule.
@@ -255,7 +249,7 @@ def rope_parameters(fields: Fields, default_theta: float = 10000.0) -> dict[str,
     inner = fields.object(name) or Fields(fields.path, {}, f"{name}.")
     layered = [key for key, value in inner.raw.items() if isinstance(value, dict)]
     if layered:
-        raise inner.error(layered[0], "one set of values for all layers (a set for each kind of layer is not supported)")
+        raise inner.error(layered[0], "one set of values for all layers (one for each kind is not supported)")
 
     def of_both(key: str, low: float, high: float, default: float) -> float:
         source = inner if key in inner else fields

@@ -379,6 +379,6 @@ def _no_weights(folder: Path) -> BadFileError:
     if found := ending(".gguf"):
         return BadFileError(f"{where}: {listed(found)}: GGUF is not supported yet; {wanted}")
     if found := ending(*PICKLE_SUFFIXES):
-        return BadFileError(f"{where}: {listed(found)}: pickle weights can run code when they are loaded and are refused; "
-                            f"convert them to safetensors (transformers' save_pretrained writes it)")
+        return BadFileError(f"{where}: {listed(found)}: pickle weights can run code when they are loaded, so they are "
+                            f"refused; convert them to safetensors (transformers' save_pretrained writes it)")
     return BadFileError(f"{where}: no weights; {wanted}")
