@@ -130,7 +130,8 @@ def test_tokenizer_gives_back_any_text(tokenizer):
     rng = random.Random(5)
     texts = ["", "\n", "  \n\t x \r\n\n  y", "def f(n):\n    return n", "é ü 漢字 \U0001f600 \x00\x7f\u2028"]
     texts += [bytes(rng.randrange(256) for _ in range(300)).decode("latin-1") for _ in range(20)]
-    texts += ["".join(chr(rng.choice([rng.randrange(1, 0xD800), rng.randrange(0xE000, 0x110000)])) for _ in range(200)) for _ in range(20)]
+    characters = [chr(c) for c in (*range(1, 0xD800), *range(0xE000, 0x110000))]  # all but the surrogates
+    texts += ["".join(rng.choices(characters, k=200)) for _ in range(20)]
     for text in texts:
         ids = tokenizer.encode(text).ids
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
@@ -269,7 +270,7 @@ def test_training_lowers_the_loss_and_leaves_a_whole_folder(sources, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from genkit.train.card import write_card
+    from genkit.train.card import read_figures, write_card
     from genkit.train.evaluate import evaluate
     from genkit.train.trainer import Trainer
 
@@ -296,6 +297,7 @@ def test_training_lowers_the_loss_and_leaves_a_whole_folder(sources, tmp_path):
     facts = json.loads((out / "card.json").read_text())
     card = (out / "MODEL_CARD.md").read_text()
     assert facts["evaluation"]["bits_per_byte"] == round(result.bits_per_byte, 4)
+    assert read_figures(out) == facts
     assert f"**{result.bits_per_byte:.3f}**" in card and facts["data"]["sha256"] in card
     assert facts["training"]["tokens_seen"] == 30 * 512 and facts["recipe"]["seed"] == 2
     trainer.drop_checkpoint()
@@ -396,18 +398,25 @@ def test_command_trains_measures_and_says_what_it_wrote(sources, tmp_path):
     out = tmp_path / "tiny"
     done = command(
         out, "--data", sources, "--steps", 6, "--vocab", 300, "--hidden", 32, "--ffn", 64, "--layers", 1, "--heads", 2,
-        "--kv-heads", 1, "--context", 64, "--batch-tokens", 256, "--micro-batch-tokens", 128, "--device", "cpu", "--no-compile",
+        "--kv-heads", 1, "--context", 64, "--batch-tokens", 256, "--micro-batch-tokens", 128, "--device", "cpu",
+        "--no-compile", "--completions", 3,
     )
     assert done.returncode == 0, done.stderr
     assert "bits per byte" in done.stdout and "step 6/6" in done.stderr
-    again = command("--evaluate", out, "--data", sources)
+    again = command("--evaluate", out, "--data", sources, "--completions", 3)
     assert again.returncode == 0 and again.stdout == done.stdout
     full = command(out)
     assert full.returncode == 2 and full.stderr.count("\n") == 1 and "not an empty folder" in full.stderr
 
 
 def test_command_errors_are_one_line(tmp_path):
-    for args, said in [((), "give either"), ((tmp_path, "--evaluate", tmp_path), "give either"), ((tmp_path, "-t", 0), "--threads 0")]:
+    cases = [
+        ((), "give either"),
+        ((tmp_path, "--evaluate", tmp_path), "give either"),
+        ((tmp_path, "-t", 0), "--threads 0"),
+        ((tmp_path, "--completions", 0), "--completions 0"),
+    ]
+    for args, said in cases:
         done = command(*args)
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr, done
 

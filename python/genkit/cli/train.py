@@ -53,6 +53,9 @@ def train(
         Optional[Path],
         option("--evaluate", metavar="FOLDER", panel=RUN, help="Train nothing; measure this trained folder."),
     ] = None,
+    completions: Annotated[
+        int, option("--completions", metavar="N", panel=RUN, help="Greedy completions to judge when measuring.")
+    ] = 50,
     save_every: Annotated[
         float, option("--save-every", metavar="SECONDS", panel=RUN, help="Time between checkpoints.")
     ] = 600.0,
@@ -61,7 +64,9 @@ def train(
         option("--data", metavar="FOLDER", panel=TRAINING,
                help="Learn from the .py files of this folder. Default: the standard library of this Python."),
     ] = None,
-    preset: Annotated[Preset, option("--preset", panel=SHAPE, help="small is the default model; large wants a GPU.")] = Preset.small,
+    preset: Annotated[
+        Preset, option("--preset", panel=SHAPE, help="small is the default model; large wants a GPU.")
+    ] = Preset.small,
     vocab: Annotated[Optional[int], size("--vocab", help="Entries of the tokenizer.")] = None,
     hidden: Annotated[Optional[int], size("--hidden", help="Width of the residual.")] = None,
     ffn: Annotated[Optional[int], size("--ffn", help="Width inside the feed-forward part.")] = None,
@@ -69,29 +74,43 @@ def train(
     heads: Annotated[Optional[int], size("--heads", help="Query heads; the head size is hidden / heads.")] = None,
     kv_heads: Annotated[Optional[int], size("--kv-heads", help="Key and value heads; must divide --heads.")] = None,
     context: Annotated[Optional[int], size("--context", help="Tokens the model can look back on.")] = None,
-    steps: Annotated[Optional[int], option("--steps", metavar="N", panel=TRAINING, help="Optimizer steps. Default: the recipe's.")] = None,
-    seed: Annotated[int, option("-s", "--seed", metavar="N", panel=TRAINING, help="Of weights, order of the data, and split.")] = 0,
+    steps: Annotated[
+        Optional[int], option("--steps", metavar="N", panel=TRAINING, help="Optimizer steps. Default: the recipe's.")
+    ] = None,
+    seed: Annotated[
+        Optional[int],
+        option("-s", "--seed", metavar="N", panel=TRAINING,
+               help="Of weights, order of the data, and split. Default: 0; with --evaluate, that of the card."),
+    ] = None,
     learning_rate: Annotated[
-        Optional[float], option("--learning-rate", "--lr", metavar="R", panel=TRAINING, help="At the plateau. Default: the recipe's.")
+        Optional[float],
+        option("--learning-rate", "--lr", metavar="R", panel=TRAINING, help="At the plateau. Default: the recipe's."),
     ] = None,
     batch_tokens: Annotated[
-        Optional[int], option("--batch-tokens", metavar="N", panel=TRAINING, help="Tokens of a step. Default: the recipe's.")
-    ] = None,
-    micro_batch_tokens: Annotated[
         Optional[int],
-        option("--micro-batch-tokens", metavar="N", panel=MACHINE, help="Tokens of one forward and backward pass; less takes less memory."),
+        option("--batch-tokens", metavar="N", panel=TRAINING, help="Tokens of a step. Default: the recipe's."),
     ] = None,
     short_context: Annotated[
         Optional[int],
-        option("--short-context", metavar="N", panel=TRAINING, help="Length of the windows before the rate falls. Default: half the context."),
+        option("--short-context", metavar="N", panel=TRAINING,
+               help="Length of the windows before the rate falls. Default: half the context."),
     ] = None,
-    device: Annotated[Device, option("--device", panel=MACHINE, help="auto takes a GPU when torch sees one.")] = Device.auto,
+    micro_batch_tokens: Annotated[
+        Optional[int],
+        option("--micro-batch-tokens", metavar="N", panel=MACHINE,
+               help="Tokens of one forward and backward pass; less takes less memory."),
+    ] = None,
+    device: Annotated[
+        Device, option("--device", panel=MACHINE, help="auto takes a GPU when torch sees one.")
+    ] = Device.auto,
     workers: Annotated[
         Optional[int],
-        option("--workers", metavar="N", panel=MACHINE, help="Processes that share a step on CPU. Default: one a core."),
+        option("--workers", metavar="N", panel=MACHINE,
+               help="Processes that share a step on CPU. Default: one a core."),
     ] = None,
     threads: Annotated[
-        Optional[int], option("-t", "--threads", metavar="N", panel=MACHINE, help="Threads in all. Default: torch's own choice.")
+        Optional[int],
+        option("-t", "--threads", metavar="N", panel=MACHINE, help="Threads in all. Default: torch's own choice."),
     ] = None,
     precision: Annotated[
         Precision, option("--precision", panel=MACHINE, help="auto is bf16 where the processor multiplies it natively.")
@@ -102,7 +121,8 @@ def train(
                      help="Fuse kernels with torch.compile: faster after a minute's wait; needs a C++ compiler."),
     ] = True,
     traceback: Annotated[
-        bool, typer.Option("--traceback", is_eager=True, callback=enable_traceback, help="Show where an error came from.")
+        bool,
+        typer.Option("--traceback", is_eager=True, callback=enable_traceback, help="Show where an error came from."),
     ] = False,
 ) -> None:
     """Train a small llama model on Python sources (needs pip install genkit[train]).
@@ -122,6 +142,8 @@ def train(
         raise UsageError("give either a folder to make (genkit train OUT) or one to measure (--evaluate FOLDER)")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: must be at least 1")
+    if completions < 1:
+        raise UsageError(f"--completions {completions}: must be at least 1")
     if not save_every > 0:
         raise UsageError(f"--save-every {save_every}: must be above 0 seconds")
     require_torch()
@@ -130,7 +152,16 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     if evaluate is not None:
-        print(measure(evaluate, data, seed)[1])
+        from genkit.train.card import read_figures
+
+        card = read_figures(evaluate)
+        if seed is None:
+            # Another seed is another split: the model would be asked for files that it has learned from.
+            seed = card["recipe"]["seed"] if card else 0
+        result, text = measure(evaluate, data, seed, completions)
+        print(text)
+        if card and result.fingerprint != card["data"]["sha256"]:
+            note("note: the text is not quite that of the card (another Python version, folder or seed)")
         return
 
     from dataclasses import replace
@@ -144,11 +175,12 @@ def train(
     sizes = replace(PRESETS[preset.value], **given(
         vocab=vocab, hidden=hidden, ffn=ffn, layers=layers, heads=heads, kv_heads=kv_heads, context=context))
     recipe = Recipe(
-        sizes, data=str(data) if data is not None else None, seed=seed, precision=precision.value, compiled=compiled,
+        sizes, data=str(data) if data is not None else None, seed=seed or 0,
+        precision=precision.value, compiled=compiled,
         **given(steps=steps, learning_rate=learning_rate, batch_tokens=batch_tokens,
                 micro_batch_tokens=micro_batch_tokens,
                 short_context=short_context if short_context is not None else max(1, sizes.context // 2)))
-    run(out, recipe, device.value, workers, resume, save_every)
+    run(out, recipe, device.value, workers, resume, save_every, completions)
 
 
 def require_torch() -> None:
@@ -160,7 +192,9 @@ def require_torch() -> None:
         raise UsageError(f"genkit train needs {' and '.join(missing)}: pip install genkit[train]")
 
 
-def run(out: Path, recipe: Any, device: str, workers: Optional[int], resume: bool, save_every: float) -> None:
+def run(
+    out: Path, recipe: Any, device: str, workers: Optional[int], resume: bool, save_every: float, completions: int
+) -> None:
     """Train, measure, write the card, drop the checkpoint."""
     from genkit.train.card import write_card
     from genkit.train.model import choose_device
@@ -180,7 +214,7 @@ def run(out: Path, recipe: Any, device: str, workers: Optional[int], resume: boo
             finished = trainer.run(report, save_every, lambda: interrupts.requested)
     if not finished:
         raise Interrupted(f"stopped at step {trainer.step} of {recipe.steps}; genkit train {out} --resume goes on")
-    evaluation, text = measure(out, Path(recipe.data) if recipe.data else None, recipe.seed)
+    evaluation, text = measure(out, Path(recipe.data) if recipe.data else None, recipe.seed, completions)
     write_card(out, trainer.result(), evaluation)
     trainer.drop_checkpoint()
     print(text)
@@ -199,12 +233,12 @@ def describe_run(trainer: Any) -> str:
     )
 
 
-def measure(folder: Path, data: Optional[Path], seed: int) -> "tuple[Any, str]":
+def measure(folder: Path, data: Optional[Path], seed: int, completions: int) -> "tuple[Any, str]":
     """The evaluation of a folder and its figures as text."""
     from genkit.train.evaluate import describe, evaluate
 
     with count_bar() as tell:
-        result = evaluate(folder, data, seed, progress=tell)
+        result = evaluate(folder, data, seed, completions, progress=tell)
     return result, describe(result)
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ResourceError
+from genkit.errors import BadFileError, ResourceError
 
 if TYPE_CHECKING:
     from genkit.train.evaluate import Evaluation
@@ -26,6 +26,20 @@ def write_card(folder: Path, result: Result, evaluation: Evaluation) -> None:
         (folder / CARD).write_text(card_text(facts), encoding="utf-8")
     except OSError as error:
         raise ResourceError(f"{folder}: the card cannot be written: {error.strerror}") from error
+
+
+def read_figures(folder: Path) -> dict[str, Any] | None:
+    """card.json of a folder, or None where there is none. Raises BadFileError when it is damaged."""
+    path = Path(folder) / FIGURES
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(facts["recipe"]["seed"], int) and isinstance(facts["data"]["sha256"], str):
+            return facts
+        raise TypeError("seed or sha256 has the wrong type")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadFileError(f"{path}: not a card of genkit train: {type(error).__name__}: {error}") from error
 
 
 def card_facts(folder: Path, result: Result, evaluation: Evaluation) -> dict[str, Any]:
@@ -101,31 +115,44 @@ def card_text(facts: dict[str, Any]) -> str:
     """MODEL_CARD.md of the facts."""
     data, recipe, run, seen = facts["data"], facts["recipe"], facts["training"], facts["evaluation"]
     sizes = recipe["sizes"]
-    left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(data["left_out"].items()))
+    saved = 100 * seen["saved_against_xz"]
+    good = f"{seen['completions_good']} of {seen['completions']}"
+    good += f" (of the first ten: {seen['first_10_completions_good']})"
+    shape = (
+        f"{sizes['layers']} layers, width {sizes['hidden']}, feed-forward {sizes['ffn']}, query heads {sizes['heads']} "
+        f"of {sizes['hidden'] // sizes['heads']}, KV heads {sizes['kv_heads']}"
+    )
+    left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(data["left_out"].items())) or "nothing"
+    times = run["tokens_seen"] / data["train_tokens"]
+    arithmetic = f"{run['device']}, processes: {run['processes']}, {run['precision']}"
+    if run["compiled"]:
+        arithmetic += ", torch.compile"
     return f"""# Model card: {facts["name"]}
 
 A small llama-shaped language model of Python source code, trained from nothing by `genkit train`. It goes on where a
-piece of Python stops. It knows no instructions, no chat and no language but what stands in Python files.
+piece of Python stops. It knows no instructions and no chat.
 
 ## Figures
 
 | | |
 | --- | --- |
 | held-out bits per byte | **{seen["bits_per_byte"]:.3f}** |
-| `xz -9` of the same files together | {seen["xz_bits_per_byte"]:.3f} ({100 * seen["saved_against_xz"]:.1f} % more than the model needs are saved by it) |
-| greedy completions of held-out `def name(args):` lines with two or more statements that parse | {seen["completions_good"]} of {seen["completions"]} (of the first ten: {seen["first_10_completions_good"]}) |
+| `xz -9` of the same files together | {seen["xz_bits_per_byte"]:.3f}; the model needs {saved:.1f} % fewer |
+| greedy completions of held-out `def name(args):` lines with two or more statements that parse | {good} |
 | weights | {facts["parameters"]:,} in bf16, head tied to the embedding |
-| shape | {sizes["layers"]} layers, width {sizes["hidden"]}, feed-forward {sizes["ffn"]}, {sizes["heads"]} query heads and {sizes["kv_heads"]} KV head(s) of {sizes["hidden"] // sizes["heads"]} |
+| shape | {shape} |
 | context | {sizes["context"]} tokens |
 | tokenizer | byte-level BPE, {sizes["vocab"]} entries, trained on the train split |
 
 Bits per byte: each held-out file from its start, windows of the whole context that slide by half of it. A completion
-is 160 tokens at most, cut at its last complete statement; {100 * seen["completion_lines_kept"]:.0f} % of the lines stay after the cut.
+has 160 tokens at most and is cut at its last complete statement; {100 * seen["completion_lines_kept"]:.0f} % of the
+lines stay after the cut.
 
 ## Data
 
-{data["source"]}: every `.py` file, {data["train_files"]} files ({data["train_bytes"]:,} bytes, {data["train_tokens"]:,} tokens) to learn from and
-{data["held_out_files"]} files ({data["held_out_bytes"]:,} bytes) held out. The split is by file, by a hash of the seed and the path. Left out: {left_out or "nothing"}.
+{data["source"]}, every `.py` file: {data["train_files"]} files ({data["train_bytes"]:,} bytes,
+{data["train_tokens"]:,} tokens) to learn from, {data["held_out_files"]} files ({data["held_out_bytes"]:,} bytes) held
+out. The split is by file, by a hash of the seed and the path. Files left out: {left_out}.
 SHA-256 of both splits: `{data["sha256"]}`.
 
 ## Licence
@@ -134,20 +161,22 @@ Data: {data["license"]}. Weights and recipe: {facts["license"]}. The model can r
 
 ## Training
 
-{run["steps"]} steps of {recipe["batch_tokens"]} tokens ({run["tokens_seen"]:,} tokens, {run["tokens_seen"] / data["train_tokens"]:.1f} times the text) in {run["seconds"] / 3600:.2f} hours on
-{run["hardware"]} ({run["device"]}, {run["processes"]} process(es), {run["precision"]}{", torch.compile" if run["compiled"] else ""}).
-AdamW (0.9, 0.98), weight decay {recipe["weight_decay"]}, rate {recipe["learning_rate"]} after {recipe["warmup_steps"]} steps of warm-up, half a cosine down to 1 % over the last {100 * recipe["decay_share"]:.0f} % of the steps;
-windows of {recipe["short_context"]} tokens before that, of {sizes["context"]} from there on. Seed {recipe["seed"]}.
-Python {run["python"]}, torch {run["torch"]}, transformers {run["transformers"]}. `card.json` beside this file holds every setting.
+{run["steps"]} steps of {recipe["batch_tokens"]} tokens ({run["tokens_seen"]:,} in all, {times:.1f} times the text) in
+{run["seconds"] / 3600:.2f} hours on {run["hardware"]} ({arithmetic}).
+AdamW (0.9, 0.98), weight decay {recipe["weight_decay"]}, rate {recipe["learning_rate"]} after {recipe["warmup_steps"]}
+steps of warm-up, half a cosine down to 1 % of it over the last {100 * recipe["decay_share"]:.0f} % of the steps.
+Windows of {recipe["short_context"]} tokens before that, of {sizes["context"]} from there on. Seed {recipe["seed"]}.
+Python {run["python"]}, torch {run["torch"]}, transformers {run["transformers"]}.
+`card.json` beside this file holds every setting; `genkit train OUT` repeats the run.
 
 ## Known limits
 
 - It is tiny: the code looks right more often than it is right. Never run what it writes unread.
-- It knows Python as the standard library and its tests are written; newer syntax and other libraries hardly occur.
+- It knows Python as its training files write it; other libraries, newer syntax and other languages hardly occur.
 - A line's end and the next line's indent are one token. A prompt should end with the text of a line (`def f(n):`), not
   with a newline or spaces: after those it goes on badly.
 - It never saw more than {sizes["context"]} tokens at once.
-- Text in other languages than English, and prose, come out as nonsense.
+- Prose, chat and facts come out as nonsense. Of natural languages it has seen the English of comments and docstrings.
 
-Weights SHA-256: `{facts["weights_sha256"]}`.
+SHA-256 of model.safetensors: `{facts["weights_sha256"]}`.
 """

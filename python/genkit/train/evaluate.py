@@ -1,6 +1,6 @@
 """What a trained folder is worth: bits per byte on held-out files against xz, and whether its code parses.
 
-    genkit train --evaluate FOLDER        (the same: python -m genkit.train.evaluate FOLDER)
+    genkit train --evaluate FOLDER
 
 The weights are read as saved (bf16) and run in float32 with transformers, independent of genkit's own core.
 """
@@ -13,7 +13,6 @@ import lzma
 import math
 import random
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +93,9 @@ def load_folder(folder: Path):
     """(float32 model in evaluation mode, tokenizer) of a saved folder."""
     import torch
     from transformers import LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise BadFileError(f"{folder}: no config.json there; give the folder of a trained model")
@@ -200,18 +201,3 @@ def describe(result: Evaluation) -> str:
             f" (first 10: {sum(c.good for c in first)}); lines kept: {100 * kept:.0f} %",
         ]
     )
-
-
-if __name__ == "__main__":
-    from genkit.errors import Error
-
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m genkit.train.evaluate FOLDER")
-    try:
-        measured = evaluate(Path(sys.argv[1]))
-    except Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    for completion in measured.completions:
-        print(f"{'ok ' if completion.good else 'BAD'} {completion.statements:3} {completion.kept:4.0%} {completion.prompt}")
-    print(describe(measured))

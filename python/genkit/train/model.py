@@ -49,7 +49,7 @@ _ATTENTION = "genkit_causal_softmax"
 
 
 def build_model(sizes: Sizes, seed: int, device: str) -> LlamaForCausalLM:
-    """A fresh float32 network on `device`. The projections back into the residual start smaller, by 1/sqrt(2 layers)."""
+    """A fresh float32 network on `device`; projections back into the residual start smaller, by 1/sqrt(2 layers)."""
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
@@ -118,8 +118,9 @@ def loss_function(model: LlamaForCausalLM, device: str, precision: str, compiled
 
 
 def _use_cpu_attention(model: LlamaForCausalLM) -> None:
-    """Attention as two batched products and one softmax: with torch.compile faster on CPU, where the scores of a
-    micro-batch fit the cache, than torch's own flash kernel (21 against 51 ms for a layer of 3 heads over 4096 tokens)."""
+    """Attention as two batched products and one softmax. With torch.compile this is faster on CPU, as long as the
+    scores of a micro-batch fit the cache, than torch's own flash kernel: 21 against 51 ms for a layer of 3 heads over
+    8 windows of 512, forward and backward, on two Zen 5 cores."""
     import torch
     from transformers import AttentionInterface
 

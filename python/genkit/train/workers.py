@@ -46,7 +46,7 @@ class Workers:
         try:
             distributed.all_reduce(flat)
         except RuntimeError as error:
-            raise ResourceError(f"a training process is gone ({error}); --resume goes on from the checkpoint") from error
+            raise ResourceError(f"a training process is gone: {error}; --resume goes on from the checkpoint") from error
         offset = 0
         for gradient in gradients:
             gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
@@ -88,7 +88,8 @@ def team(count: int, out: Path, recipe: Recipe, resume: bool) -> Iterator[Worker
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // count))
     with tempfile.TemporaryDirectory(prefix="genkit-train-") as meeting:
-        job = {"out": str(out), "recipe": asdict(recipe), "resume": resume, "count": count, "meeting": f"{meeting}/store"}
+        job = {"out": str(out), "recipe": asdict(recipe), "resume": resume, "count": count}
+        job["meeting"] = f"{meeting}/store"
         helpers = [
             subprocess.Popen([sys.executable, "-m", "genkit.train.workers", json.dumps({**job, "rank": rank})])
             for rank in range(1, count)
