@@ -66,8 +66,8 @@ def test_no_prompt_on_a_terminal_is_an_error_and_no_question():
 
 SLOW_LOAD = """
 import time
-from genkit.cli.terminal import byte_bar
-with byte_bar("loading [red]model", True) as progress:
+from genkit.cli.terminal import bar
+with bar("loading [red]model", True, of_bytes=True) as progress:
     for i in range(16):
         time.sleep(0.1)
         progress(i * 10**8, 15 * 10**8)
@@ -84,6 +84,18 @@ def test_bar_is_drawn_and_wiped():
     assert b"\x1b[2K" in end and end.endswith(b"text\r\n")
 
 
+def test_a_long_wait_shows_a_bar_that_is_gone_before_the_text(player, tmp_path):
+    endless = make_player(tmp_path / "endless", context=16_000, loop=True)
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("x" * 12_000)
+    received, code = in_terminal(GENKIT + ["generate", "-m", str(endless), "-n", "8", "-f", str(prompt)], seconds=120)
+    assert code == 0 and b"reading the prompt" in received and b"%" in received
+    assert received.count(HIDE_CURSOR) == received.count(SHOW_CURSOR)
+    assert b"\x1b" not in received[received.rindex(SHOW_CURSOR) + len(SHOW_CURSOR):].replace(b"\x1b[1A", b"").replace(b"\x1b[2K", b"")
+    received, code = in_terminal(GENKIT + ["generate", "-m", str(endless), "-n", "3000", "--json", "Gr"], seconds=120)
+    assert code == 0 and "writing" in received.decode() and b'"finish_reason": "length"' in received
+
+
 def test_ctrl_c_during_the_bar_leaves_the_terminal_clean():
     script = SLOW_LOAD.replace("range(16)", "range(1000)")
     received, code = in_terminal([sys.executable, "-c", script], interrupt_after=2.0)
@@ -91,7 +103,7 @@ def test_ctrl_c_during_the_bar_leaves_the_terminal_clean():
 
 
 def test_bar_needs_a_terminal():
-    script = "from genkit.cli.terminal import byte_bar\nwith byte_bar('x', True) as p: assert p is None"
+    script = "from genkit.cli.terminal import bar\nwith bar('x', True, of_bytes=True) as p: assert p is None"
     subprocess.run([sys.executable, "-c", script], check=True, stderr=subprocess.DEVNULL, timeout=60)
 
 

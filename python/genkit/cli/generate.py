@@ -1,8 +1,9 @@
 """`genkit generate`: text from a model, streamed to standard output; everything else goes to stderr."""
 
+from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Callable, Optional
 
 import typer
 
@@ -11,7 +12,7 @@ from genkit.cli.failure import enable_traceback
 from genkit.cli.interrupt import Interrupts
 from genkit.cli.output import TextOutput
 from genkit.cli.prompt import checked, read_prompt, read_text_file
-from genkit.cli.terminal import byte_bar, note
+from genkit.cli.terminal import bar, note
 from genkit.cli.values import logit_bias, real, token_count, whole
 from genkit.errors import Interrupted, UsageError
 
@@ -221,19 +222,24 @@ def run(prompt: str, settings: "dict[str, Any]", loading: "dict[str, Any]", targ
     import genkit
 
     folder = genkit.DEFAULT_MODEL if model is None else model
-    with byte_bar(f"loading {Path(folder).name[:30]}", enabled=not quiet) as progress:
+    with bar(f"loading {Path(folder).name[:30]}", not quiet, of_bytes=True) as progress:
         loaded = genkit.load(folder, progress=progress, **loading)
     if threads_note := result.too_many_threads(loaded):
         note(threads_note)
-    stream = loaded.stream(prompt, cancelled=lambda: interrupts.requested, **settings)
+    steps = Steps(interrupts)
+    stream = loaded.stream(prompt, cancelled=steps, **settings)
     generation = stream.generation
     if verbose:
         for line in result.describe(loaded, folder, generation):
             note(line)
     interrupts.defer()
-    for piece in stream:
-        if not as_json:
-            target.write(piece)
+    on_screen = target.path is None and not as_json
+    with steps.shown(generation, not quiet, to_the_end=not on_screen or settings["beams"] > 1):
+        for piece in stream:
+            if on_screen:
+                steps.hide()
+            if not as_json:
+                target.write(piece)
     if as_json:
         target.write(result.json_text(result.json_object(generation, loaded, folder, prompt)) + "\n")
     target.end_line()
@@ -241,3 +247,35 @@ def run(prompt: str, settings: "dict[str, Any]", loading: "dict[str, Any]", targ
         note(result.summary(generation, loaded))
     if generation.finish_reason == "interrupted":
         raise Interrupted
+
+
+class Steps:
+    """What the decoder asks before each of its steps: whether to stop. Counting them feeds a bar while no text comes to
+    the terminal: a long prompt, beams, --json, -o."""
+
+    def __init__(self, interrupts: Interrupts) -> None:
+        self._interrupts = interrupts
+        self._stack = ExitStack()
+        self._update: "Optional[Callable[[int, int], None]]" = None
+        self._done = self._total = 0
+
+    def __call__(self) -> bool:
+        if self._update is not None:
+            self._update(self._done, self._total)
+            self._done += 1
+        return self._interrupts.requested
+
+    def shown(self, generation: Any, enabled: bool, *, to_the_end: bool) -> ExitStack:
+        """A context with the bar: of the prompt's chunks, and `to_the_end` of the tokens to write too."""
+        from genkit.engine import PREFILL_CHUNK
+
+        self._total = -(-len(generation.prompt_tokens) // PREFILL_CHUNK)
+        if to_the_end:
+            self._total += generation.settings["max_tokens"]
+        self._update = self._stack.enter_context(bar("writing" if to_the_end else "reading the prompt", enabled))
+        return self._stack
+
+    def hide(self) -> None:
+        """The text begins: the line is its own."""
+        self._update = None
+        self._stack.close()

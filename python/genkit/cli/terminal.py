@@ -37,8 +37,8 @@ BAR_AFTER = 0.3  # seconds
 
 
 @contextmanager
-def byte_bar(label: str, enabled: bool) -> Iterator[Optional[Callable[[int, int], None]]]:
-    """Yields a function (bytes done, bytes in all) that draws a bar on stderr, or None where none is wanted."""
+def bar(label: str, enabled: bool, *, of_bytes: bool = False) -> Iterator[Optional[Callable[[int, int], None]]]:
+    """Yields a function (done, in all) that draws a bar on stderr, or None where none is wanted. It is gone afterwards."""
     if not enabled or not stderr_is_terminal():
         yield None
         return
@@ -51,19 +51,18 @@ def byte_bar(label: str, enabled: bool) -> Iterator[Optional[Callable[[int, int]
             if progress is None:
                 if time.monotonic() - start < BAR_AFTER:
                     return
-                progress = stack.enter_context(make_progress())
+                progress = stack.enter_context(make_progress(of_bytes))
                 task = progress.add_task(label, total=total)
             progress.update(task, completed=done, total=total)
 
         yield update
 
 
-def make_progress():
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+def make_progress(of_bytes: bool):
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(binary_units=True),
-               TransferSpeedColumn(), TimeRemainingColumn())
-    # transient: nothing of the bar stays between the command and the text.
+    amounts = (DownloadColumn(binary_units=True), TransferSpeedColumn()) if of_bytes else (TaskProgressColumn("{task.percentage:>3.0f}%", markup=False),)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *amounts, TimeRemainingColumn())
     return Progress(*columns, console=console(), transient=True)
 
 
