@@ -371,3 +371,37 @@ def test_mutated_models_load_or_say_why(tmp_path):
             loaded += 1
         (folder / file).write_bytes(originals[file])
     assert loaded > 10 and failed > 100
+
+
+def test_tokenizer_of_another_model(tmp_path):
+    """The largest id may be the embedding's last row; one more and the model is refused before it writes nonsense."""
+    from tokenizers import Tokenizer, models
+
+    folder = copy_of("llama", tmp_path)
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    Tokenizer(models.WordLevel({"a": 0, "b": rows - 1}, unk_token="a")).save(str(folder / "tokenizer.json"))
+    assert genkit.load(folder).tokenizer.encode("b") == [rows - 1]
+    Tokenizer(models.WordLevel({"a": 0, "b": rows}, unk_token="a")).save(str(folder / "tokenizer.json"))
+    assert refused(genkit.load, folder) == (
+        f"{folder}/tokenizer.json: has token id {rows}, but the embedding has {rows} rows (vocab_size in config.json); "
+        f"tokenizer and weights are not of one model")
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text[:len(text) // 2])
+    assert refused(genkit.load, folder).startswith(f"{folder}/tokenizer.json: ")
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_poisoned_weights_are_an_error_and_no_token(tmp_path, poison):
+    folder = copy_of("gpt2", tmp_path)
+    path = folder / SINGLE
+    content = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    entry = json.loads(content[8:start])["transformer.h.0.mlp.c_fc.weight"]
+    at = start + entry["data_offsets"][0]
+    wide = np.float32(poison).tobytes()
+    value = {"F32": wide, "BF16": wide[2:], "F16": np.float16(poison).tobytes()}[entry["dtype"]]
+    content[at:at + len(value)] = value
+    path.write_bytes(content)
+    model = genkit.load(folder)
+    message = refused(lambda: model.generate([1, 2, 3], max_tokens=2))
+    assert "not finite" in message
