@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 
@@ -204,3 +205,49 @@ def test_where_the_chat_template_is_found(folders, tmp_path):
 def test_importing_is_light():
     code = "import sys, genkit.text; print([m for m in ('tokenizers', 'jinja2', 'numpy', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_files_that_would_abort_the_library(folders, tmp_path):
+    """tokenizers 0.23 ends the process on these: in a child, so that a failure here is a failure and not the end."""
+    data = (folders["llama3"] / "tokenizer.json").read_bytes()
+    spellings = ['"continuing_subword_prefix"', '"continuing_subword_prefi\\u0078"', '"\\u0063ontinuing_subword_prefix"']
+    for i, spelling in enumerate(spellings):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        changed = re.sub(rb'"continuing_subword_prefix":\s*null', lambda _: f'{spelling}: "x"'.encode(), data)
+        assert changed != data
+        (folder / "tokenizer.json").write_bytes(changed)
+        code = f"from genkit.text import Tokenizer; Tokenizer({str(folder)!r})"
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert run.returncode == 1 and "BadFileError" in run.stderr
+        assert "model.continuing_subword_prefix is 'x'; only null is supported" in run.stderr.splitlines()[-1]
+    spelled = re.sub(rb'"continuing_subword_prefix":\s*null', rb'"continuing_subword_prefi\\u0078": null', data)
+    (tmp_path / "tokenizer.json").write_bytes(spelled)
+    assert Tokenizer(tmp_path).encode("fine") == Tokenizer(folders["llama3"]).encode("fine")
+
+
+def test_mutants_of_tokenizer_json(folders, tmp_path):
+    """Any value in the file replaced: it loads and works, or one clear error."""
+    values = [None, -1, 2**32 - 1, 2**64, 1.5, True, "", "x", [], {}, [1], {"a": 1}]
+    rng, loaded = random.Random(4), 0
+    for kind in ("llama3", "llama2"):
+        text = (folders[kind] / "tokenizer.json").read_text()
+        for _ in range(120):
+            data = json.loads(text)
+            inner, key = data, rng.choice(list(data))
+            while isinstance(inner[key], (dict, list)) and inner[key] and rng.random() < 0.8:
+                inner = inner[key]
+                key = rng.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
+            inner[key] = rng.choice(values)
+            if data["model"] and isinstance(data["model"], dict) and data["model"].get("continuing_subword_prefix"):
+                continue
+            (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+            try:
+                tokenizer = Tokenizer(tmp_path)
+                ids = tokenizer.encode("Hello <s> 12 日本")
+                stream = tokenizer.stream()
+                assert "".join(stream.push(i) for i in ids) + stream.flush() == tokenizer.decode(ids)
+                loaded += 1
+            except BadFileError as error:
+                assert "tokenizer.json" in str(error) and "\n" not in str(error)
+    assert loaded > 5

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.checkpoints.config import LARGE_FILE, Fields, read_json
+from genkit.checkpoints.config import LARGE_FILE, Fields, parse_json, read_json
 from genkit.checkpoints.files import read_small, shown, shown_path
 from genkit.errors import BadFileError, UsageError
 from genkit.text.utf8 import TextStream
@@ -161,9 +161,25 @@ def _load(folder: Path) -> tokenizers.Tokenizer:
             )
         raise BadFileError(f"{shown_path(path)}: not found; a model folder needs its tokenizer")
     data = read_small(path, LARGE_FILE)
+    _refuse_prefix(data, path)
     import tokenizers
 
     return _guarded(lambda: tokenizers.Tokenizer.from_buffer(data), path, "no readable tokenizer")
+
+
+# Spelled out with a value, or spelled with escapes so that it might be there unseen.
+_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*(?!null|""|\s)|\\u00[2-7]')
+
+
+def _refuse_prefix(data: bytes, path: Path) -> None:
+    """Raises BadFileError for a BPE with a continuing_subword_prefix, which no model here has: the tokenizers library
+    cuts tokens by its length, and where that is inside a character it aborts the whole process."""
+    if not _PREFIX.search(data):
+        return  # nearly always: no need to parse megabytes twice
+    model = parse_json(data, shown_path(path)).get("model")
+    prefix = model.get("continuing_subword_prefix") if isinstance(model, dict) else None
+    if prefix and model.get("type") != "WordPiece":
+        raise BadFileError(f"{shown_path(path)}: model.continuing_subword_prefix is {shown(prefix)}; only null is supported")
 
 
 def _optional_json(path: Path) -> Fields:

@@ -81,8 +81,8 @@ def _decoder_kinds(tokenizer: tokenizers.Tokenizer) -> list[str]:
         step = steps.pop(0)
         if step["type"] == "Sequence":
             steps = step["decoders"] + steps
-        elif step["type"] == "Strip" and step["stop"] > 0:
-            return []
+        elif step["type"] == "Strip" and (step["stop"] > 0 or step["start"] > 1):
+            return []  # takes from the end, or from more tokens than the first
         else:
             kinds.append(step["type"])
     return kinds
