@@ -3,6 +3,7 @@
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,8 @@ def player(tmp_path_factory):
     return make_player(tmp_path_factory.mktemp("models") / "player")
 
 
-def in_terminal(arguments, *, seconds: float = 60, interrupt_after: "float | None" = None) -> "tuple[bytes, int]":
+def in_terminal(arguments, *, seconds: float = 60, interrupt_after: "float | None" = None,
+                terminate_at: "bytes | None" = None) -> "tuple[bytes, int]":
     """Everything the terminal received, and the exit code. Ctrl-C is typed, not signalled."""
     primary, secondary = pty.openpty()
     process = subprocess.Popen(arguments, stdin=secondary, stdout=secondary, stderr=secondary, start_new_session=True,
@@ -39,6 +41,9 @@ def in_terminal(arguments, *, seconds: float = 60, interrupt_after: "float | Non
             if not data:
                 break
             received += data
+            if terminate_at is not None and terminate_at in received:
+                process.terminate()
+                terminate_at = None
     os.close(primary)
     return received, process.wait(10)
 
@@ -100,6 +105,13 @@ def test_ctrl_c_during_the_bar_leaves_the_terminal_clean():
     script = SLOW_LOAD.replace("range(16)", "range(1000)")
     received, code = in_terminal([sys.executable, "-c", script], interrupt_after=2.0)
     assert code != 0 and received.count(HIDE_CURSOR) == received.count(SHOW_CURSOR) == 1
+
+
+def test_sigterm_during_the_bar_leaves_the_cursor_visible(tmp_path):
+    endless = make_player(tmp_path / "endless", context=60_000, loop=True)
+    arguments = GENKIT + ["generate", "-m", str(endless), "-n", "-1", "--json", "Gr"]
+    received, code = in_terminal(arguments, terminate_at=b"writing")
+    assert code == -signal.SIGTERM and received.count(SHOW_CURSOR) >= received.count(HIDE_CURSOR) > 0
 
 
 def test_bar_needs_a_terminal():

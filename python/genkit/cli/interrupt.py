@@ -1,4 +1,5 @@
-"""Ctrl-C: the first lets what was made be written and stops at the next token, the second ends the process at once."""
+"""Ctrl-C: the first lets what was made be written and stops at the next token, the second ends the process at once.
+SIGTERM ends it as ever, but not with the cursor hidden."""
 
 import os
 import signal
@@ -7,7 +8,7 @@ import threading
 
 from genkit.cli.failure import INTERRUPTED
 
-SHOW_CURSOR = "\x1b[?25h"
+SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Interrupts:
@@ -21,21 +22,32 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._handle)
+            self._previous = signal.signal(signal.SIGINT, self._handle), signal.signal(signal.SIGTERM, self._terminate)
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+            signal.signal(signal.SIGINT, self._previous[0])
+            signal.signal(signal.SIGTERM, self._previous[1])
 
     def defer(self) -> None:
         self._deferred = True
 
     def _handle(self, number: int, frame: object) -> None:
         if self.requested:
-            if sys.stderr is not None and sys.stderr.isatty():
-                os.write(2, SHOW_CURSOR.encode())  # a bar may have hidden it
+            show_cursor()
             os._exit(INTERRUPTED)
         self.requested = True
         if not self._deferred:
             raise KeyboardInterrupt
+
+    def _terminate(self, number: int, frame: object) -> None:
+        show_cursor()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def show_cursor() -> None:
+    """A bar may have hidden it."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        os.write(2, SHOW_CURSOR)
