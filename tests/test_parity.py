@@ -68,7 +68,7 @@ CASES = {
         BF16, "2GB"),
     "llama-multi-head-biases-sharded": (
         llama(hidden_size=96, num_attention_heads=6, num_key_value_heads=6, head_dim=None, attention_bias=True,
-              mlp_bias=True), F16, "100KB"),
+              mlp_bias=True, rms_norm_eps=0.1), F16, "100KB"),
     "llama-gelu": (llama(hidden_act="gelu", vocab_size=33), BF16, "2GB"),
     "llama-gelu-tanh": (llama(hidden_act="gelu_pytorch_tanh", intermediate_size=33), F32, "200KB"),
     "llama-one-layer": (llama(num_hidden_layers=1, head_dim=6, vocab_size=65), F32, "2GB"),
@@ -96,11 +96,11 @@ CASES = {
     "qwen3": (qwen3(), F32, "2GB"),
     "qwen3-tied-biases-default-head": (
         qwen3(num_attention_heads=3, num_key_value_heads=1, head_dim=128, attention_bias=True,
-              tie_word_embeddings=True), BF16, "150KB"),
+              rms_norm_eps=0.1, tie_word_embeddings=True), BF16, "150KB"),
     "qwen3-layer-types": (
         qwen3(use_sliding_window=True, sliding_window=29, num_attention_heads=4,
               layer_types=["full_attention", "sliding_attention", "full_attention"]), F32, "2GB"),
-    "gpt2": (gpt2(), F32, "2GB"),
+    "gpt2": (gpt2(layer_norm_epsilon=0.1), F32, "2GB"),
     "gpt2-untied-by-layer": (gpt2(tie_word_embeddings=False, scale_attn_by_inverse_layer_idx=True, n_layer=3), BF16,
                              "300KB"),
     "gpt2-unscaled-gelu": (gpt2(n_embd=60, n_head=5, n_inner=None, scale_attn_weights=False,
@@ -248,6 +248,8 @@ def test_old_spelling(case, tmp_path):
     rope = dict(fields.pop("rope_parameters"))
     fields |= {"rope_theta": rope.pop("rope_theta"), "torch_dtype": fields.pop("dtype")}
     kind = rope.pop("rope_type")
+    if "layer-types" not in case.folder.name:
+        fields.pop("layer_types", None)  # newer than max_window_layers, from which it follows
     fields["rope_scaling"] = None if kind == "default" else rope | {"type": kind}
     folder = tmp_path / "old"
     folder.mkdir()
@@ -258,3 +260,56 @@ def test_old_spelling(case, tmp_path):
     got = models_run.logits(models_run.load(folder), case.prompt)
     assert np.array_equal(got, models_run.logits(case.model, case.prompt))
     assert distance(got, reference.reference_logits(folder, case.prompt)) < TOLERANCE
+
+
+# The published sizes, from the models' own config.json files.
+PUBLISHED = {
+    "llama-2-7b": ("llama", dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, vocab_size=32000,
+                                 num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096)),
+    "llama-3.2-1b": ("llama", dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, vocab_size=128256,
+                                   num_attention_heads=32, num_key_value_heads=8, head_dim=64,
+                                   tie_word_embeddings=True, max_position_embeddings=131072,
+                                   rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0,
+                                                    "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                                    "original_max_position_embeddings": 8192})),
+    "tinyllama-1.1b": ("llama", dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, vocab_size=32000,
+                                     num_attention_heads=32, num_key_value_heads=4, max_position_embeddings=2048)),
+    "smollm2-135m": ("llama", dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, vocab_size=49152,
+                                   num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
+                                   max_position_embeddings=8192)),
+    "mistral-7b-v0.1": ("mistral", dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+                                        vocab_size=32000, num_attention_heads=32, num_key_value_heads=8,
+                                        sliding_window=4096, max_position_embeddings=32768)),
+    "qwen2.5-0.5b": ("qwen2", dict(hidden_size=896, intermediate_size=4864, num_hidden_layers=24, vocab_size=151936,
+                                   num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True,
+                                   max_window_layers=24, max_position_embeddings=32768)),
+    "qwen3-0.6b": ("qwen3", dict(hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, vocab_size=151936,
+                                 num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
+                                 max_position_embeddings=40960)),
+    "gpt2": ("gpt2", {}),
+    "gpt2-xl": ("gpt2", dict(n_embd=1600, n_head=25, n_layer=48)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_tensors_of_published_sizes(name, monkeypatch, tmp_path):
+    """Names and shapes asked of a checkpoint are those of transformers' model of that size, none left over."""
+    from genkit.checkpoints import Checkpoint, Fields, TensorInfo
+    from genkit.models import gpt2 as gpt2_file
+    from genkit.models import llama as llama_file
+    from genkit.models import load_model
+
+    model_type, sizes = PUBLISHED[name]
+    config = transformers.AutoConfig.for_model(model_type, **sizes)
+    with torch.device("meta"):
+        held = transformers.AutoModelForCausalLM.from_config(config).state_dict()
+    if config.tie_word_embeddings:
+        del held["lm_head.weight"]
+    tensors = {key: TensorInfo("bf16", tuple(value.shape), tmp_path / "model.safetensors", 0, 2 * value.numel())
+               for key, value in held.items()}
+    for module, kind in ((llama_file, "LlamaModel"), (gpt2_file, "GPT2Model")):
+        monkeypatch.setattr(module, kind, lambda config, weights: (config, weights))
+    fields = Fields(tmp_path / "config.json", json.loads(config.to_json_string(use_diff=False)))
+    made, weights = load_model(fields, Checkpoint(tmp_path, tensors, {}))
+    assert set(weights.shapes) == set(held)
+    assert made.max_positions == config.max_position_embeddings and made.vocab_size == config.vocab_size
