@@ -5,9 +5,9 @@
 constexpr int64_t k_block = 1024;
 constexpr int64_t tile_rows = 4;                             // rows of x a register tile holds
 constexpr int64_t tile_outputs = lanes == 8 ? 3 : 6;         // outputs n it holds: 16 or 32 vector registers
-constexpr int64_t few_rows_most = 24;                       // rows up to which weights are widened in registers,
-constexpr int64_t few_rows_tall = lanes == 8 ? 3 : 4;       // in tiles of this many rows
-constexpr int64_t few_rows_outputs = 4;                     // by this many outputs
+constexpr int64_t few_rows_most = 24;                        // rows up to which weights are widened in registers,
+constexpr int64_t few_rows_tall = lanes == 8 ? 3 : 4;        // in tiles of this many rows
+constexpr int64_t few_rows_outputs = 4;                      // by this many outputs
 constexpr int64_t block_rows = 64;                           // rows of x kept in the second-level cache, k_block wide
 constexpr int64_t block_outputs = 48;                        // outputs for which they are used
 static_assert(block_outputs % tile_outputs == 0 && block_rows % tile_rows == 0, "blocks hold whole tiles");
