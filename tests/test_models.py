@@ -4,6 +4,7 @@ that neither chunks, threads nor batch mates change a bit. What a wrong configur
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import models_run
 import numpy as np
@@ -104,6 +105,31 @@ def test_chunks_and_threads_change_no_bit(name, tier, threads):
         threads(count)
         for chunk in (1, 7, 64, len(prompt)):
             assert np.array_equal(models_run.logits(model, prompt, chunk), expected), (count, chunk)
+
+
+@pytest.mark.parametrize("tier", _core.tiers(), indirect=True)
+def test_a_wide_model_changes_no_bit(tier, threads, tmp_path):
+    """The goldens are so narrow that one row's linear is one piece of work; here each is split over the threads."""
+    from safetensors.numpy import save_file
+
+    from genkit.checkpoints import Fields
+    from genkit.models import llama
+
+    values = dict(model_type="llama", vocab_size=4099, hidden_size=320, intermediate_size=901, num_hidden_layers=2,
+                  num_attention_heads=8, num_key_value_heads=2, tie_word_embeddings=True)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = llama.read_config(Fields(tmp_path / "config.json", values), SimpleNamespace(nbytes=0))
+    random = np.random.default_rng(1)
+    save_file({name: (random.standard_normal(shape) / 320**0.5 + (len(shape) == 1)).astype(np.float16)
+               for name, shape in llama.tensor_shapes(config).items()}, tmp_path / "model.safetensors")
+    model = models_run.load(tmp_path)
+    prompt = random.integers(0, 4099, 100).tolist()
+    threads(1)
+    expected = models_run.logits(model, prompt)
+    assert np.ptp(expected, axis=1).min() > 4
+    for count, chunk in ((1, 7), (2, 1), (2, 100), (3, 64), (3, 1)):
+        threads(count)
+        assert np.array_equal(models_run.logits(model, prompt, chunk), expected), (count, chunk)
 
 
 @pytest.mark.parametrize("name", NAMES)
