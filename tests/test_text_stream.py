@@ -5,6 +5,7 @@ import random
 import pytest
 from text_folders import FOREIGN, KINDS, make_folder
 
+from genkit.errors import BadFileError
 from genkit.text import Tokenizer
 
 
@@ -74,6 +75,67 @@ def test_random_ids(tokenizers, kind, skip):
         for i, piece in enumerate(pieces):  # never taken back: what is out is a beginning of every longer text
             given += piece
             assert tokenizer.decode(ids[: i + 1], skip).startswith(given)
+
+
+def decoder_grid():
+    from tokenizers import decoders as d
+
+    return {
+        "none": None,
+        "metaspace": d.Metaspace(),
+        "metaspace first": d.Metaspace(prepend_scheme="first"),
+        "metaspace never": d.Metaspace(prepend_scheme="never"),
+        "bytes and metaspace": d.Sequence([d.ByteFallback(), d.Metaspace()]),
+        "strip every token": d.Sequence([d.Replace("▁", " "), d.ByteFallback(), d.Strip(" ", 1, 0), d.Fuse()]),
+        "strip more": d.Sequence([d.Replace("▁", " "), d.ByteFallback(), d.Fuse(), d.Strip(" ", 3, 0)]),
+        "replace across": d.Sequence([d.Replace("▁", " "), d.ByteFallback(), d.Fuse(), d.Replace("e ", "E")]),
+        "byte level in a sequence": d.Sequence([d.ByteLevel()]),
+        "wordpiece": d.WordPiece(prefix="e", cleanup=True),
+        "bpe": d.BPEDecoder(suffix="e"),
+        "ctc": d.CTC(pad_token="e", word_delimiter_token="s", cleanup=True),
+    }
+
+
+@pytest.mark.parametrize("name", decoder_grid())
+def test_other_decoders(tmp_path, name):
+    """Whatever the decoder does, the pieces are the whole text and never taken back."""
+    from tokenizers import Tokenizer as Backend
+
+    folder = make_folder("llama2_file", tmp_path)
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    backend.decoder = decoder_grid()[name]
+    backend.save(str(folder / "tokenizer.json"))
+    tokenizer, rng = Tokenizer(folder), random.Random(9)
+    short = [i for i in range(tokenizer.vocab_size) if i > 258 and len(tokenizer.token(i)) < 3] + [5, 70, 200]
+    for _ in range(300):
+        ids = [rng.choice(short if rng.random() < 0.9 else range(262)) for _ in range(rng.randrange(25))]
+        pieces, rest = streamed(tokenizer, ids)
+        given = ""
+        for i, piece in enumerate(pieces):
+            given += piece
+            assert tokenizer.decode(ids[: i + 1]).startswith(given), ids
+        assert given + rest == tokenizer.decode(ids), ids
+
+
+def test_a_decoder_that_strips_the_end(tmp_path):
+    """tokenizers 0.23 panics (a BaseException) where the text is shorter than what is to be stripped."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders as d
+
+    folder = make_folder("llama2_file", tmp_path)
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    backend.decoder = d.Sequence([d.Replace("▁", " "), d.ByteFallback(), d.Fuse(), d.Strip("e", 0, 2)])
+    backend.save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer(folder)
+    ids = tokenizer.encode("some three", add_special=False)
+    pieces, rest = streamed(tokenizer, ids)
+    assert "".join(pieces) == "" and rest == tokenizer.decode(ids) == " some thr"
+    e = [tokenizer.id_of("e")]
+    for call in (lambda: tokenizer.decode(e), lambda: streamed(tokenizer, e)):
+        try:
+            assert call() in ("", ([""], ""))
+        except BadFileError as error:
+            assert "tokenizer.json: cannot decode" in str(error)
 
 
 def test_a_run_of_byte_tokens_that_turns_invalid(tokenizers):

@@ -94,7 +94,7 @@ class Tokenizer:
 
     def stream(self, skip_special: bool = True) -> TextStream:
         """Text of ids that come one by one; see TextStream."""
-        return TextStream(self._tokenizer, skip_special)
+        return TextStream(self._tokenizer, lambda ids: self.decode(ids, skip_special=False), skip_special)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,8 +26,12 @@ class TextStream:
     - any other kind of decoder: everything is held back until `flush`.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, skip_special: bool = True) -> None:
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, decode: Callable[[list[int]], str], skip_special: bool = True
+    ) -> None:
+        """decode: text of ids, special ones included. `Tokenizer.stream` makes one."""
         self._tokenizer = tokenizer
+        self._decode = decode
         self._skipped: frozenset[int] = frozenset()
         if skip_special:
             added = tokenizer.get_added_tokens_decoder()
@@ -60,15 +65,12 @@ class TextStream:
     def _take(self) -> str:
         # Decoders drop a space at the very start. Decoding the held ids behind ids already given out, and then
         # cutting off the text of those, leaves the drop with the ids that it belongs to.
-        start = self._decode(self._before)
+        start = self._decode(self._before) if self._before else ""
         text = self._decode(self._before + self._held)[len(start) :]
         if text:
             self._before = self._held
             self._held = []
         return text
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False) if ids else ""
 
 
 def _decoder_kinds(tokenizer: tokenizers.Tokenizer) -> list[str]:
@@ -83,6 +85,8 @@ def _decoder_kinds(tokenizer: tokenizers.Tokenizer) -> list[str]:
             steps = step["decoders"] + steps
         elif step["type"] == "Strip" and (step["stop"] > 0 or step["start"] > 1):
             return []  # takes from the end, or from more tokens than the first
+        elif "Fuse" in kinds and step["type"] != "Strip":
+            return []  # works on text across tokens
         else:
             kinds.append(step["type"])
     return kinds
