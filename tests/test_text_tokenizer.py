@@ -110,6 +110,18 @@ def test_ids_without_a_token(folders):
             tokenizer.decode([1, bad])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_of_single_tokens(folders, kind):
+    """What --logprobs shows: with the space a word begins with."""
+    tokenizer = Tokenizer(folders[kind])
+    ids = tokenizer.encode("the end  of the text", add_special=False)
+    texts = [tokenizer.token(token) for token in ids]
+    assert "".join(texts).removeprefix(" ") == "the end  of the text"
+    assert any(len(text) > 1 and text.startswith(" ") for text in texts)
+    assert tokenizer.token(tokenizer.eos_id) == tokenizer.special_tokens["eos_token"]
+    assert tokenizer.token(tokenizer.eos_id, skip_special=True) == ""
+
+
 @pytest.mark.parametrize("text", ["a\udc80b", "\ud83d"])
 def test_lone_surrogates_are_refused(folders, text):
     with pytest.raises(UsageError, match="not valid Unicode"):

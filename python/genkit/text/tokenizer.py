@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from genkit.checkpoints.config import LARGE_FILE, Fields, parse_json, read_json
 from genkit.checkpoints.files import read_small, shown, shown_path
 from genkit.errors import BadFileError, UsageError
-from genkit.text.utf8 import TextStream
+from genkit.text.utf8 import TextStream, decoder_kinds
 
 if TYPE_CHECKING:
     import tokenizers
@@ -45,6 +45,7 @@ class Tokenizer:
         self._tokenizer.no_padding()
         if _is_llama_class(self.folder, config, self._tokenizer):
             _place_spaces(self._tokenizer, config)
+        self._drops_first_space = not {"Strip", "Metaspace"}.isdisjoint(decoder_kinds(self._tokenizer))
         self.special_tokens = _special_tokens(self.folder, config)
         _add_tokens(self._tokenizer, config, self.special_tokens)
         added = self._tokenizer.get_added_tokens_decoder()
@@ -85,8 +86,11 @@ class Tokenizer:
         )
 
     def token(self, token_id: int, skip_special: bool = False) -> str:
-        """Text of one token on its own, for lists of likely tokens; U+FFFD for a part of a character."""
-        return self.decode([token_id], skip_special)
+        """Text of one token as inside a text, for lists of likely tokens; U+FFFD for a part of a character."""
+        text = self.decode([token_id], skip_special)
+        if self._drops_first_space:  # which only the first of two loses
+            text = self.decode([token_id, token_id], skip_special)[len(text) :]
+        return text
 
     def id_of(self, token: str) -> int | None:
         """Id of a token by its name in the vocabulary."""

@@ -36,7 +36,7 @@ class TextStream:
         if skip_special:
             added = tokenizer.get_added_tokens_decoder()
             self._skipped = frozenset(token_id for token_id, token in added.items() if token.special)
-        kinds = _decoder_kinds(tokenizer)
+        kinds = decoder_kinds(tokenizer)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace") if kinds == ["ByteLevel"] else None
         self._streamable = bool(kinds) and _STREAMABLE.issuperset(kinds)
         self._byte_tokens = "ByteFallback" in kinds
@@ -73,7 +73,7 @@ class TextStream:
         return text
 
 
-def _decoder_kinds(tokenizer: tokenizers.Tokenizer) -> list[str]:
+def decoder_kinds(tokenizer: tokenizers.Tokenizer) -> list[str]:
     """Names of the decoder's steps; empty when it has none or one that works on the end of the text."""
     if tokenizer.decoder is None:
         return []
