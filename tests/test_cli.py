@@ -312,6 +312,16 @@ def test_an_existing_file_is_kept_unless_forced(player, tmp_path):
     assert file.read_bytes().decode() == EXPECTED
 
 
+def test_an_empty_text_is_a_text(player, tmp_path):
+    whole = tmp_path / "whole.txt"
+    whole.write_bytes(SCRIPT.encode() + b"\n")  # the likeliest token after the whole script is end-of-text
+    made, old = tmp_path / "made.txt", tmp_path / "old.txt"
+    old.write_text("old")
+    assert text_of(generate("-m", player, "-f", whole)) == ""
+    assert text_of(generate("-m", player, "-f", whole, "-o", made)) == "" and made.read_bytes() == b""
+    assert text_of(generate("-m", player, "-f", whole, "-o", old, "--force")) == "" and old.read_bytes() == b""
+
+
 def test_a_failure_leaves_no_empty_file(tmp_path):
     file = tmp_path / "out.txt"
     error_of(generate("-m", tmp_path / "missing", "-o", file, PROMPT), 3)

@@ -242,7 +242,7 @@ def run(prompt: str, settings: "dict[str, Any]", loading: "dict[str, Any]", targ
                 target.write(piece)
     if as_json:
         target.write(result.json_text(result.json_object(generation, loaded, folder, prompt)) + "\n")
-    target.end_line()
+    target.finish()
     if not quiet:
         note(result.summary(generation, loaded))
     if generation.finish_reason == "interrupted":

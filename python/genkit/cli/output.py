@@ -4,6 +4,7 @@ import os
 import select
 import stat
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Optional
 
@@ -26,7 +27,7 @@ class TextOutput:
         self.name = "standard output" if self.path is None else str(self.path)
         self.created = False
         self.must_truncate = False
-        self.written = 0
+        self.keep = False
         self.descriptor = STDOUT if self.path is None else self._open(self.path, force)
         self.ends_line = True
 
@@ -48,7 +49,10 @@ class TextOutput:
     def __enter__(self) -> "TextOutput":
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, *rest: object) -> None:
+        if kind is not None and not self.ends_line and self.is_terminal:
+            with suppress(OSError):
+                os.write(self.descriptor, b"\n")  # what went wrong is told on a line of its own
         self.close()
 
     @property
@@ -63,6 +67,7 @@ class TextOutput:
         if not text:
             return
         try:
+            self._truncate()
             self._write(memoryview(text.encode("utf-8", "replace")))
         except BrokenPipeError:
             raise PipeClosed from None
@@ -70,33 +75,37 @@ class TextOutput:
             raise ResourceError(f"cannot write {self.name}: {error.strerror or error}") from error
         self.ends_line = text.endswith("\n")
 
-    def _write(self, data: memoryview) -> None:
+    def _truncate(self) -> None:
         if self.must_truncate:
             os.ftruncate(self.descriptor, 0)
             self.must_truncate = False
+
+    def _write(self, data: memoryview) -> None:
         while data:
             try:
                 count = os.write(self.descriptor, data)
             except BlockingIOError:  # a descriptor that somebody else made non-blocking
                 select.select([], [self.descriptor], [])
                 continue
-            self.written += count
+            self.keep = True
             data = data[count:]
 
-    def end_line(self) -> None:
-        """On a terminal, leaves the cursor at the start of a line; elsewhere the text stays exact."""
+    def finish(self) -> None:
+        """The text is complete, even if it is empty. On a terminal the line is ended; elsewhere the text stays exact."""
+        self.keep = True
+        self._truncate()
         if not self.ends_line and self.is_terminal:
             self.write("\n")
 
     def close(self) -> None:
-        """Closes a file; one that we made and never wrote to is removed again."""
+        """Closes a file; one that we made and then had nothing to put into is removed again."""
         if self.path is None:
             return
         try:
             os.close(self.descriptor)
         except OSError as error:  # a network file system may say only now that the disk is full
             raise ResourceError(f"cannot write {self.name}: {error.strerror or error}") from error
-        if self.created and self.written == 0:
+        if self.created and not self.keep:
             self.path.unlink(missing_ok=True)
 
 

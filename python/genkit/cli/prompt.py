@@ -75,5 +75,5 @@ def decode(data: bytes, source: str) -> str:
         ) from None
     text = text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
     if not text:
-        raise UsageError(f"{source}: the prompt is empty")
+        raise UsageError(f"{source}: is empty")
     return text
