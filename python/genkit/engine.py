@@ -14,9 +14,9 @@ import numpy as np
 
 from genkit import _core, checkpoints, machine, models
 from genkit.checkpoints.safetensors import check_memory
-from genkit.checks import real_number, whole_number
+from genkit.checks import whole_number
 from genkit.decoding import sampling
-from genkit.decoding.beam import MAX_BEAMS, beam_search
+from genkit.decoding.beam import beam_search, check_options
 from genkit.decoding.logprobs import RawLogprobs, check_count
 from genkit.decoding.sampling import Sampler
 from genkit.decoding.stop import StopChecker
@@ -214,7 +214,9 @@ class LoadedModel:
                chat: bool | None = None, system: str | None = None,
                cancelled: Callable[[], bool] = lambda: False) -> Stream:
         """As generate, but iterates over the pieces of text. Arguments are checked before this returns."""
-        _check_counts(max_tokens, beams, length_penalty, logprobs, self.config.vocab_size)
+        check_options(beams, 1 if max_tokens is None else max_tokens, length_penalty)
+        if logprobs is not None:
+            check_count(logprobs, self.config.vocab_size)
         if beams > 1:
             if temperature:
                 raise UsageError(f"temperature: {temperature} with {beams} beams; beam search draws nothing: leave one away")
@@ -433,12 +435,3 @@ class _Text:
             text += self._checker.flush()
         self._generation.text += text
         return text
-
-
-def _check_counts(max_tokens: int | None, beams: int, length_penalty: float, logprobs: int | None, vocab: int) -> None:
-    if max_tokens is not None:
-        whole_number("max_tokens", max_tokens, 1, 2**31 - 1)
-    whole_number("beams", beams, 1, MAX_BEAMS)
-    real_number("length_penalty", length_penalty, -10, 10)
-    if logprobs is not None:
-        check_count(logprobs, vocab)

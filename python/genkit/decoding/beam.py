@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from genkit.checks import real_number, whole_number
 from genkit.errors import BadFileError, UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def beam_search(
 
     vocab = log_probs.shape[-1]
     eos = {int(token) for token in eos_token_ids}
-    _check(beams, max_tokens, length_penalty)
+    check_options(beams, max_tokens, length_penalty)
 
     running: list[list[int]] = [[]]
     scores = np.zeros(1, np.float32)
@@ -121,14 +122,8 @@ def _check_nan(rows: numpy.ndarray, length: int) -> None:
         )
 
 
-def _check(beams: int, max_tokens: int, length_penalty: float) -> None:
-    import math
-
-    if not isinstance(beams, int) or not 1 <= beams <= MAX_BEAMS:
-        raise UsageError(f"beams: {beams!r} is not a whole number from 1 to {MAX_BEAMS}")
-    if not isinstance(max_tokens, int) or max_tokens < 1:
-        raise UsageError(f"max_tokens: {max_tokens!r} is not a whole number above 0")
-    if not isinstance(length_penalty, (int, float)) or not math.isfinite(length_penalty):
-        raise UsageError(f"length_penalty: {length_penalty!r} is not a finite number")
-    if not abs(length_penalty) <= 10:
-        raise UsageError(f"length_penalty: {length_penalty!r} is outside [-10, 10]")
+def check_options(beams: int, max_tokens: int, length_penalty: float) -> None:
+    """Raises UsageError for an option out of range."""
+    whole_number("beams", beams, 1, MAX_BEAMS)
+    whole_number("max_tokens", max_tokens, 1, 2**31 - 1)
+    real_number("length_penalty", length_penalty, -10, 10)

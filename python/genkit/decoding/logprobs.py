@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import UsageError
+from genkit.checks import whole_number
 
 if TYPE_CHECKING:
     from genkit._core import Tensor
@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 def check_count(count: int, vocab_size: int) -> int:
     """K of --logprobs: from 0 (the chosen token only) to the vocabulary. Raises UsageError."""
-    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= vocab_size:
-        raise UsageError(f"logprobs: {count!r} is not a whole number from 0 to {vocab_size}, the vocabulary")
-    return count
+    return whole_number("logprobs", count, 0, vocab_size)
 
 
 class RawLogprobs:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from genkit.checks import real_number, whole_number
 from genkit.errors import BadFileError, UsageError
 
 if TYPE_CHECKING:
@@ -41,20 +42,20 @@ class SamplingSettings:
     def validated(self, vocab_size: int | None = None) -> SamplingSettings:
         """The same settings with plain numbers. Raises UsageError with option, value and range."""
         if self.temperature != 0 or isinstance(self.temperature, bool):
-            temperature = _number("temperature", self.temperature, MIN_TEMPERATURE, 100, "0 (greedy) or a number")
+            temperature = real_number("temperature", self.temperature, MIN_TEMPERATURE, 100, "0 (greedy) or a number")
         else:
             temperature = 0.0
         return SamplingSettings(
             temperature=temperature,
-            top_k=_integer("top_k", self.top_k, 0, 2**31 - 1),
-            top_p=_number("top_p", self.top_p, 0, 1, above=True),
-            min_p=_number("min_p", self.min_p, 0, 1),
-            repeat_penalty=_number("repeat_penalty", self.repeat_penalty, 1e-6, 100),
-            repeat_last_n=_integer("repeat_last_n", self.repeat_last_n, -1, 2**31 - 1),
-            presence_penalty=_number("presence_penalty", self.presence_penalty, -2, 2),
-            frequency_penalty=_number("frequency_penalty", self.frequency_penalty, -2, 2),
+            top_k=whole_number("top_k", self.top_k, 0, 2**31 - 1),
+            top_p=real_number("top_p", self.top_p, 0, 1, above=True),
+            min_p=real_number("min_p", self.min_p, 0, 1),
+            repeat_penalty=real_number("repeat_penalty", self.repeat_penalty, 1e-6, 100),
+            repeat_last_n=whole_number("repeat_last_n", self.repeat_last_n, -1, 2**31 - 1),
+            presence_penalty=real_number("presence_penalty", self.presence_penalty, -2, 2),
+            frequency_penalty=real_number("frequency_penalty", self.frequency_penalty, -2, 2),
             logit_bias=_bias(self.logit_bias, vocab_size),
-            seed=None if self.seed is None else _integer("seed", self.seed, 0, 2**64 - 1),
+            seed=None if self.seed is None else whole_number("seed", self.seed, 0, 2**64 - 1),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -240,36 +241,13 @@ def check_finite(logits: Tensor, positions: Sequence[int]) -> None:
         )
 
 
-def _number(name: str, value: Any, low: float, high: float, what: str = "a number", above: bool = False) -> float:
-    number = math.nan
-    if not isinstance(value, (bool, str)):
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            pass
-    if not low <= number <= high or (above and number == low):
-        allowed = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
-        raise UsageError(f"{name}: {value!r} is not {what} {allowed}")
-    return number
-
-
-def _integer(name: str, value: Any, low: int, high: int) -> int:
-    try:
-        number = low - 1 if isinstance(value, bool) else value.__index__()
-    except AttributeError:
-        number = low - 1
-    if not low <= number <= high:
-        raise UsageError(f"{name}: {value!r} is not a whole number from {low} to {high}")
-    return number
-
-
 def _bias(bias: Any, vocab_size: int | None) -> dict[int, float]:
     if not isinstance(bias, Mapping):
         raise UsageError(f"logit_bias: {bias!r} is not a mapping of token ids to numbers")
     result = {}
     for token, value in bias.items():
-        token = _integer("logit_bias: token id", token, 0, (vocab_size or 2**31) - 1)
+        token = whole_number("logit_bias: token id", token, 0, (vocab_size or 2**31) - 1)
         if not (isinstance(value, (int, float)) and value == -math.inf):
-            value = _number(f"logit_bias of token {token}", value, -1e9, 1e9, "-inf (never) or a number")
+            value = real_number(f"logit_bias of token {token}", value, -1e9, 1e9, "-inf (never) or a number")
         result[token] = float(value)
     return result
