@@ -1,0 +1,58 @@
+"""The compilers of this machine and the flags the build gives each kernel tier, read from CMakeLists.txt."""
+
+import functools
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+OBJECTS = tempfile.TemporaryDirectory(prefix="genkit-objects-")  # for this run of the tests
+X86 = platform.machine() in ("x86_64", "AMD64")
+
+
+def shared_flags():
+    found = re.search(r"target_compile_options\(genkit_flags INTERFACE ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
+    return found[1].split()
+
+
+def tiers():
+    """Tier -> its own flags, for every tier the build knows."""
+    calls = re.findall(r"^\s+genkit_tier\((\w+)([^)]*)\)", (ROOT / "CMakeLists.txt").read_text(), re.M)
+    return {name: flags.split() for name, flags in calls}
+
+
+def native():
+    """The C++ compiler as a command, or None."""
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        if name and shutil.which(shlex.split(name)[0]):
+            return shlex.split(name)
+    return None
+
+
+def for_tier(tier):
+    """(compiler or None, why there is none)."""
+    if tier == "reference" or (tier == "neon") != X86:
+        return native(), "no C++ compiler on this machine"
+    other = "aarch64-linux-gnu-g++" if tier == "neon" else "x86_64-linux-gnu-g++"
+    return ([other] if shutil.which(other) else None), f"no cross compiler {other} on this machine"
+
+
+def compile_source(compiler, source, target, *flags):
+    command = [*compiler, *COMMON, *shared_flags(), *flags, str(source), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
+    return target
+
+
+@functools.cache
+def tier_object(tier):
+    """The object file of a tier, or of the reference, as the build makes it."""
+    source = "reference.cpp" if tier == "reference" else f"tier_{tier}.cpp"
+    target = Path(OBJECTS.name) / f"{tier}.o"
+    return compile_source(for_tier(tier)[0], ROOT / "cpp/cpu" / source, target, "-c", "-O3", *tiers().get(tier, []))

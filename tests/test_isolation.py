@@ -1,0 +1,210 @@
+"""What keeps one build safe on every processor, and each layer knowing only the one below: objects, includes, imports."""
+
+import ast
+import re
+import shutil
+import subprocess
+
+import compilers
+import pytest
+from compilers import ROOT
+
+import genkit._core
+
+CPU = ROOT / "cpp" / "cpu"
+PACKAGE = ROOT / "python" / "genkit"
+# The C library's own, chosen for the processor by the C library.
+C_LIBRARY = {"memcpy", "memset", "memmove", "memcmp", "expf", "exp", "logf", "log", "sqrtf", "sin", "cos", "sincos", "erfcf",
+             "_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail"}
+
+
+def tool(name, tier):
+    """The binutils program for a tier's architecture."""
+    program = f"aarch64-linux-gnu-{name}" if tier == "neon" and compilers.X86 else name
+    if not shutil.which(program):
+        pytest.skip(f"no {program} on this machine")
+    return program
+
+
+@pytest.fixture(scope="module", params=["reference", *compilers.tiers()])
+def tier_object(request):
+    tier = request.param
+    compiler, reason = compilers.for_tier(tier)
+    if not compiler:
+        pytest.skip(reason)
+    return tier, compilers.tier_object(tier)
+
+
+def run(*command):
+    return subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout
+
+
+def test_a_tier_exports_its_install_function_and_nothing_else(tier_object):
+    tier, path = tier_object
+    symbols = [line.split() for line in run(tool("nm", tier), "-g", "-P", path).splitlines()]
+    defined = [name for name, kind, *_ in symbols if kind != "U"]
+    assert len(defined) == 1 and f"install_{tier}" in defined[0], f"global symbols: {defined}"
+    assert {name for name, kind, *_ in symbols if kind == "U"} <= C_LIBRARY
+    kinds = {line.split()[1] for line in run(tool("nm", tier), "-P", path).splitlines()}
+    assert not kinds & set("wWvVuC"), "weak, unique or common symbols: the linker may keep them for other processors"
+
+
+def test_a_tier_has_no_static_initializers(tier_object):
+    tier, path = tier_object
+    sections = run(tool("objdump", tier), "-h", path)
+    assert ".text" in sections and "init_array" not in sections and ".ctors" not in sections
+
+
+def test_instructions_stay_in_their_tier(tier_object):
+    tier, path = tier_object
+    if tier == "neon" or not compilers.X86:
+        pytest.skip("vector registers tell the instruction sets of x86-64 apart")
+    code = run(tool("objdump", tier), "-d", "--no-show-raw-insn", path)
+    uses = {name: bool(re.search(pattern, code)) for name, pattern in
+            {"zmm": r"%zmm", "ymm": r"%ymm", "vex": r"\tv[a-z]", "fma": r"\tvfn?madd", "bf16": r"\tv(dpbf16|cvtne2?ps)"}.items()}
+    assert uses == {"reference": dict(zmm=False, ymm=False, vex=False, fma=False, bf16=False),
+                    "avx2": dict(zmm=False, ymm=True, vex=True, fma=True, bf16=False),
+                    "avx512": dict(zmm=True, ymm=True, vex=True, fma=True, bf16=False)}[tier]
+    if tier == "avx2":
+        assert not re.search(r"%k[1-7]|%[xy]mm(1[6-9]|2\d|3[01])", code), "AVX-512 registers"
+
+
+def test_the_extension_exports_its_entry_point_only():
+    if not shutil.which("nm"):
+        pytest.skip("no nm on this machine")
+    symbols = [line.split() for line in run("nm", "-D", "-P", "--defined-only", genkit._core.__file__).splitlines()]
+    ours = [name for name, kind, *_ in symbols if "genkit" in name or "install_" in name]
+    assert not ours, f"kernels are visible to other libraries: {ours}"
+    assert any(name == "PyInit__core" for name, *_ in symbols)
+
+
+# ---- includes --------------------------------------------------------------------------------------------------
+
+
+def code_of(path):
+    """A C++ file without comments."""
+    return re.sub(r"//[^\n]*|/\*.*?\*/", "", path.read_text(), flags=re.S)
+
+
+def includes(path):
+    return set(re.findall(r'#\s*include\s+([<"][^>"]+[>"])', code_of(path)))
+
+
+KERNEL_FILES = [p for p in sorted(CPU.iterdir()) if p.stem.split("_")[0] in ("tier", "vec", "reference") or p.suffix == ".inl"]
+
+
+def test_kernel_files_include_only_the_boundary():
+    assert len(KERNEL_FILES) >= 10
+    ours = {f'"{p.name}"' for p in KERNEL_FILES if p.suffix in (".inl", ".h")}
+    allowed = ours | {'"../kernels.h"', "<cstdint>", "<cstddef>", "<immintrin.h>", "<arm_neon.h>"}
+    for path in KERNEL_FILES:
+        c_library = {"<math.h>", "<string.h>"} if path.name == "reference.cpp" else set()
+        assert includes(path) <= allowed | c_library, path.name
+        assert "std::" not in code_of(path), f"{path.name} uses the standard library: its templates may be shared"
+    assert includes(ROOT / "cpp/kernels.h") <= {"<cstdint>", "<cstddef>"}
+    assert len((ROOT / "cpp/kernels.h").read_text().splitlines()) < 300
+
+
+def test_fast_kernels_lie_in_an_anonymous_namespace():
+    for path in CPU.glob("tier_*.cpp"):
+        body = re.search(r"namespace genkit \{\s*namespace \{(.*)\}\s*void install_\w+\(Kernels& k\)", code_of(path), re.S)
+        assert body, path.name
+        assert body[1].count("#include") == code_of(path).count(".inl") + 1, path.name
+
+
+def test_cpu_and_cuda_do_not_see_each_other():
+    for path in CPU.iterdir():
+        assert not [i for i in includes(path) if "cuda" in i], path.name
+    for path in (ROOT / "cuda").rglob("*.cu*"):
+        assert not [i for i in includes(path) if "cpu/" in i or "ops" in i or "tensor" in i], path.name
+
+
+def test_each_layer_of_the_core_knows_only_the_one_below():
+    cpp = ROOT / "cpp"
+    below = {
+        "bindings.cpp": None,
+        "ops.cpp": {'"ops.h"', '"cpu/table.h"', '"threads.h"', '"plan.h"', '"tensor.h"', '"kernels.h"'},
+        "ops.h": {'"tensor.h"', '"kernels.h"'},
+        "tensor.cpp": {'"tensor.h"'},
+        "tensor.h": {'"kernels.h"'},
+        "threads.cpp": {'"threads.h"'},
+        "threads.h": set(),
+    }
+    for name, allowed in below.items():
+        found = {i for i in includes(cpp / name) if i.startswith('"')}
+        assert allowed is None or found <= allowed, f"{name} includes {found - allowed}"
+    for path in [*cpp.rglob("*.h"), *cpp.rglob("*.inl"), *cpp.rglob("*.cpp")]:
+        if path.name != "bindings.cpp":
+            assert not [i for i in includes(path) if "pybind11" in i or "Python.h" in i], path.name
+
+
+# ---- imports ---------------------------------------------------------------------------------------------------
+
+
+def imports(path, top_level=False):
+    """Modules a Python file names: all of them, or those imported when it is imported."""
+    tree = ast.parse(path.read_text())
+    found = set()
+
+    def visit(node):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                found.update(alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom) and child.level == 0:
+                found.add(child.module)
+                found.update(f"{child.module}.{alias.name}" for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                found.add("a relative import")
+            skip = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) or (
+                isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test))
+            if not (top_level and skip):
+                visit(child)
+
+    visit(tree)
+    return found
+
+
+def below(module):
+    """What a part of the package must not import. Checkpoints, which know no model, stand below models and layers."""
+    parts = module.split("/")
+    library = {"engine", "decoding", "text", "train", "bench", "quant"}
+    return {
+        "models": library | {"cli", "machine"},
+        "nn.py": library | {"cli", "models", "machine"},
+        "rope.py": library | {"cli", "models", "machine"},
+        "checkpoints": library | {"cli", "models", "nn", "rope"},
+        "text": {"cli", "engine", "models", "nn", "decoding", "train", "_core"},
+        "decoding": {"cli", "engine", "models", "nn", "text", "train"},
+        "errors.py": library | {"cli", "models", "nn", "checkpoints", "_core", "machine"},
+        "machine.py": library | {"cli", "models", "nn", "checkpoints"},
+        "kv_cache.py": library | {"cli", "models", "nn", "checkpoints"},
+    }.get(parts[0], {"cli"})
+
+
+def is_command(name):
+    return name.startswith("cli/") or name.endswith("__main__.py")
+
+
+PYTHON_FILES = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("name", PYTHON_FILES)
+def test_python_layers_import_downwards(name):
+    found = imports(PACKAGE / name)
+    assert "a relative import" not in found, "imports name the whole path"
+    if is_command(name):
+        return
+    wrong = {m for m in found if m.startswith("genkit.") and m.split(".")[1] in below(name)}
+    assert not wrong, f"{name} imports {sorted(wrong)}"
+
+
+HEAVY = {"torch", "transformers", "tokenizers", "jinja2", "huggingface_hub", "rich", "safetensors", "numpy"}
+
+
+@pytest.mark.parametrize("name", PYTHON_FILES)
+def test_heavy_modules_are_imported_lazily(name):
+    allowed = set() if is_command(name) else {"numpy"}
+    found = {m.split(".")[0] for m in imports(PACKAGE / name, top_level=True)}
+    assert not found & (HEAVY - allowed), f"{name} imports {sorted(found & HEAVY)} at module level"
+    if not is_command(name):
+        assert "typer" not in found, f"{name} imports typer: only the command line may"

@@ -1,0 +1,28 @@
+"""kernel_check.cpp: every tier against the reference without Python between, and tiers of another architecture under an
+emulator."""
+
+import shutil
+import subprocess
+
+import compilers
+import pytest
+
+from genkit import _core
+
+
+@pytest.mark.parametrize("tier", compilers.tiers())
+def test_tier_agrees_with_the_reference(tier, tmp_path):
+    compiler, reason = compilers.for_tier(tier)
+    if not compiler:
+        pytest.skip(reason)
+    run, link = [], []
+    if (tier == "neon") == compilers.X86:
+        run, link = [shutil.which("qemu-aarch64" if tier == "neon" else "qemu-x86_64")], ["-static"]
+        if not run[0]:
+            pytest.skip(f"no qemu user emulator for tier {tier} on this machine")
+    elif tier not in _core.tiers():
+        pytest.skip(f"this processor cannot run tier {tier}")
+    program = compilers.compile_source(compiler, compilers.ROOT / "tests/kernel_check.cpp", tmp_path / "check", "-O1",
+                                       f"-DINSTALL_TIER=install_{tier}", str(compilers.tier_object(tier)), *link)
+    done = subprocess.run([*run, str(program)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
