@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import math
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
