@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 import genkit
 from genkit import _core
 from genkit.errors import BadFileError
-from genkit.kv_cache import KVCache, Sequence, pages_for
+from genkit.kv_cache import KVCache, Sequence
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = sorted(path.name for path in FIXTURES.iterdir())

@@ -1,7 +1,6 @@
 """From what the user wrote after -m to a folder: a path, or a hub name looked up by huggingface_hub."""
 
 import errno
-import os
 import re
 import sys
 from pathlib import Path
