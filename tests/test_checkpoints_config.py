@@ -292,6 +292,7 @@ def test_generation_defaults(tmp_path):
     assert both == config.GenerationDefaults((7, 9), 1, 0, True, 0.6, 20, 0.95, 0.0, 1.05)
     nulls = defaults_of(tmp_path, {"eos_token_id": None, "temperature": None, "do_sample": None}, {"eos_token_id": [3]})
     assert nulls == config.GenerationDefaults((3,))
+    assert defaults_of(tmp_path, {"top_k": -1}).top_k == 0
 
 
 def test_what_transformers_saves_is_read(tmp_path):
@@ -305,7 +306,7 @@ def test_what_transformers_saves_is_read(tmp_path):
 
 @pytest.mark.parametrize("key, value", [
     ("temperature", -0.1), ("temperature", 1e-7), ("temperature", 1e9), ("temperature", "hot"), ("temperature", True),
-    ("top_k", -1), ("top_k", 0.5), ("top_k", 2**31), ("top_p", 0), ("top_p", 1.01), ("top_p", -1), ("min_p", 2),
+    ("top_k", -2), ("top_k", 0.5), ("top_k", 2**31), ("top_p", 0), ("top_p", 1.01), ("top_p", -1), ("min_p", 2),
     ("min_p", -0.5), ("repetition_penalty", 0), ("repetition_penalty", -1), ("repetition_penalty", []),
     ("do_sample", "yes"), ("do_sample", 1), ("eos_token_id", -1), ("eos_token_id", [1, -2]), ("eos_token_id", [[1]]),
     ("eos_token_id", "</s>"), ("eos_token_id", 2**31), ("eos_token_id", True), ("bos_token_id", [1]),

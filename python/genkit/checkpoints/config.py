@@ -320,13 +320,14 @@ def generation_defaults(folder: Path, fields: Fields) -> GenerationDefaults:
     temperature = own.number("temperature", 0.0, 100.0, None)
     if temperature and temperature < 1e-6:  # what a sampler can divide by
         raise own.error("temperature", "0 (greedy) or a number from 1e-06 to 100")
+    top_k = own.integer("top_k", -1, 2**31 - 1, None)  # -1 is how vLLM's users write off
     return GenerationDefaults(
         eos_token_ids=(own if "eos_token_id" in own else fields).token_ids("eos_token_id"),
         bos_token_id=token("bos_token_id"),
         pad_token_id=token("pad_token_id"),
         do_sample=own.boolean("do_sample", False),
         temperature=temperature,
-        top_k=own.integer("top_k", 0, 2**31 - 1, None),
+        top_k=None if top_k is None else max(top_k, 0),
         top_p=own.number("top_p", 0.0, 1.0, None, above=True),
         min_p=own.number("min_p", 0.0, 1.0, None),
         repetition_penalty=own.number("repetition_penalty", 0.0, 100.0, None, above=True),
