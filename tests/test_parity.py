@@ -80,7 +80,7 @@ CASES = {
                                 original_max_position_embeddings=60), F32, "2GB"),
     "llama-yarn": (llama_rope(**YARN), F32, "2GB"),
     "llama-yarn-own-length": (llama_rope(100, rope_type="yarn", factor=3.0), F32, "2GB"),
-    "llama-yarn-mscale": (llama_rope(**YARN, mscale=1.0, mscale_all_dim=0.7, beta_fast=8.0, beta_slow=2.0), F32, "2GB"),
+    "llama-yarn-mscale": (llama_rope(**YARN, mscale=1.0, mscale_all_dim=0.7, beta_fast=2.0, beta_slow=0.5), F32, "2GB"),
     "llama-yarn-attention-factor": (llama_rope(**YARN, attention_factor=1.4, truncate=False), F32, "2GB"),
     "mistral-window": (mistral(), F32, "2GB"),
     # Not 1: transformers' cache then keeps every key, and its cached text differs from its own without a cache.
