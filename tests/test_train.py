@@ -3,15 +3,18 @@
 import json
 import lzma
 import math
+import os
 import random
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from importlib.util import find_spec
 
 import pytest
 
-from genkit.errors import BadFileError, UsageError
+from genkit.errors import BadFileError, ResourceError, UsageError
 from genkit.train.data import is_held_out, load_corpus, standard_library
 
 needs_torch = pytest.mark.skipif(
@@ -371,6 +374,36 @@ def test_resume_refuses_what_would_be_another_run(sources, tmp_path):
 
 
 @needs_torch
+def test_a_full_disk_is_one_error_and_leaves_the_last_checkpoint(sources, tmp_path):
+    resource = pytest.importorskip("resource")
+    from genkit.train.trainer import STATE, Trainer
+
+    trainer = Trainer(tmp_path / "run", recipe(sources, steps=10), "cpu")
+    trainer.run(stop=lambda: trainer.step == 3)
+    before = (trainer.out / STATE).read_bytes()
+    trainer.step += 1
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # a write past this fails as on a full disk
+    try:
+        with pytest.raises(ResourceError, match="cannot be written"):
+            trainer.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (trainer.out / STATE).read_bytes() == before
+    assert [p.name for p in (trainer.out / STATE).parent.iterdir()] == [STATE.name]
+
+
+@needs_torch
+def test_a_rate_that_breaks_the_loss_is_named(sources, tmp_path):
+    from genkit.train.trainer import STATE, Trainer
+
+    trainer = Trainer(tmp_path / "run", recipe(sources, learning_rate=1e30, warmup_steps=1), "cpu")
+    with pytest.raises(UsageError, match=r"--learning-rate 1e\+30: the loss became (nan|inf)"):
+        trainer.run()
+    assert not (trainer.out / STATE).exists()
+
+
+@needs_torch
 def test_cpu_attention_is_transformers_attention(sources):
     import torch
 
@@ -407,6 +440,30 @@ def test_command_trains_measures_and_says_what_it_wrote(sources, tmp_path):
     assert again.returncode == 0 and again.stdout == done.stdout
     full = command(out)
     assert full.returncode == 2 and full.stderr.count("\n") == 1 and "not an empty folder" in full.stderr
+
+
+@needs_torch
+def test_ctrl_c_stops_after_a_step_with_a_checkpoint(sources, tmp_path):
+    """Two processes, interrupted together as by a terminal."""
+    out = tmp_path / "run"
+    sizes = "--vocab 300 --hidden 32 --ffn 64 --layers 1 --heads 2 --kv-heads 1 --context 64"
+    settings = "--steps 1000000 --batch-tokens 256 --micro-batch-tokens 128 --device cpu --no-compile --workers 2"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "genkit.train", out, "--data", sources, "--save-every", "0.01", *sizes.split(),
+         *settings.split()],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    while not (out / "tokenizer_config.json").exists():  # written with the first checkpoint
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert stderr.splitlines()[-1].endswith("--resume goes on") and "Traceback" not in stderr
+    assert (out / "checkpoint" / "state.pt").exists() and not list(out.glob("checkpoint/*.part"))
+    with pytest.raises(ProcessLookupError):  # nobody of the group is left
+        os.killpg(process.pid, 0)
 
 
 def test_command_errors_are_one_line(tmp_path):

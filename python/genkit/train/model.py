@@ -114,7 +114,18 @@ def loss_function(model: LlamaForCausalLM, device: str, precision: str, compiled
             logits = model.lm_head(hidden)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
-    return torch.compile(loss, dynamic=False) if compiled else loss
+    if not compiled:
+        return loss
+    fused = torch.compile(loss, dynamic=False)
+
+    def compiled_loss(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        try:
+            return fused(inputs, targets)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UsageError(f"--compile: torch.compile failed ({first.strip()}); use --no-compile") from error
+
+    return compiled_loss
 
 
 def _use_cpu_attention(model: LlamaForCausalLM) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from genkit.errors import BadFileError, ResourceError, UsageError
 from genkit.train.batches import Batches, encode_files
@@ -23,6 +24,9 @@ from genkit.train.model import (
 from genkit.train.tokenizer import save_tokenizer, train_tokenizer
 from genkit.train.workers import ALONE, Workers
 
+if TYPE_CHECKING:
+    import numpy as np
+
 STATE = Path("checkpoint") / "state.pt"
 
 
@@ -33,7 +37,7 @@ class Recipe:
     sizes: Sizes
     data: str | None = None  # folder of .py files; None: the standard library
     seed: int = 0
-    steps: int = 3000
+    steps: int = 2500
     batch_tokens: int = 8192  # tokens of one step
     micro_batch_tokens: int = 4096  # tokens of one forward and backward pass; sums to a step
     learning_rate: float = 1.5e-3
@@ -135,7 +139,7 @@ class Trainer:
         train = encode_files(self.tokenizer, self.corpus.train)
         self.batches = Batches(train, recipe.sizes.context, recipe.batch_tokens // recipe.sizes.context, recipe.seed)
         held_out = encode_files(self.tokenizer, self.corpus.held_out)
-        self._sample, self._sample_bytes = self._held_out_sample(held_out)
+        self._sample = self._held_out_sample(held_out)
 
         self.model = build_model(recipe.sizes, recipe.seed, self.device)
         self.loss = loss_function(self.model, self.device, self.precision, recipe.compiled)
@@ -167,7 +171,7 @@ class Trainer:
         """Train to the last step; `report(self)` after every step; checkpoint and model written every `save_every` s
         and at the end. When `stop()` is true before a step, save after it and return False, else True at the end.
 
-        Raises ResourceError when the loss stops being a number.
+        Raises UsageError when the loss stops being a number.
         """
         last_save = time.monotonic()
         while self.step < self.recipe.steps:
@@ -175,8 +179,9 @@ class Trainer:
             stopping = self._train_step(stop())
             self.seconds += time.monotonic() - start
             if not math.isfinite(self.last_loss):
-                raise ResourceError(
-                    f"the loss became {self.last_loss} at step {self.step}; use a smaller --learning-rate"
+                raise UsageError(
+                    f"--learning-rate {self.recipe.learning_rate}: the loss became {self.last_loss} at step "
+                    f"{self.step}; use a smaller one"
                 )
             if report is not None:
                 report(self)
@@ -217,34 +222,37 @@ class Trainer:
         self.last_loss = total
         return stop
 
-    def _held_out_sample(self, files):
-        """Short windows from the starts of held-out files, at most 64 of them, and the bytes they stand for."""
+    def _held_out_sample(self, files: list[np.ndarray]) -> list[tuple[np.ndarray, int]]:
+        """Micro-batches of the first `short_context` tokens of held-out files, 64 files at most, each with the bytes of
+        text it stands for."""
         import numpy as np
 
         length = self.recipe.short_context
-        rows, size = [], 0
-        for ids in files:
-            if len(ids) > length and len(rows) < 64:
-                rows.append(ids[: length + 1].astype(np.int64))
-                size += len(self.tokenizer.decode(rows[-1][1:].tolist()).encode("utf-8"))
-        return (np.stack(rows), size) if rows else (None, 0)
+        starts = [ids[: length + 1].astype(np.int64) for ids in files if len(ids) > length][:64]
+        if not starts:
+            return []
+        # Full micro-batches where there are enough, so that torch.compile meets no new shape.
+        rows = min(self.recipe.micro_batch_tokens // length, len(starts))
+        count = len(starts) // rows * rows
+        sample = []
+        for i in range(0, count, rows):
+            part = np.stack(starts[i : i + rows])
+            size = sum(len(self.tokenizer.decode(row[1:].tolist()).encode("utf-8")) for row in part)
+            sample.append((part, size))
+        return sample
 
     def held_out_bits_per_byte(self) -> float:
-        """Bits per byte on the first `short_context` tokens of up to 64 held-out files: quick, for the progress line
-        (evaluate.py measures whole files). NaN when no held-out file is long enough."""
+        """Bits per byte on the starts of some held-out files: quick, for the progress line (evaluate.py measures whole
+        files). NaN when no held-out file is long enough."""
         import torch
 
-        if self._sample is None:
-            return math.nan
-        rows = max(1, self.recipe.micro_batch_tokens // self.recipe.short_context)
-        windows = torch.from_numpy(self._sample).to(self.device)
-        windows = windows[: max(rows, len(windows) // rows * rows)]
-        total = 0.0
+        nats, size = 0.0, 0
         with torch.no_grad():
-            for part in windows.split(rows):
-                total += self.loss(part[:, :-1], part[:, 1:]).item() * part[:, 1:].numel()
-        share = len(windows) / len(self._sample)
-        return total / math.log(2) / (self._sample_bytes * share)
+            for part, part_size in self._sample:
+                windows = torch.from_numpy(part).to(self.device)
+                nats += self.loss(windows[:, :-1], windows[:, 1:]).item() * (part.size - len(part))
+                size += part_size
+        return nats / math.log(2) / size if size else math.nan
 
     def result(self) -> Result:
         """Figures of the run so far."""
@@ -276,6 +284,7 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint (whole or not at all) and the model folder as it is now. Only rank 0 writes."""
         import torch
+        from safetensors import SafetensorError
 
         if self.workers.rank:
             return
@@ -298,8 +307,9 @@ class Trainer:
             os.replace(part, path)
             save_model(self.model, self.out)
             save_tokenizer(self.tokenizer, self.out, self.recipe.sizes.context)
-        except OSError as error:
-            raise ResourceError(f"{path}: cannot be written: {error.strerror or error}") from error
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
+            part.unlink(missing_ok=True)
+            raise ResourceError(f"{self.out}: cannot be written: {error}") from error
 
     def _restore(self, state: dict) -> None:
         import torch
