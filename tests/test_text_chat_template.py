@@ -136,12 +136,12 @@ def test_same_text_and_ids_as_transformers(tokenizers, name, generation_prompt):
     ours, theirs = tokenizers
     ours.chat_template = TEMPLATES[name]
     tools = [{"name": "f", "description": "à <b>", "parameters": {"x": [1, 2.5, None]}}]
-    for chat in CHATS.values():
-        for variables in ({}, {"enable_thinking": False, "date_string": "today"}, {"tools": tools}):
-            wanted = theirs.apply_chat_template(
-                chat, chat_template=TEMPLATES[name], tokenize=False, add_generation_prompt=generation_prompt, **variables
-            )
-            assert ours.render_chat(chat, generation_prompt, **variables) == wanted
+    several = [{}, {"enable_thinking": False, "date_string": "today"}, {"tools": tools}]
+    for chat, variables in zip(CHATS.values(), several, strict=True):
+        wanted = theirs.apply_chat_template(
+            chat, chat_template=TEMPLATES[name], tokenize=False, add_generation_prompt=generation_prompt, **variables
+        )
+        assert ours.render_chat(chat, generation_prompt, **variables) == wanted
     ids = theirs.apply_chat_template(
         chat, chat_template=TEMPLATES[name], add_generation_prompt=generation_prompt, return_dict=False
     )
