@@ -105,6 +105,17 @@ def test_stops_at_any_eos_unless_told_not_to(model, altered):
     assert m.generate(PROMPT, max_tokens=30, ignore_eos=True).tokens == free.tokens
 
 
+def test_the_tokenizers_end_of_text_serves_when_no_other_is_named(model, altered):
+    config = json.loads((altered / "config.json").read_text())
+    del config["eos_token_id"]
+    (altered / "config.json").write_text(json.dumps(config))
+    end = model.tokenizer.eos_id
+    assert end not in (None, 2)
+    generation = genkit.load(altered).generate(PROMPT, max_tokens=10, logit_bias={end: 1e6})
+    assert (generation.tokens, generation.text, generation.finish_reason) == ([end], "", "stop")
+    assert model.generate(PROMPT, max_tokens=3, logit_bias={end: 1e6}).finish_reason == "length"
+
+
 def test_stop_strings_end_the_text_before_themselves(model):
     free = model.generate("abc", max_tokens=40, ignore_eos=True)
     stop = free.text[7:10]

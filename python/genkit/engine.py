@@ -160,6 +160,10 @@ class LoadedModel:
         self._model = model
         self._tokenizer = tokenizer
         self._defaults = defaults
+        # Where the model's files name no end of text, the tokenizer's own is taken.
+        self._eos_ids = defaults.eos_token_ids
+        if not self._eos_ids and tokenizer is not None and tokenizer.eos_id is not None:
+            self._eos_ids = (tokenizer.eos_id,)
 
     @property
     def tier(self) -> str:
@@ -272,7 +276,7 @@ class LoadedModel:
             timings.tokens += 1
             if raw is not None:
                 generation.logprobs += raw.entries([token], self._token_text)
-            ends = not request.ignore_eos and token in self._defaults.eos_token_ids
+            ends = not request.ignore_eos and token in self._eos_ids
             piece = "" if ends else text.push(token)
             timings.decode_s = time.perf_counter() - start
             if piece:
@@ -333,7 +337,7 @@ class LoadedModel:
             raise Interrupted("interrupted: beam search has no text before its end")
         best = beam_search(log_probabilities(logits)[0], step, reorder, beams=request.beams,
                            max_tokens=request.max_tokens, length_penalty=request.length_penalty,
-                           eos_token_ids=() if request.ignore_eos else self._defaults.eos_token_ids,
+                           eos_token_ids=() if request.ignore_eos else self._eos_ids,
                            adjust=adjust)[0]
         generation.tokens, generation.finish_reason = best.tokens, best.finish_reason
         timings.tokens = len(best.tokens)
