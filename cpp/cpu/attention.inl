@@ -18,9 +18,10 @@ struct Query {
     int64_t position, first;  // keys [first, position] are seen
 };
 
-// score[i][j] = q_i . k_j for `tiles` tiles of keys.
+// score[i][j] = q_i . k_j for `tiles` tiles of keys. Their values, needed next, are fetched on the way.
 template <int64_t queries, int64_t tiles>
-INLINE void score_keys(const Query* const query[], const float* keys, int64_t dim, float (*score)[page_keys]) {
+INLINE void score_keys(const Query* const query[], const float* keys, const float* values, int64_t dim,
+                       float (*score)[page_keys]) {
     vec acc[queries][tiles * tile_vecs];
     for (int64_t i = 0; i < queries; i++) {
         for (int64_t t = 0; t < tiles * tile_vecs; t++) acc[i][t] = zero();
@@ -28,6 +29,7 @@ INLINE void score_keys(const Query* const query[], const float* keys, int64_t di
     const float* q[queries];
     for (int64_t i = 0; i < queries; i++) q[i] = query[i]->q;
     for (int64_t d = 0; d < dim; d++) {
+        for (int64_t t = 0; t < tiles; t++) __builtin_prefetch(values + (d * tiles + t) * tile_keys);
         vec k[tiles * tile_vecs];
         for (int64_t t = 0; t < tiles * tile_vecs; t++) {
             k[t] = load(keys + (t / tile_vecs * dim + d) * tile_keys + t % tile_vecs * lanes);
@@ -135,11 +137,12 @@ void attend_page(const AttentionArgs& a, Query* const query[], int64_t page, con
     const int64_t tiles = (high + tile_keys - 1) / tile_keys;
     auto score_at = [&](int64_t t) { return reinterpret_cast<float(*)[page_keys]>(&score[0][t * tile_keys]); };
     if (score_tiles > 1 && tile == 0 && tiles == score_tiles) {
-        score_keys<queries, score_tiles>(query, keys, a.head_dim, score);
+        score_keys<queries, score_tiles>(query, keys, values, a.head_dim, score);
         tile = tiles;
     }
     for (; tile < tiles; tile++) {
-        score_keys<queries, 1>(query, keys + tile * a.head_dim * tile_keys, a.head_dim, score_at(tile));
+        const int64_t at = tile * a.head_dim * tile_keys;
+        score_keys<queries, 1>(query, keys + at, values + at, a.head_dim, score_at(tile));
     }
     for (int64_t i = 0; i < queries; i++) soften(a, *query[i], page, score[i]);
 
