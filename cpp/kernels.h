@@ -178,9 +178,9 @@ struct TopKArgs {
     int64_t dim, k;   // 1 <= k <= dim
 };
 
-// Adjusts logits in place by what was already said. Unit: one row. For token t with count c > 0 in the row's history:
-// l = l > 0 ? l / repetition : l * repetition for tokens in either history (Keskar et al. 2019),
-// l -= presence + frequency * c for the generated tokens only. Histories are given as distinct ids with counts.
+// Adjusts logits in place by what was already said. Unit: one row. A token seen in the window:
+// l = l > 0 ? l / repetition : l * repetition (Keskar et al. 2019); then, generated c > 0 times:
+// l -= presence + frequency * c. Histories are given as distinct ids with counts.
 struct PenaltyArgs {
     float* logits;                  // [rows, dim]
     const int32_t* ids;             // [entries] distinct within a row
