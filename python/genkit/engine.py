@@ -105,7 +105,7 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, *, 
     threads = choose_threads(threads)
     if error := _core.isa_error():
         raise UsageError(error)
-    folder = checkpoints.resolve(str(path), revision=revision, offline=offline)
+    folder = checkpoints.resolve(str(path), revision=revision, offline=offline, progress=progress is not None)
     fields = checkpoints.read_config(folder)
     defaults = checkpoints.generation_defaults(folder, fields)
     _core.set_threads(threads)

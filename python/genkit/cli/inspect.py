@@ -60,6 +60,7 @@ def examine(folder: Path, context: Optional[int]) -> "dict[str, Any]":
     from genkit.checkpoints import open_checkpoint, read_config
     from genkit.cli.result import model_name
     from genkit.errors import UsageError
+    from genkit.models import read_model_config
     from genkit.text.tokenizer import Tokenizer
 
     fields = read_config(folder)
@@ -96,19 +97,6 @@ def examine(folder: Path, context: Optional[int]) -> "dict[str, Any]":
         "memory": {"context": context, "weights": config.weight_bytes, "kv_cache": cache, "total": config.weight_bytes + cache},
         "card": card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
     }
-
-
-def read_model_config(fields: Any, checkpoint: Any) -> Any:
-    """The sizes config.json gives, without loading weights. Raises BadFileError."""
-    import importlib
-
-    from genkit.errors import BadFileError
-    from genkit.models import ARCHITECTURES
-
-    if fields.model_type not in ARCHITECTURES:
-        raise BadFileError(f"{fields.path}: architecture '{fields.model_type}' is not supported; known: {', '.join(ARCHITECTURES)}")
-    module = importlib.import_module(f"genkit.models.{ARCHITECTURES[fields.model_type]}")
-    return module.read_config(fields, checkpoint)
 
 
 def report(facts: "dict[str, Any]") -> str:

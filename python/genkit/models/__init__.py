@@ -1,10 +1,12 @@
 """Architectures, one file each, found by config.json's model_type.
 
-A model file offers `load(fields, checkpoint)`, which returns a model: `model.config` (ModelConfig) and
-`model(step, cache)`, logits f32 [rows asked for, vocab_size]. Adding one: a file here, a line below, a parity test.
+A model file offers `read_config(fields, checkpoint)`, a ModelConfig, and `build(fields, checkpoint, config)`, a model:
+`model.config` and `model(step, cache)`, logits f32 [rows asked for, vocab_size]. Adding one: a file here, a line below,
+a parity test.
 """
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 from genkit.errors import BadFileError
@@ -26,11 +28,23 @@ class Model(Protocol):
     def __call__(self, step: "Step", cache: "KVCache") -> "Tensor": ...
 
 
+def read_model_config(fields: "Fields", checkpoint: "Checkpoint") -> "ModelConfig":
+    """What config.json says of the model; no weights are read.
+
+    Raises BadFileError for an unknown architecture or a value that cannot be.
+    """
+    return _module(fields).read_config(fields, checkpoint)
+
+
 def load_model(fields: "Fields", checkpoint: "Checkpoint") -> Model:
     """The model that config.json describes, its weights read from the checkpoint.
 
-    Raises BadFileError for an unknown architecture, a value that cannot be, or sizes that are not the weights'.
+    Raises BadFileError as read_model_config, and for sizes that are not the weights'.
     """
+    return _module(fields).build(fields, checkpoint, read_model_config(fields, checkpoint))
+
+
+def _module(fields: "Fields") -> ModuleType:
     from genkit.checkpoints.files import shown, shown_path
 
     path, model_type = shown_path(fields.path), fields.model_type
@@ -42,4 +56,4 @@ def load_model(fields: "Fields", checkpoint: "Checkpoint") -> Model:
         method = quantization.optional("quant_method")
         raise BadFileError(f"{path}: quantization_config with quant_method {shown(method)} is not supported; "
                            "use the model's f32, f16 or bf16 checkpoint")
-    return importlib.import_module(f"genkit.models.{ARCHITECTURES[model_type]}").load(fields, checkpoint)
+    return importlib.import_module(f"genkit.models.{ARCHITECTURES[model_type]}")

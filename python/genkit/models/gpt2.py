@@ -113,6 +113,5 @@ class GPT2Model:
         return self.head(self.norm(select_rows(x, step.logit_rows)))
 
 
-def load(fields: "Fields", checkpoint: "Checkpoint") -> GPT2Model:
-    config = read_config(fields, checkpoint)
+def build(fields: "Fields", checkpoint: "Checkpoint", config: GPT2Config) -> GPT2Model:
     return GPT2Model(config, Weights(fields, checkpoint, tensor_shapes(config), config.prefix + "h."))

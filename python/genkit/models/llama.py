@@ -33,9 +33,9 @@ class LlamaConfig(ModelConfig):
     qk_norm: bool  # RMSNorm on each query and key head
 
 
-def read_config(fields: "Fields", checkpoint: "Checkpoint", *, qkv_bias: Optional[bool] = None,
-                out_bias: Optional[bool] = None, mlp_bias: Optional[bool] = None, qk_norm: bool = False,
-                head_dim: Optional[int] = None, windows: Optional[tuple[int, ...]] = None) -> LlamaConfig:
+def llama_config(fields: "Fields", checkpoint: "Checkpoint", *, qkv_bias: Optional[bool] = None,
+                 out_bias: Optional[bool] = None, mlp_bias: Optional[bool] = None, qk_norm: bool = False,
+                 head_dim: Optional[int] = None, windows: Optional[tuple[int, ...]] = None) -> LlamaConfig:
     """config.json checked. The keywords are an architecture's fixed traits; None asks the file, as Llama does."""
     hidden_size = fields.integer("hidden_size", 1, MAX_WIDTH)
     layers = fields.integer("num_hidden_layers", 1, MAX_LAYERS)
@@ -141,13 +141,12 @@ def build(fields: "Fields", checkpoint: "Checkpoint", config: LlamaConfig) -> Ll
     return LlamaModel(config, Weights(fields, checkpoint, tensor_shapes(config), "model.layers."))
 
 
-def load(fields: "Fields", checkpoint: "Checkpoint") -> LlamaModel:
+def read_config(fields: "Fields", checkpoint: "Checkpoint") -> LlamaConfig:
     if fields.model_type != "mistral":
-        return build(fields, checkpoint, read_config(fields, checkpoint))
+        return llama_config(fields, checkpoint)
     # A Mistral file that says nothing has the window of the first release; null is none.
     window = 4096
     if "sliding_window" in fields.raw:
         window = fields.integer("sliding_window", 1, MAX_POSITIONS, default=0)
     layers = fields.integer("num_hidden_layers", 1, MAX_LAYERS)
-    return build(fields, checkpoint, read_config(fields, checkpoint, qkv_bias=False, out_bias=False, mlp_bias=False,
-                                                 windows=(window,) * layers))
+    return llama_config(fields, checkpoint, qkv_bias=False, out_bias=False, mlp_bias=False, windows=(window,) * layers)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from genkit.models.config import MAX_LAYERS, MAX_POSITIONS
-from genkit.models.llama import LlamaModel, build, read_config
+from genkit.models.llama import LlamaConfig, build, llama_config  # noqa: F401 build is offered here too
 
 if TYPE_CHECKING:
     from genkit.checkpoints.config import Fields
@@ -29,7 +29,6 @@ def read_windows(fields: "Fields") -> tuple[int, ...]:
     return tuple(known[t] for t in types)
 
 
-def load(fields: "Fields", checkpoint: "Checkpoint") -> LlamaModel:
-    config = read_config(fields, checkpoint, qkv_bias=True, out_bias=False, mlp_bias=False,
-                         windows=read_windows(fields))
-    return build(fields, checkpoint, config)
+def read_config(fields: "Fields", checkpoint: "Checkpoint") -> LlamaConfig:
+    return llama_config(fields, checkpoint, qkv_bias=True, out_bias=False, mlp_bias=False,
+                        windows=read_windows(fields))

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from genkit.models.llama import LlamaModel, build, read_config
+from genkit.models.llama import LlamaConfig, build, llama_config  # noqa: F401 build is offered here too
 from genkit.models.qwen2 import read_windows
 
 if TYPE_CHECKING:
@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from genkit.checkpoints.safetensors import Checkpoint
 
 
-def load(fields: "Fields", checkpoint: "Checkpoint") -> LlamaModel:
-    config = read_config(fields, checkpoint, mlp_bias=False, qk_norm=True, head_dim=128,
-                         windows=read_windows(fields))
-    return build(fields, checkpoint, config)
+def read_config(fields: "Fields", checkpoint: "Checkpoint") -> LlamaConfig:
+    return llama_config(fields, checkpoint, mlp_bias=False, qk_norm=True, head_dim=128,
+                        windows=read_windows(fields))
