@@ -176,6 +176,72 @@ def test_an_epoch_shows_windows_once_and_steps_do_not_depend_on_the_way_there():
         Batches(files, context=1024, windows=3, seed=9)
 
 
+def test_snippets_are_whole_functions_and_classes_without_indent():
+    import ast
+
+    from genkit.train.data import SourceFile
+    from genkit.train.snippets import cut_snippets
+
+    text = textwrap.dedent('''
+        import os
+
+        class Box:
+            """A box."""
+            size = 1
+
+            @property
+            def full(self):
+                """Whether it is.
+
+                Said again.
+                """
+                # a line of comment
+                if self.size:  # and one after code
+                    return True
+                return "# no comment"
+
+            def stub(self):
+                pass
+
+            def text(self):
+                x = """
+        left edge
+        """
+                y = x
+                return y
+        ''')
+    found = cut_snippets([SourceFile("a.py", text), SourceFile("b.py", "def broken(:\n"), SourceFile("c.py", text)])
+    # Once each; no stub; not the method whose string keeps it from moving to the left edge.
+    assert [s.split("\n")[0] for s in found] == ["class Box:", "def full(self):"]
+    assert found[1] == (
+        'def full(self):\n    if self.size:  # and one after code\n        return True\n    return "# no comment"\n'
+    )
+    assert "A box" not in found[0] and "Said again" not in found[0] and "size = 1" in found[0]
+    assert all(len(ast.parse(s).body) == 1 for s in found)
+
+
+def test_snippet_windows_begin_with_a_snippet_and_depend_on_the_step_alone():
+    import numpy as np
+
+    from genkit.train.snippets import SnippetBatches
+
+    snippets = [np.array([1000 + i] * (5 + i) + [0], dtype=np.int32) for i in range(40)]
+    batches = SnippetBatches(snippets, context=50, windows=3, seed=4)
+    seen = [batches(step) for step in range(30)]  # several epochs
+    for rows in seen:
+        assert rows.shape == (3, 51)
+        for row in rows:
+            for start in [0, *(np.flatnonzero(row[:-1] == 0) + 1)]:
+                number = row[start] - 1000
+                assert (row[start : start + 5 + number] == 1000 + number).all()  # whole, or cut by the window's end
+    fresh = SnippetBatches(snippets, context=50, windows=3, seed=4)
+    for step in (17, 0, 29, 3):
+        assert np.array_equal(fresh(step), seen[step])
+    assert not np.array_equal(seen[0], seen[-1])
+    with pytest.raises(UsageError, match="--snippet-steps 0"):
+        SnippetBatches(snippets[:3], context=50, windows=3, seed=4)
+
+
 # Recipe
 
 
@@ -185,7 +251,7 @@ def recipe(sources, **changes):
 
     settings = dict(
         data=str(sources), seed=2, steps=30, batch_tokens=512, micro_batch_tokens=256, warmup_steps=4,
-        learning_rate=5e-3, short_context=32, precision="fp32", compiled=False,
+        learning_rate=5e-3, snippet_steps=6, short_context=32, precision="fp32", compiled=False,
     )
     sizes = Sizes(vocab=512, hidden=48, ffn=80, layers=2, heads=3, kv_heads=1, context=64)
     return Recipe(sizes, **{**settings, **changes})
@@ -198,7 +264,9 @@ def test_rate_rises_stays_and_falls(sources):
     assert set(rates[4:60]) == {5e-3} and plan.decay_start == 60
     assert all(a > b for a, b in zip(rates[60:], rates[61:])) and 5e-5 < rates[99] < 1.1e-4
     assert plan.rate(80) == pytest.approx(5e-3 * (0.01 + 0.99 / 2))
-    assert [plan.context_at(s) for s in (0, 59, 60, 99)] == [32, 32, 64, 64]
+    assert [plan.context_at(s) for s in (0, 59, 60, 99, 105)] == [32, 32, 64, 64, 64]
+    last = [plan.rate(step) for step in range(100, plan.total_steps)]
+    assert last[0] == 5e-4 and last[3] == pytest.approx(2.5e-4) and 0 < last[5] < 4e-5 and len(last) == 6
 
 
 @pytest.mark.parametrize(
@@ -208,6 +276,7 @@ def test_rate_rises_stays_and_falls(sources):
         ({"learning_rate": math.nan}, "--learning-rate nan"),
         ({"learning_rate": -1.0}, "--learning-rate -1.0"),
         ({"seed": -1}, "--seed -1"),
+        ({"snippet_steps": -1}, "--snippet-steps -1"),
         ({"short_context": 33}, "--short-context 33"),
         ({"batch_tokens": 500}, "--batch-tokens 500"),
         ({"micro_batch_tokens": 32, "batch_tokens": 64}, "--micro-batch-tokens 32"),
@@ -302,7 +371,7 @@ def test_training_lowers_the_loss_and_leaves_a_whole_folder(sources, tmp_path):
     assert facts["evaluation"]["bits_per_byte"] == round(result.bits_per_byte, 4)
     assert read_figures(out) == facts
     assert f"**{result.bits_per_byte:.3f}**" in card and facts["data"]["sha256"] in card
-    assert facts["training"]["tokens_seen"] == 30 * 512 and facts["recipe"]["seed"] == 2
+    assert facts["training"]["tokens_seen"] == 36 * 512 and facts["recipe"]["seed"] == 2
     trainer.drop_checkpoint()
     assert sorted(p.name for p in out.iterdir()) == [
         "MODEL_CARD.md", "card.json", "config.json", "generation_config.json", "model.safetensors",
@@ -430,12 +499,13 @@ def command(*args):
 def test_command_trains_measures_and_says_what_it_wrote(sources, tmp_path):
     out = tmp_path / "tiny"
     done = command(
-        out, "--data", sources, "--steps", 6, "--vocab", 300, "--hidden", 32, "--ffn", 64, "--layers", 1, "--heads", 2,
+        out, "--data", sources, "--steps", 6, "--snippet-steps", 2,
+        "--vocab", 300, "--hidden", 32, "--ffn", 64, "--layers", 1, "--heads", 2,
         "--kv-heads", 1, "--context", 64, "--batch-tokens", 256, "--micro-batch-tokens", 128, "--device", "cpu",
         "--no-compile", "--completions", 3,
     )
     assert done.returncode == 0, done.stderr
-    assert "bits per byte" in done.stdout and "step 6/6" in done.stderr
+    assert "bits per byte" in done.stdout and "step 8/8" in done.stderr
     again = command("--evaluate", out, "--data", sources, "--completions", 3)
     assert again.returncode == 0 and again.stdout == done.stdout
     full = command(out)

@@ -90,6 +90,11 @@ def train(
         Optional[int],
         option("--batch-tokens", metavar="N", panel=TRAINING, help="Tokens of a step. Default: the recipe's."),
     ] = None,
+    snippet_steps: Annotated[
+        Optional[int],
+        option("--snippet-steps", metavar="N", panel=TRAINING,
+               help="More steps after --steps, half on single functions and classes. Default: the recipe's."),
+    ] = None,
     short_context: Annotated[
         Optional[int],
         option("--short-context", metavar="N", panel=TRAINING,
@@ -134,7 +139,7 @@ def train(
     \b
     genkit train my-model                             the default model's recipe
     genkit train my-model --resume                    go on after a stop
-    genkit train tiny --steps 200 --layers 2 --hidden 128 --heads 2 --kv-heads 1 --ffn 384
+    genkit train tiny --steps 200 --snippet-steps 50 --layers 2 --hidden 128 --heads 2 --kv-heads 1 --ffn 384
     genkit train mine --data ~/src/project            learn from your own .py files
     genkit train --evaluate my-model                  measure again what the card says
     """
@@ -177,7 +182,7 @@ def train(
     recipe = Recipe(
         sizes, data=str(data) if data is not None else None, seed=seed or 0,
         precision=precision.value, compiled=compiled,
-        **given(steps=steps, learning_rate=learning_rate, batch_tokens=batch_tokens,
+        **given(steps=steps, snippet_steps=snippet_steps, learning_rate=learning_rate, batch_tokens=batch_tokens,
                 micro_batch_tokens=micro_batch_tokens,
                 short_context=short_context if short_context is not None else max(1, sizes.context // 2)))
     run(out, recipe, device.value, workers, resume, save_every, completions)
@@ -213,7 +218,9 @@ def run(
         with training_report(trainer) as report:
             finished = trainer.run(report, save_every, lambda: interrupts.requested)
     if not finished:
-        raise Interrupted(f"stopped at step {trainer.step} of {recipe.steps}; genkit train {out} --resume goes on")
+        raise Interrupted(
+            f"stopped at step {trainer.step} of {recipe.total_steps}; genkit train {out} --resume goes on"
+        )
     evaluation, text = measure(out, Path(recipe.data) if recipe.data else None, recipe.seed, completions)
     write_card(out, trainer.result(), evaluation)
     trainer.drop_checkpoint()
@@ -226,7 +233,7 @@ def describe_run(trainer: Any) -> str:
     recipe, corpus = trainer.recipe, trainer.corpus
     return (
         f"{len(corpus.train)} files to learn from ({trainer.batches.tokens} tokens), {len(corpus.held_out)} held out; "
-        f"{trainer.parameters} weights, {recipe.steps} steps of {recipe.batch_tokens} tokens, "
+        f"{trainer.parameters} weights, {recipe.total_steps} steps of {recipe.batch_tokens} tokens, "
         f"{trainer.device}, {trainer.workers.count} process(es), {trainer.precision}"
         + (f", from step {trainer.step}" if trainer.step else "")
         + ("; the first step waits for torch.compile" if recipe.compiled else "")
@@ -277,7 +284,7 @@ def training_report(trainer: Any) -> "Iterator[Callable[[Any], None]]":
 
     def look_at_held_out() -> None:
         nonlocal held_out
-        if trainer.step % HELD_OUT_EVERY == 0 or trainer.step == trainer.recipe.steps:
+        if trainer.step % HELD_OUT_EVERY == 0 or trainer.step == trainer.recipe.total_steps:
             held_out = f", held-out {trainer.held_out_bits_per_byte():.3f} bits/byte"
 
     if stderr_is_terminal():
@@ -285,7 +292,7 @@ def training_report(trainer: Any) -> "Iterator[Callable[[Any], None]]":
 
         columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}", markup=False))
         with Progress(*columns, console=console()) as progress:
-            task = progress.add_task("compiling" if trainer.recipe.compiled else "", total=trainer.recipe.steps,
+            task = progress.add_task("compiling" if trainer.recipe.compiled else "", total=trainer.recipe.total_steps,
                                      completed=trainer.step)
 
             def draw(_: Any) -> None:
@@ -301,8 +308,8 @@ def training_report(trainer: Any) -> "Iterator[Callable[[Any], None]]":
         nonlocal last
         pace.update()
         look_at_held_out()
-        if time.monotonic() - last >= LOG_EVERY or trainer.step == trainer.recipe.steps:
+        if time.monotonic() - last >= LOG_EVERY or trainer.step == trainer.recipe.total_steps:
             last = time.monotonic()
-            note(f"step {trainer.step}/{trainer.recipe.steps}: {figures()}, {pace.time_left()} left")
+            note(f"step {trainer.step}/{trainer.recipe.total_steps}: {figures()}, {pace.time_left()} left")
 
     yield log

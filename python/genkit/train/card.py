@@ -76,7 +76,7 @@ def card_facts(folder: Path, result: Result, evaluation: Evaluation) -> dict[str
             "precision": result.precision,
             "compiled": result.compiled,
             "seconds": round(result.seconds),
-            "steps": result.recipe.steps,
+            "steps": result.recipe.total_steps,
             "tokens_seen": result.tokens_seen,
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -127,6 +127,13 @@ def card_text(facts: dict[str, Any]) -> str:
     arithmetic = f"{run['device']}, processes: {run['processes']}, {run['precision']}"
     if run["compiled"]:
         arithmetic += ", torch.compile"
+    decay = 100 * recipe["decay_share"]
+    snippets = ""
+    if recipe["snippet_steps"]:
+        snippets = (
+            f"\nThen {recipe['snippet_steps']} steps at {recipe['snippet_rate']} falling to 0 took half of their windows "
+            "from single\nfunctions and classes without indent, each with its end mark."
+        )
     return f"""# Model card: {facts["name"]}
 
 A small llama-shaped language model of Python source code, trained from nothing by `genkit train`. It goes on where a
@@ -145,14 +152,14 @@ piece of Python stops. It knows no instructions and no chat.
 | tokenizer | byte-level BPE, {sizes["vocab"]} entries, trained on the train split |
 
 Bits per byte: each held-out file from its start, windows of the whole context that slide by half of it. A completion
-has 160 tokens at most and is cut at its last complete statement; {100 * seen["completion_lines_kept"]:.0f} % of the
-lines stay after the cut.
+has 160 tokens at most and is cut at its last complete statement; {100 * seen["completion_lines_kept"]:.0f} % of the lines stay.
 
 ## Data
 
 {data["source"]}, every `.py` file: {data["train_files"]} files ({data["train_bytes"]:,} bytes,
 {data["train_tokens"]:,} tokens) to learn from, {data["held_out_files"]} files ({data["held_out_bytes"]:,} bytes) held
-out. The split is by file, by a hash of the seed and the path. Files left out: {left_out}.
+out. The split is by file, by a hash of the seed and the path.
+Files left out: {left_out}.
 SHA-256 of both splits: `{data["sha256"]}`.
 
 ## Licence
@@ -164,9 +171,9 @@ Data: {data["license"]}. Weights and recipe: {facts["license"]}. The model can r
 {run["steps"]} steps of {recipe["batch_tokens"]} tokens ({run["tokens_seen"]:,} in all, {times:.1f} times the text) in
 {run["seconds"] / 3600:.2f} hours on {run["hardware"]} ({arithmetic}).
 AdamW (0.9, 0.98), weight decay {recipe["weight_decay"]}, rate {recipe["learning_rate"]} after {recipe["warmup_steps"]}
-steps of warm-up, half a cosine down to 1 % of it over the last {100 * recipe["decay_share"]:.0f} % of the steps.
-Windows of {recipe["short_context"]} tokens before that, of {sizes["context"]} from there on. Seed {recipe["seed"]}.
-Python {run["python"]}, torch {run["torch"]}, transformers {run["transformers"]}.
+steps of warm-up, half a cosine down to 1 % of it over the last {decay:.0f} % of {recipe["steps"]} steps.
+Windows of {recipe["short_context"]} tokens before that, of {sizes["context"]} from there on.{snippets}
+Seed {recipe["seed"]}. Python {run["python"]}, torch {run["torch"]}, transformers {run["transformers"]}.
 `card.json` beside this file holds every setting; `genkit train OUT` repeats the run.
 
 ## Known limits
@@ -175,6 +182,8 @@ Python {run["python"]}, torch {run["torch"]}, transformers {run["transformers"]}
 - It knows Python as its training files write it; other libraries, newer syntax and other languages hardly occur.
 - A line's end and the next line's indent are one token. A prompt should end with the text of a line (`def f(n):`), not
   with a newline or spaces: after those it goes on badly.
+- Greedy decoding soon repeats a line: what parses is seldom useful. The sampling settings that come with the model, or a
+  repetition penalty, keep it moving.
 - It never saw more than {sizes["context"]} tokens at once.
 - Prose, chat and facts come out as nonsense. Of natural languages it has seen the English of comments and docstrings.
 

@@ -21,6 +21,7 @@ from genkit.train.model import (
     loss_function,
     save_model,
 )
+from genkit.train.snippets import SnippetBatches, cut_snippets, encode_snippets
 from genkit.train.tokenizer import save_tokenizer, train_tokenizer
 from genkit.train.workers import ALONE, Workers
 
@@ -45,12 +46,16 @@ class Recipe:
     warmup_steps: int = 100
     decay_share: float = 0.4  # last share of the steps, with falling rate and full context
     short_context: int = 512  # windows are cut to this length before the decay
+    snippet_steps: int = 160  # then so many more, half of each on single functions and classes
+    snippet_rate: float = 6e-4
     precision: str = "auto"
     compiled: bool = True
 
     def check(self) -> None:
         """Raise UsageError for settings that cannot train."""
         self.sizes.check()
+        if self.snippet_steps < 0:
+            raise UsageError(f"--snippet-steps {self.snippet_steps}: must be 0 or more")
         for name in ("steps", "batch_tokens", "micro_batch_tokens", "short_context"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
@@ -68,12 +73,20 @@ class Recipe:
             )
 
     @property
+    def total_steps(self) -> int:
+        """Steps of both stages."""
+        return self.steps + self.snippet_steps
+
+    @property
     def decay_start(self) -> int:
         """First step of the decay."""
         return self.steps - round(self.decay_share * self.steps)
 
     def rate(self, step: int) -> float:
-        """Learning rate of the step: linear warm-up, plateau, then half a cosine down to 1 % of the peak."""
+        """Learning rate of the step: linear warm-up, plateau, then half a cosine down to 1 % of the peak; for the
+        snippets half a cosine again."""
+        if step >= self.steps:
+            return self.snippet_rate * 0.5 * (1 + math.cos(math.pi * (step - self.steps) / self.snippet_steps))
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         if step < self.decay_start:
@@ -138,6 +151,11 @@ class Trainer:
             )
         train = encode_files(self.tokenizer, self.corpus.train)
         self.batches = Batches(train, recipe.sizes.context, recipe.batch_tokens // recipe.sizes.context, recipe.seed)
+        self.snippets = None
+        if recipe.snippet_steps:
+            half = max(1, self.batches.windows // 2)
+            snippets = encode_snippets(self.tokenizer, cut_snippets(self.corpus.train))
+            self.snippets = SnippetBatches(snippets, recipe.sizes.context, half, recipe.seed)
         held_out = encode_files(self.tokenizer, self.corpus.held_out)
         self._sample = self._held_out_sample(held_out)
 
@@ -174,7 +192,7 @@ class Trainer:
         Raises UsageError when the loss stops being a number.
         """
         last_save = time.monotonic()
-        while self.step < self.recipe.steps:
+        while self.step < self.recipe.total_steps:
             start = time.monotonic()
             stopping = self._train_step(stop())
             self.seconds += time.monotonic() - start
@@ -191,7 +209,7 @@ class Trainer:
                 self.save()
                 last_save = time.monotonic()
         self.save()
-        return self.step >= self.recipe.steps
+        return self.step >= self.recipe.total_steps
 
     def _train_step(self, stop: bool) -> bool:
         """One step; returns whether to stop after it, which all processes are told with the gradients."""
@@ -200,7 +218,7 @@ class Trainer:
         rate = self.recipe.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        windows = torch.from_numpy(self.batches(self.step)).to(self.device)
+        windows = torch.from_numpy(self._windows()).to(self.device)
         context = self.recipe.context_at(self.step)
         # A long window becomes several short ones; the tokens of a step stay the same.
         inputs = windows[:, :-1].reshape(-1, context)
@@ -221,6 +239,15 @@ class Trainer:
         self.step += 1
         self.last_loss = total
         return stop
+
+    def _windows(self) -> np.ndarray:
+        import numpy as np
+
+        windows = self.batches(self.step)
+        if self.step >= self.recipe.steps:
+            snippets = self.snippets(self.step - self.recipe.steps)
+            windows = np.concatenate([windows[: len(windows) - len(snippets)], snippets])
+        return windows
 
     def _held_out_sample(self, files: list[np.ndarray]) -> list[tuple[np.ndarray, int]]:
         """Micro-batches of the first `short_context` tokens of held-out files, 64 files at most, each with the bytes of
@@ -396,5 +423,5 @@ class Pace:
         if not self.tokens_per_second:
             return "?"
         recipe = self.trainer.recipe
-        left = int((recipe.steps - self.trainer.step) * recipe.batch_tokens / self.tokens_per_second)
+        left = int((recipe.total_steps - self.trainer.step) * recipe.batch_tokens / self.tokens_per_second)
         return f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
