@@ -266,7 +266,7 @@ def test_rate_rises_stays_and_falls(sources):
     assert plan.rate(80) == pytest.approx(5e-3 * (0.01 + 0.99 / 2))
     assert [plan.context_at(s) for s in (0, 59, 60, 99, 105)] == [32, 32, 64, 64, 64]
     last = [plan.rate(step) for step in range(100, plan.total_steps)]
-    assert last[0] == 5e-4 and last[3] == pytest.approx(2.5e-4) and 0 < last[5] < 4e-5 and len(last) == 6
+    assert last[0] == 6e-4 and last[3] == pytest.approx(3e-4) and 0 < last[5] < 5e-5 and len(last) == 6
 
 
 @pytest.mark.parametrize(

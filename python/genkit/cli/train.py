@@ -55,7 +55,7 @@ def train(
     ] = None,
     completions: Annotated[
         int, option("--completions", metavar="N", panel=RUN, help="Greedy completions to judge when measuring.")
-    ] = 50,
+    ] = 100,
     save_every: Annotated[
         float, option("--save-every", metavar="SECONDS", panel=RUN, help="Time between checkpoints.")
     ] = 600.0,
@@ -236,7 +236,7 @@ def describe_run(trainer: Any) -> str:
         f"{trainer.parameters} weights, {recipe.total_steps} steps of {recipe.batch_tokens} tokens, "
         f"{trainer.device}, {trainer.workers.count} process(es), {trainer.precision}"
         + (f", from step {trainer.step}" if trainer.step else "")
-        + ("; the first step waits for torch.compile" if recipe.compiled else "")
+        + ("; the first step waits for torch.compile" if recipe.compiled and trainer.step < recipe.total_steps else "")
     )
 
 

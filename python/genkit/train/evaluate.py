@@ -61,7 +61,7 @@ def evaluate(
     folder: Path,
     data: Path | None = None,
     seed: int = 0,
-    prompts: int = 50,
+    prompts: int = 100,
     new_tokens: int = 160,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
