@@ -127,12 +127,13 @@ def card_text(facts: dict[str, Any]) -> str:
     arithmetic = f"{run['device']}, processes: {run['processes']}, {run['precision']}"
     if run["compiled"]:
         arithmetic += ", torch.compile"
+    kept = 100 * seen["completion_lines_kept"]
     decay = 100 * recipe["decay_share"]
     snippets = ""
     if recipe["snippet_steps"]:
         snippets = (
-            f"\nThen {recipe['snippet_steps']} steps at {recipe['snippet_rate']} falling to 0 took half of their windows "
-            "from single\nfunctions and classes without indent, each with its end mark."
+            f"\nThen {recipe['snippet_steps']} steps at {recipe['snippet_rate']} falling to 0 took half of their "
+            "windows from single\nfunctions and classes without indent, each with its end mark."
         )
     return f"""# Model card: {facts["name"]}
 
@@ -152,7 +153,7 @@ piece of Python stops. It knows no instructions and no chat.
 | tokenizer | byte-level BPE, {sizes["vocab"]} entries, trained on the train split |
 
 Bits per byte: each held-out file from its start, windows of the whole context that slide by half of it. A completion
-has 160 tokens at most and is cut at its last complete statement; {100 * seen["completion_lines_kept"]:.0f} % of the lines stay.
+has 160 tokens at most and is cut at its last complete statement; {kept:.0f} % of the lines stay.
 
 ## Data
 
@@ -182,8 +183,8 @@ Seed {recipe["seed"]}. Python {run["python"]}, torch {run["torch"]}, transformer
 - It knows Python as its training files write it; other libraries, newer syntax and other languages hardly occur.
 - A line's end and the next line's indent are one token. A prompt should end with the text of a line (`def f(n):`), not
   with a newline or spaces: after those it goes on badly.
-- Greedy decoding soon repeats a line: what parses is seldom useful. The sampling settings that come with the model, or a
-  repetition penalty, keep it moving.
+- Greedy decoding soon repeats a line: what parses is seldom useful. The sampling settings that come with the model,
+  or a repetition penalty, keep it moving.
 - It never saw more than {sizes["context"]} tokens at once.
 - Prose, chat and facts come out as nonsense. Of natural languages it has seen the English of comments and docstrings.
 
