@@ -90,14 +90,14 @@ def test_bar_is_drawn_and_wiped():
 
 
 def test_a_long_wait_shows_a_bar_that_is_gone_before_the_text(player, tmp_path):
-    endless = make_player(tmp_path / "endless", context=16_000, loop=True)
+    endless = make_player(tmp_path / "endless", context=60_000, loop=True)
     prompt = tmp_path / "prompt.txt"
-    prompt.write_text("x" * 12_000)
+    prompt.write_text("x" * 40_000)  # well over the 0.3 s a bar waits, on a fast machine too
     received, code = in_terminal(GENKIT + ["generate", "-m", str(endless), "-n", "8", "-f", str(prompt)], seconds=120)
     assert code == 0 and b"reading the prompt" in received and b"%" in received
     assert received.count(HIDE_CURSOR) == received.count(SHOW_CURSOR)
     assert b"\x1b" not in received[received.rindex(SHOW_CURSOR) + len(SHOW_CURSOR):].replace(b"\x1b[1A", b"").replace(b"\x1b[2K", b"")
-    received, code = in_terminal(GENKIT + ["generate", "-m", str(endless), "-n", "3000", "--json", "Gr"], seconds=120)
+    received, code = in_terminal(GENKIT + ["generate", "-m", str(endless), "-n", "30000", "--json", "Gr"], seconds=120)
     assert code == 0 and "writing" in received.decode() and b'"finish_reason": "length"' in received
 
 
