@@ -1,7 +1,6 @@
 """`genkit generate`: text from a model, streamed to standard output; everything else goes to stderr."""
 
 from contextlib import ExitStack
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Callable, Optional
 
@@ -13,19 +12,13 @@ from genkit.cli.interrupt import Interrupts
 from genkit.cli.output import TextOutput
 from genkit.cli.prompt import checked, read_prompt, read_text_file
 from genkit.cli.terminal import bar, note
-from genkit.cli.values import logit_bias, real, token_count, whole
+from genkit.cli.values import Device, logit_bias, real, token_count, whole
 from genkit.errors import Interrupted, UsageError
 
 # Enough for a page of text, and an end for base models that never say stop. -n -1 writes to the end of the context.
 DEFAULT_MAX_TOKENS = 512
 
 MODEL, PROMPT, LENGTH, SAMPLING, OUTPUT, MACHINE = "Model", "Prompt", "Length", "Sampling", "Output", "Machine"
-
-
-class Device(str, Enum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 def option(*names: str, help: str, panel: str, metavar: Optional[str] = None, **more: Any) -> Any:

@@ -10,6 +10,7 @@ import typer
 from genkit.cli.failure import enable_traceback
 from genkit.cli.interrupt import Interrupts
 from genkit.cli.terminal import console, note, stderr_is_terminal
+from genkit.cli.values import Device
 from genkit.errors import Interrupted, UsageError
 
 RUN, SHAPE, TRAINING, MACHINE = "Run", "Network (replaces a value of the preset)", "Training", "Machine"
@@ -21,12 +22,6 @@ HELD_OUT_EVERY = 100  # steps
 class Preset(str, Enum):
     small = "small"
     large = "large"
-
-
-class Device(str, Enum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 class Precision(str, Enum):

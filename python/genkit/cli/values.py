@@ -1,8 +1,16 @@
 """Option values as people write them. A value that does not parse is refused with the value in the message."""
 
+from enum import Enum
+
 import typer
 
 LARGEST = 2**64 - 1
+
+
+class Device(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
 
 
 def whole(text: str) -> int:
