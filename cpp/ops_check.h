@@ -1,0 +1,94 @@
+// What the ops share: starting a kernel, and the checks of arguments, each throwing std::invalid_argument with the op,
+// the argument and the failing value. Included by ops*.cpp only.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/table.h"
+#include "ops.h"
+#include "threads.h"
+
+namespace genkit {
+
+// The one place where kernels are started: a plan will record here what eager mode runs at once.
+template <class Args>
+void submit(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t units, int64_t grain) {
+    struct Job {
+        void (*kernel)(const Args&, int64_t, int64_t);
+        const Args& args;
+    } job{kernel, args};
+    parallel_for(units, grain, [](const void* context, int64_t begin, int64_t end) {
+        const Job& j = *static_cast<const Job*>(context);
+        j.kernel(j.args, begin, end);
+    }, &job);
+}
+
+// Units per piece such that a piece does about `work` of something a unit costs `unit_cost` of.
+inline int64_t grain_for(int64_t work, int64_t unit_cost) { return std::max<int64_t>(1, work / std::max<int64_t>(1, unit_cost)); }
+constexpr int64_t elements_a_piece = 16384;      // elementwise ops and norms: a few microseconds
+constexpr int64_t products_a_piece = 1 << 17;    // linear: about 20 us of one row from memory, or of many rows
+
+[[noreturn]] inline void fail(const char* op, const std::string& what) {
+    throw std::invalid_argument(std::string("[") + op + "] " + what);
+}
+
+inline void check_dtype(const char* op, const char* name, const Tensor& t, std::initializer_list<DType> allowed) {
+    for (DType d : allowed)
+        if (t.dtype() == d) return;
+    std::string names;
+    for (DType d : allowed) names += std::string(names.empty() ? "" : " or ") + dtype_name(d);
+    fail(op, std::string(name) + " is " + t.shape_text() + "; expected " + names);
+}
+
+// Negative sizes in `shape` mean any.
+inline void check_shape(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> shape) {
+    bool good = t.rank() == static_cast<int64_t>(shape.size());
+    std::string wanted;
+    int64_t axis = 0;
+    for (int64_t d : shape) {
+        good = good && (d < 0 || t.dim(axis) == d);
+        wanted += (axis++ ? ", " : "") + (d < 0 ? std::string("any") : std::to_string(d));
+    }
+    if (!good) fail(op, std::string(name) + " is " + t.shape_text() + "; expected [" + wanted + "]");
+}
+
+inline void check_contiguous(const char* op, const char* name, const Tensor& t) {
+    if (!t.contiguous()) fail(op, std::string(name) + " " + t.shape_text() + " must be contiguous");
+}
+
+inline void check_f32(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> shape) {
+    check_dtype(op, name, t, {DType::f32});
+    check_shape(op, name, t, shape);
+}
+
+inline void check_vector(const char* op, const char* name, const Tensor& t, DType dtype, int64_t n) {
+    check_dtype(op, name, t, {dtype});
+    check_shape(op, name, t, {n});
+    check_contiguous(op, name, t);
+}
+
+inline void check_finite(const char* op, const char* name, float value) {
+    if (!std::isfinite(value)) fail(op, std::string(name) + " is " + std::to_string(value) + "; expected a finite number");
+}
+
+inline void check_range(const char* op, const char* name, const Tensor& ids, int64_t limit) {
+    const int32_t* p = ids.data<int32_t>();
+    for (int64_t i = 0; i < ids.count(); i++)
+        if (p[i] < 0 || p[i] >= limit)
+            fail(op, std::string(name) + "[" + std::to_string(i) + "] is " + std::to_string(p[i]) + "; expected 0 to " +
+                         std::to_string(limit - 1));
+}
+
+inline Activation activation_from_name(const char* op, const std::string& name) {
+    if (name == "silu") return Activation::silu;
+    if (name == "gelu") return Activation::gelu;
+    if (name == "gelu_tanh") return Activation::gelu_tanh;
+    fail(op, "unknown activation '" + name + "'; known: silu, gelu, gelu_tanh");
+}
+
+inline float* optional_data(const OptionalTensor& t) { return t ? t->data<float>() : nullptr; }
+
+}  // namespace genkit

@@ -1,0 +1,80 @@
+// What is done with logits: see ops.h.
+#include "ops_check.h"
+
+namespace genkit {
+
+Tensor argmax(const Tensor& x) {
+    check_f32("argmax", "x", x, {-1, -1});
+    check_contiguous("argmax", "x", x);
+    Tensor out({x.dim(0)}, DType::i32);
+    ArgmaxArgs a{x.data<float>(), out.data<int32_t>(), x.dim(1)};
+    submit(kernels().argmax, a, x.dim(0), 1);
+    return out;
+}
+
+Tensor nonfinite(const Tensor& x) {
+    check_f32("nonfinite", "x", x, {-1, -1});
+    check_contiguous("nonfinite", "x", x);
+    Tensor out({x.dim(0)}, DType::i32);
+    NonfiniteArgs a{x.data<float>(), out.data<int32_t>(), x.dim(1)};
+    submit(kernels().nonfinite, a, x.dim(0), 1);
+    return out;
+}
+
+std::pair<Tensor, Tensor> top_k(const Tensor& x, int64_t k) {
+    const char* op = "top_k";
+    check_f32(op, "x", x, {-1, -1});
+    check_contiguous(op, "x", x);
+    if (k < 1 || k > x.dim(1)) fail(op, "k is " + std::to_string(k) + " for x " + x.shape_text());
+    Tensor values({x.dim(0), k}, DType::f32), ids({x.dim(0), k}, DType::i32);
+    TopKArgs a{x.data<float>(), values.data<float>(), ids.data<int32_t>(), x.dim(1), k};
+    submit(kernels().top_k, a, x.dim(0), 1);
+    return {values, ids};
+}
+
+void penalize_(const Tensor& logits, const Tensor& ids, const Tensor& seen, const Tensor& generated,
+               const Tensor& offsets, float repetition, float presence, float frequency) {
+    const char* op = "penalize_";
+    check_f32(op, "logits", logits, {-1, -1});
+    check_contiguous(op, "logits", logits);
+    int64_t rows = logits.dim(0), entries = ids.rank() == 1 ? ids.dim(0) : -1;
+    check_vector(op, "ids", ids, DType::i32, entries);
+    check_vector(op, "seen", seen, DType::i32, entries);
+    check_vector(op, "generated", generated, DType::i32, entries);
+    check_vector(op, "offsets", offsets, DType::i64, rows + 1);
+    check_range(op, "ids", ids, logits.dim(1));
+    const int64_t* o = offsets.data<int64_t>();
+    for (int64_t r = 0; r < rows; r++)
+        if (o[r] > o[r + 1] || o[r] < 0 || o[r + 1] > entries)
+            fail(op, "offsets[" + std::to_string(r) + "] to the next are " + std::to_string(o[r]) + " and " +
+                         std::to_string(o[r + 1]) + " of " + std::to_string(entries) + " entries");
+    check_finite(op, "repetition", repetition);
+    check_finite(op, "presence", presence);
+    check_finite(op, "frequency", frequency);
+    if (repetition <= 0) fail(op, "repetition is " + std::to_string(repetition) + "; expected more than 0");
+    PenaltyArgs a{logits.data<float>(), ids.data<int32_t>(), seen.data<int32_t>(), generated.data<int32_t>(), o,
+                  logits.dim(1), repetition, presence, frequency};
+    submit(kernels().penalty, a, rows, 1);
+}
+
+Tensor sample(const Tensor& logits, const Tensor& sequences, const Tensor& positions, float temperature, int64_t top_k,
+              float top_p, float min_p, uint64_t seed) {
+    const char* op = "sample";
+    check_f32(op, "logits", logits, {-1, -1});
+    check_contiguous(op, "logits", logits);
+    int64_t rows = logits.dim(0), dim = logits.dim(1);
+    check_vector(op, "sequences", sequences, DType::i64, rows);
+    check_vector(op, "positions", positions, DType::i64, rows);
+    if (!(temperature >= 0) || !std::isfinite(temperature) || top_k < 0 || !(top_p > 0 && top_p <= 1) ||
+        !(min_p >= 0 && min_p <= 1))
+        fail(op, "temperature " + std::to_string(temperature) + ", top_k " + std::to_string(top_k) + ", top_p " +
+                     std::to_string(top_p) + ", min_p " + std::to_string(min_p) + " are out of range");
+    Tensor tokens({rows}, DType::i32);
+    Tensor scratch({rows, sample_scratch_bytes(dim)}, DType::u8);
+    SampleArgs a{logits.data<float>(), sequences.data<int64_t>(), positions.data<int64_t>(), tokens.data<int32_t>(),
+                 scratch.bytes(), dim, top_k, seed, temperature, top_p, min_p};
+    submit(kernels().sample, a, rows, 1);
+    return tokens;
+}
+
+}  // namespace genkit
