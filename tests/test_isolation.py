@@ -64,7 +64,8 @@ def test_instructions_stay_in_their_tier(tier_object):
             {"zmm": r"%zmm", "ymm": r"%ymm", "vex": r"\tv[a-z]", "fma": r"\tvfn?madd", "bf16": r"\tv(dpbf16|cvtne2?ps)"}.items()}
     assert uses == {"reference": dict(zmm=False, ymm=False, vex=False, fma=False, bf16=False),
                     "avx2": dict(zmm=False, ymm=True, vex=True, fma=True, bf16=False),
-                    "avx512": dict(zmm=True, ymm=True, vex=True, fma=True, bf16=False)}[tier]
+                    "avx512": dict(zmm=True, ymm=True, vex=True, fma=True, bf16=False),
+                    "avx512bf16": dict(zmm=True, ymm=True, vex=True, fma=True, bf16=True)}[tier]
     if tier == "avx2":
         assert not re.search(r"%k[1-7]|%[xy]mm(1[6-9]|2\d|3[01])", code), "AVX-512 registers"
 

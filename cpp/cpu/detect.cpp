@@ -50,6 +50,7 @@ CpuFeatures detect_cpu() {
     f.avx2 = state_has(state, ymm_state) && avx && fma && f16c && bit(extended.b, 5);
     f.avx512 = f.avx2 && state_has(state, zmm_state) && bit(extended.b, 16) && bit(extended.b, 17) &&
                bit(extended.b, 30) && bit(extended.b, 31);  // F, DQ, BW, VL
+    f.avx512bf16 = f.avx512 && bit(cpuid(7, 1).a, 5);
 #elif defined(__aarch64__)
     f.neon = true;
 #endif

@@ -8,6 +8,7 @@ namespace genkit {
 struct CpuFeatures {
     bool avx2 = false;    // AVX2, FMA and F16C, with YMM state enabled by the system
     bool avx512 = false;  // AVX-512 F, BW, DQ and VL, with ZMM state enabled by the system
+    bool avx512bf16 = false;  // the same with BF16 dot products
     bool neon = false;    // aarch64: always
 };
 

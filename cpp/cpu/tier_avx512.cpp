@@ -17,6 +17,7 @@ namespace {
 #include "vec_avx512.h"
 #include "simd.inl"
 #include "linear.inl"
+#include "attention_pages.inl"
 #include "attention.inl"
 #include "install.inl"
 

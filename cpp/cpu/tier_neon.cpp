@@ -12,6 +12,7 @@ namespace {
 #include "vec_neon.h"
 #include "simd.inl"
 #include "linear.inl"
+#include "attention_pages.inl"
 #include "attention.inl"
 #include "install.inl"
 
