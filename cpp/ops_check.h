@@ -35,7 +35,7 @@ void submit(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int
 // Units per piece such that a piece does about `work` of something a unit costs `unit_cost` of.
 inline int64_t grain_for(int64_t work, int64_t unit_cost) { return std::max<int64_t>(1, work / std::max<int64_t>(1, unit_cost)); }
 constexpr int64_t elements_a_piece = 16384;      // elementwise ops and norms: a few microseconds
-constexpr int64_t products_a_piece = 1 << 17;    // linear: about 20 us of one row from memory, or of many rows
+constexpr int64_t products_a_piece = 1 << 15;    // linear: one row takes a few us, and a phase has pieces for every thread
 
 [[noreturn]] inline void fail(const char* op, const std::string& what) {
     throw std::invalid_argument(std::string("[") + op + "] " + what);
