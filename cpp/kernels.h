@@ -11,9 +11,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "packed.h"
+
 namespace genkit {
 
-enum class DType : int32_t { f32, f16, bf16, i8, u8, i16, u16, i32, i64 };
+enum class Activation : int32_t { silu, gelu, gelu_tanh };
 
 // Keys a page holds, and keys a tile of the K page holds (see KvWriteArgs).
 constexpr int64_t page_keys = 64;
@@ -70,6 +72,36 @@ struct LinearArgs {
     DType dtype;
 };
 
+// Activations for integer weights: for each 256 along k, scale = max |x| / 127 and code = round(x * (127 / max |x|)) to
+// nearest even, in f32; sums are of 32 codes each. Codes past k are 0. A block whose largest is below 2^-100 is zeros; one
+// with a NaN or an infinity has codes 0 and scale NaN, so that its row's outputs are NaN. Unit: one row.
+struct QuantizeArgs {
+    const float* x;   // [rows, k], row stride x_stride
+    int8_t* codes;    // [rows, round_up(k, 64)], row stride codes_stride, a multiple of 64
+    float* scales;    // [rows, ceil(k / 256)]
+    int16_t* sums;    // [rows, round_up(k, 64) / 32]
+    int64_t k, x_stride, codes_stride;
+};
+
+// out[m, n] = sum_k x[m, k] * weight[n, k] + bias[n] + residual[m, n] over packed integer weights. Unit: one panel for
+// every m. An output is acc = fma(float(sum of codes x codes), scale of the weight * scale of x, acc) over groups (256 at
+// most) in ascending order, after each fma(float(sum of x), b * scale of x, acc) with real zeros; the sums of integers are
+// exact and below 2^24. So every tier gives the same bits. gated: columns 0..15 of a panel are gates, 16..31 ups, and
+// out[m, i] = f(gate + bias) * (up + bias), [rows, n / 2]; biases lie as in an ungated weight, gates then ups.
+struct PackedLinearArgs {
+    const int8_t* codes;    // x, see QuantizeArgs
+    const float* scales;
+    const int16_t* sums;
+    const uint8_t* weight;  // panels, see packed.h
+    const float* bias;      // [n] or null
+    const float* residual;  // [rows, n], row stride out_stride, or null; may be out itself; not with gated
+    float* out;             // row stride out_stride
+    int64_t rows, n, k, codes_stride, out_stride;
+    WeightFormat format;
+    bool gated;
+    Activation kind;
+};
+
 // table[r, i] = cos(positions[r] * inv_freq[i]) * scale, table[r, half + i] = sin(...) * scale. Unit: one row.
 // The angle is a product in f32, as in the models' own training code.
 struct RopeTableArgs {
@@ -124,7 +156,6 @@ struct AttentionArgs {
 };
 
 // out[r, i] = f(x[r, i]). Unit: one row.
-enum class Activation : int32_t { silu, gelu, gelu_tanh };
 struct ActivationArgs {
     const float* x;  // [rows, dim], row stride x_stride
     float* out;      // [rows, dim]
@@ -223,6 +254,11 @@ struct Kernels {
     void (*rms_norm)(const RmsNormArgs&, int64_t begin, int64_t end);
     void (*layer_norm)(const LayerNormArgs&, int64_t begin, int64_t end);
     void (*linear)(const LinearArgs&, int64_t begin, int64_t end);
+    void (*quantize)(const QuantizeArgs&, int64_t begin, int64_t end);
+    void (*packed_linear)(const PackedLinearArgs&, int64_t begin, int64_t end);
+    void (*quantize_weight)(const QuantizeWeightArgs&, int64_t begin, int64_t end);
+    void (*pack)(const PackArgs&, int64_t begin, int64_t end);
+    void (*unpack)(const UnpackArgs&, int64_t begin, int64_t end);
     void (*rope_table)(const RopeTableArgs&, int64_t begin, int64_t end);
     void (*rope)(const RopeArgs&, int64_t begin, int64_t end);
     void (*kv_write)(const KvWriteArgs&, int64_t begin, int64_t end);
@@ -243,6 +279,7 @@ struct Kernels {
 void install_reference(Kernels& k);
 void install_avx2(Kernels& k);
 void install_avx512(Kernels& k);
+void install_avx512vnni(Kernels& k);
 void install_neon(Kernels& k);
 
 }  // namespace genkit

@@ -204,6 +204,8 @@ float activate(Activation kind, float x) {
     }
 }
 
+#include "reference_packed.inl"
+
 void activation(const ActivationArgs& a, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
         for (int64_t i = 0; i < a.dim; i++) a.out[r * a.dim + i] = activate(a.kind, a.x[r * a.x_stride + i]);
@@ -278,6 +280,11 @@ void install_reference(Kernels& k) {
     k.rms_norm = rms_norm;
     k.layer_norm = layer_norm;
     k.linear = linear;
+    k.quantize = quantize;
+    k.packed_linear = packed_linear;
+    k.quantize_weight = quantize_weight;
+    k.pack = pack;
+    k.unpack = unpack;
     k.rope_table = rope_table;
     k.rope = rope;
     k.kv_write = kv_write;

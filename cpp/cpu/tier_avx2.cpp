@@ -10,6 +10,7 @@ namespace genkit {
 namespace {
 
 #include "vec_avx2.h"
+#include "functions.inl"
 #include "simd.inl"
 #include "linear.inl"
 #include "attention.inl"

@@ -24,10 +24,11 @@ from genkit.decoding.stop import StopChecker
 from genkit.errors import DeviceError, Interrupted, ResourceError, UsageError
 from genkit.kv_cache import KVCache, Sequence, page_bytes, pages_for
 from genkit.plan import Decoder
+from genkit.quant import formats
 from genkit.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from genkit.checkpoints.config import GenerationDefaults
+    from genkit.checkpoints.config import Fields, GenerationDefaults
 
 # Tokens of a prompt that go through the model at once: enough to keep the processor busy, few enough that the
 # activations of a large model stay small.
@@ -96,13 +97,15 @@ class _Request:
     cancelled: Callable[[], bool]
 
 
-def load(path: str | Path, device: str = "auto", threads: int | None = None, *, context: int | None = None,
-         revision: str | None = None, offline: bool = False,
+def load(path: str | Path, device: str = "auto", threads: int | None = None, *, quantize: str | None = None,
+         context: int | None = None, revision: str | None = None, offline: bool = False,
          progress: Callable[[int, int], None] | None = None) -> "LoadedModel":
     """Reads a model: a Hugging Face folder, or a name on the hub.
 
-    device: "auto", "cpu" or "cuda". threads: default all that this process may use. context: longest prompt plus text
-    in tokens, default what the model was made for. progress(done, total) is told bytes of weights read.
+    device: "auto", "cpu" or "cuda". threads: default all that this process may use. quantize: "int4" or "int8" rounds
+    the weights while they are read, "none" keeps them; default what the model's config.json asks for, else "none".
+    context: longest prompt plus text in tokens, default what the model was made for. progress(done, total) is told bytes
+    of weights read.
 
     Raises UsageError, BadFileError, ResourceError or DeviceError.
     """
@@ -114,9 +117,11 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, *, 
     folder = checkpoints.resolve(str(path), revision=revision, offline=offline, progress=progress is not None)
     fields = checkpoints.read_config(folder)
     defaults = checkpoints.generation_defaults(folder, fields)
+    quantize = choose_quantize(quantize, fields)
+    format = None if quantize == "none" else formats.BY_NAME[quantize]
     _core.set_threads(threads)
     with checkpoints.open_checkpoint(folder) as checkpoint:
-        check_memory(checkpoint)
+        check_memory(checkpoint, bits=None if format is None else format.bits)
         if progress is not None:
             done = 0
 
@@ -126,14 +131,25 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, *, 
                 progress(done, checkpoint.nbytes)
 
             checkpoint.progress = count
-        model = models.load_model(fields, checkpoint)
+        model = models.load_model(fields, checkpoint, None if format is None else format.core())
     longest = model.config.max_positions
     context = longest if context is None else whole_number("context", context, 1, longest)
     tokenizer = None
     if (folder / "tokenizer.json").exists():  # without one the model still takes token ids
         tokenizer = Tokenizer(folder)
         checkpoints.check_token_ids(tokenizer.vocab_size - 1, model.config.vocab_size, folder / "tokenizer.json")
-    return LoadedModel(folder, model, tokenizer, defaults, context, threads, time.perf_counter() - start)
+    return LoadedModel(folder, model, tokenizer, defaults, context, threads, quantize, time.perf_counter() - start)
+
+
+def choose_quantize(quantize: str | None, fields: "Fields") -> str:
+    """"none", "int4" or "int8": as asked, else as config.json has it under "genkit_quantize". Raises UsageError, and
+    BadFileError for a form that file cannot ask for."""
+    known = ["none", *formats.BY_NAME]
+    if quantize is None:
+        return fields.string("genkit_quantize", known, "none")
+    if quantize not in known:
+        raise UsageError(f"quantize is {quantize!r}; expected {', '.join(known)}")
+    return quantize
 
 
 def choose_device(device: str) -> str:
@@ -156,12 +172,13 @@ class LoadedModel:
     """A model in memory. One call at a time; use it from several threads only in turns."""
 
     def __init__(self, folder: Path, model: Any, tokenizer: Tokenizer | None, defaults: "GenerationDefaults",
-                 context: int, threads: int, load_s: float) -> None:
+                 context: int, threads: int, quantize: str, load_s: float) -> None:
         self.folder = folder
         self.config = model.config
         self.context = context
         self.threads = threads
         self.device = "cpu"
+        self.quantize = quantize  # what the weights were rounded to: "none", "int4", "int8"
         self.load_s = load_s
         self._model = model
         self._tokenizer = tokenizer
@@ -301,7 +318,7 @@ class LoadedModel:
         """New tokens, the first from these logits of the prompt, until nobody asks for more or `cancelled` says so."""
         prompt, left = generation.prompt_tokens, request.max_tokens
         history = sampler.history(prompt)
-        decoder = Decoder(self._model, cache, sampler)
+        decoder = Decoder(self._model, cache, len(prompt) + request.max_tokens, sampler)
         in_bursts = request.logprobs is None and not sampler.adjusts
         stop_ids = () if request.ignore_eos else self._eos_ids
         while logits is not None:
@@ -323,7 +340,7 @@ class LoadedModel:
         _core.set_threads(self.threads)
         cache = self._cache(len(prompt) + request.max_tokens, request.beams)
         rows = [Sequence()]
-        decoder = Decoder(self._model, cache)
+        decoder = Decoder(self._model, cache, len(prompt) + request.max_tokens)
         start = time.perf_counter()
         logits = self._prefill(cache, rows[0], prompt, request.cancelled)
         timings.prefill_s = time.perf_counter() - start

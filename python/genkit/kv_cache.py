@@ -103,10 +103,6 @@ class KVCache:
         self.release(Sequence(pages=spare))
 
     @property
-    def pages(self) -> int:
-        return len(self._references)
-
-    @property
     def free_pages(self) -> int:
         return len(self._free)
 

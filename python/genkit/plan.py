@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Sequence as Sized
 import numpy as np
 
 from genkit import _core
-from genkit.kv_cache import KVCache, Sequence, Step
+from genkit.kv_cache import KVCache, Sequence, Step, pages_for
 
 if TYPE_CHECKING:
     from genkit.decoding.sampling import Sampler
@@ -30,9 +30,10 @@ class _FixedStep(Step):
 
 
 class _Rows:
-    """The step of `count` sequences by a token each, as a plan. `sampler`: the step draws the next tokens as well."""
+    """The step of `count` sequences of up to `pages` pages by a token each, as a plan. With a sampler the step draws the
+    next tokens as well."""
 
-    def __init__(self, model: "Model", cache: KVCache, count: int, sampler: "Sampler | None") -> None:
+    def __init__(self, model: "Model", cache: KVCache, count: int, pages: int, sampler: "Sampler | None") -> None:
         def zeros(dtype: type, *shape: int) -> tuple[_core.Tensor, np.ndarray]:
             tensor = _core.Tensor.from_numpy(np.zeros(shape, dtype))
             return tensor, tensor.numpy()
@@ -40,7 +41,7 @@ class _Rows:
         self.ids, self._ids = zeros(np.int32, count)
         self.positions, self._positions = zeros(np.int32, count)
         self.draw_positions, self._draw_positions = zeros(np.int64, count)
-        page_table, self._page_table = zeros(np.int32, count, cache.pages)
+        page_table, self._page_table = zeros(np.int32, count, pages)
         self.tokens = self.nonfinite = None
         step = _FixedStep(self.ids, self.positions, _core.Tensor.from_numpy(np.arange(count, dtype=np.int32)), page_table,
                           None, 0)
@@ -67,10 +68,11 @@ class _Rows:
 class Decoder:
     """Runs a model over one cache, a token at a time. Results are those of model(cache.step(...), cache) to the bit."""
 
-    def __init__(self, model: "Model", cache: KVCache, sampler: "Sampler | None" = None) -> None:
-        """sampler: what `draw` draws with."""
+    def __init__(self, model: "Model", cache: KVCache, longest: int, sampler: "Sampler | None" = None) -> None:
+        """longest: tokens a sequence may come to hold. sampler: what `draw` draws with."""
         self._model = model
         self._cache = cache
+        self._pages = pages_for(longest)
         self._sampler = sampler
         self._recorded: dict[tuple[int, bool], _Rows] = {}
 
@@ -104,5 +106,6 @@ class Decoder:
     def _rows(self, count: int, draws: bool) -> _Rows:
         key = count, draws
         if key not in self._recorded:
-            self._recorded[key] = _Rows(self._model, self._cache, count, self._sampler if draws else None)
+            sampler = self._sampler if draws else None
+            self._recorded[key] = _Rows(self._model, self._cache, count, self._pages, sampler)
         return self._recorded[key]

@@ -13,6 +13,12 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+class Quantize(str, Enum):
+    none = "none"
+    int4 = "int4"
+    int8 = "int8"
+
+
 def whole(text: str) -> int:
     """-12, 4096"""
     try:
