@@ -182,7 +182,7 @@ def below(module):
         "errors.py": library | {"cli", "models", "nn", "checkpoints", "_core", "machine"},
         "machine.py": library | {"cli", "models", "nn", "checkpoints"},
         "kv_cache.py": library | {"cli", "models", "nn", "checkpoints"},
-        "plan.py": library | {"cli", "models", "nn", "checkpoints"},
+        "plan.py": library - {"decoding"} | {"cli", "nn", "checkpoints"},
     }.get(parts[0], {"cli"})
 
 
