@@ -155,7 +155,7 @@ class Drawing:
 
     def draw(self, token, count, seconds=60.0, stop_ids=()):
         before = self.sequence.length
-        drawn = self.decoder.draw(self.sequence, token, count, seconds, stop_ids)
+        (drawn,) = self.decoder.draw([(self.sequence, token)], count, seconds, stop_ids)
         assert self.sequence.length == before + len(drawn)
         assert len(self.sequence.pages) == pages_for(self.sequence.length)
         return drawn
@@ -184,6 +184,24 @@ def test_bursts_of_any_length_draw_the_same(name, settings, threads, wide):
     stop = expected[40]
     assert drawing.draw(expected[1], 90, stop_ids=(stop, 3)) == \
         expected[2 : 1 + min(i for i, token in enumerate(expected) if i > 1 and token in (stop, 3))]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["greedy", "sampled"])
+def test_sequences_draw_together_what_they_draw_alone(settings, wide):
+    model = models_run.load(wide)
+    sampler = Sampler(settings, model.config.vocab_size)
+    prompts = [PROMPT, list(range(100, 160)), [7]]
+    expected = [by_hand(model, prompt, sampler, 31) for prompt in prompts]
+    cache = KVCache(3, 2, model.config.head_dim, 9)
+    sequences = [Sequence() for _ in prompts]
+    model(cache.step(list(zip(sequences, prompts))), cache)
+    decoder = Decoder(model, cache, 100, sampler)
+    tokens = [e[:1] for e in expected]
+    for count in (12, 1, 17):
+        drawn = decoder.draw([(s, t[-1]) for s, t in zip(sequences, tokens)], count, 60.0, ())
+        tokens = [t + d for t, d in zip(tokens, drawn)]
+    assert tokens == expected
+    assert [s.length for s in sequences] == [len(p) + 30 for p in prompts]
 
 
 @pytest.fixture(scope="module")

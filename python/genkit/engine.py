@@ -332,7 +332,9 @@ class LoadedModel:
                 if request.cancelled():
                     return
                 left -= len(drawn)
-                drawn = decoder.draw(sequence, token, min(left, BURST_TOKENS), BURST_SECONDS, stop_ids) if in_bursts else []
+                drawn = []
+                if in_bursts:
+                    (drawn,) = decoder.draw([(sequence, token)], min(left, BURST_TOKENS), BURST_SECONDS, stop_ids)
             logits = decoder.step([(sequence, token)], context_length=len(prompt))
 
     def _beam(self, request: _Request, sampler: Sampler, generation: Generation) -> Iterator[str]:

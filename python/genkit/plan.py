@@ -88,20 +88,23 @@ class Decoder:
         rows.plan.replay()
         return rows.logits
 
-    def draw(self, sequence: Sequence, token: int, count: int, seconds: float, stop_ids: Sized[int]) -> list[int]:
-        """Feeds `token` and then what is drawn, without returning to Python: at most `count` tokens, none after
-        `seconds` or after one of stop_ids. The last one drawn is not fed yet. Empty, with nothing changed, where the
-        caller has to `step` and look at the logits itself: they are not finite, or every step is another."""
-        rows = self._rows(1, draws=True)
+    def draw(self, work: Sized[tuple[Sequence, int]], count: int, seconds: float, stop_ids: Sized[int]) -> list[list[int]]:
+        """Feeds a token to each sequence and then what it draws, without returning to Python -> what each drew, equally
+        many: at most `count`, none after `seconds` or after a step that drew one of stop_ids. The last ones are not fed
+        yet. None at all, with nothing changed, where the caller has to `step` and look at the logits itself: some are not
+        finite, or every step is another."""
+        rows = self._rows(len(work), draws=True)
         if rows.varies:
-            return []
-        fed = sequence.length
-        self._cache.extend(sequence, count)
-        rows.set(0, sequence, token, fed)
+            return [[] for _ in work]
+        fed = [sequence.length for sequence, _ in work]
+        for row, (sequence, token) in enumerate(work):
+            self._cache.extend(sequence, count)
+            rows.set(row, sequence, token, fed[row])
         drawn = rows.plan.decode(rows.ids, rows.positions, rows.draw_positions, rows.tokens, rows.nonfinite, stop_ids,
                                  count, seconds)
-        self._cache.truncate(sequence, fed + len(drawn))
-        return drawn
+        for (sequence, _), length in zip(work, fed):
+            self._cache.truncate(sequence, length + len(drawn) // len(work))
+        return [drawn[row :: len(work)] for row in range(len(work))]
 
     def _rows(self, count: int, draws: bool) -> _Rows:
         key = count, draws
