@@ -14,6 +14,8 @@ namespace {
 #include "simd.inl"
 #include "linear.inl"
 #include "rounding.inl"
+#include "attention_pages.inl"
+#include "kv_write.inl"
 #include "attention.inl"
 #include "install.inl"
 
