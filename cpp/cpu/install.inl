@@ -16,4 +16,8 @@ void install(Kernels& k) {
     k.softmax = softmax;
     k.argmax = argmax;
     k.nonfinite = nonfinite;
+    k.quantize = quantize;
+    k.quantize_weight = quantize_weight;
+    k.pack = pack;
+    k.unpack = unpack;
 }
