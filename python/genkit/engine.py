@@ -190,9 +190,9 @@ class LoadedModel:
                       options: dict[str, Any]) -> list[Generation]:
         if options.get("beams", 1) != 1:
             return [self.generate(prompt, **options) for prompt in prompts]
-        if options.get("seed") is None:
-            options = options | {"seed": sampling.draw_seed()}
-        prepared = [self._prepared(prompt, **options) for prompt in prompts]
+        prepared = [self._prepared(prompts[0], **options)]
+        options = options | {"seed": prepared[0][2].seed}  # one for all, drawn if none was given
+        prepared += [self._prepared(prompt, **options) for prompt in prompts[1:]]
         jobs = [Job(request, generation) for request, _, generation in prepared]
         for _ in self._batch(jobs, prepared[0][1], batch_size):
             pass
