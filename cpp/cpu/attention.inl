@@ -22,19 +22,6 @@ struct Query {
     float* partials; // where each split's result goes instead, or null
 };
 
-// 2^x for x <= 0 within an ulp. x = n + r, |r| <= 1/2, and 2^r = 1 + r p(r) with p a minimax fit (relative error 2e-9).
-INLINE vec power_of_two(vec x) {
-    x = max(set1(-150.0f), x);  // a NaN stays one
-    const vec n = round(x), r = x - n;
-    vec p = set1(0.00015353362f);
-    p = fma(p, r, set1(0.0013398875f));
-    p = fma(p, r, set1(0.00961843692f));
-    p = fma(p, r, set1(0.0555033237f));
-    p = fma(p, r, set1(0.240226477f));
-    p = fma(p, r, set1(0.693147182f));
-    return scale_by_power(fma(p, r, set1(1.0f)), n);
-}
-
 // score[i][j] = q_i . k_j for `tiles` tiles of keys. Their values, needed next, are fetched on the way.
 template <class T, int64_t queries, int64_t tiles>
 INLINE void score_keys(const Query* const query[], const T* keys, const T* values, int64_t dim, float (*score)[page_keys]) {
@@ -54,7 +41,7 @@ INLINE void score_keys(const Query* const query[], const T* keys, const T* value
     auto at = [&](int64_t t, int64_t d) __attribute__((always_inline)) { return (t / tile_vecs * dim + d) * tile_keys; };
     typename P::Operand k[vecs];
     for (int64_t d = 0; d + P::step <= dim; d += P::step) {
-        for (int64_t t = 0; t < tiles; t++) __builtin_prefetch(values + at(t * tile_vecs, d));
+        for (int64_t t = 0; t < tiles; t++) __builtin_prefetch(values + (d * tiles + t * P::step) * tile_keys);
         for (int64_t t = 0; t < vecs; t++) k[t] = P::get(keys + at(t, d) + t % tile_vecs * lanes * P::step, Whole());
         add_channels(d, k);
     }
@@ -105,7 +92,7 @@ INLINE void sum_channels(const Query* const query[], const typename Products<T>:
     }
     for (; j + P::step <= high; j += P::step) {
         if (next) {
-            for (int64_t t = 0; t < vecs; t++) __builtin_prefetch(next + j * dim + (channel + t * lanes) * P::step);
+            for (int64_t t = 0; t < vecs; t++) __builtin_prefetch(next + channel * page_keys + (j * vecs + t * P::step) * lanes);
         }
         add_keys(j, [](typename P::Operand x) __attribute__((always_inline)) { return x; });
     }
@@ -127,6 +114,13 @@ INLINE void sum_values(const Query* const query[], const typename Products<T>::F
     } else if (channel < dim) {
         sum_channels<T, queries, 1>(query, p, values, next, dim, low, high, channel, dim - channel);
     }
+}
+
+// One query's part of sum_values, where its neighbours see other keys.
+template <class T>
+void sum_alone(const Query* const query[], const typename Products<T>::Factor (*p)[page_keys], const T* values, int64_t dim,
+               int64_t low, int64_t high) {
+    sum_values<T, 1, 8>(query, p, values, nullptr, dim, low, high);
 }
 
 // Keys of a page, as numbers within it, that a query sees.
@@ -175,19 +169,18 @@ INLINE void soften(const AttentionArgs& a, Query& query, int64_t page, const flo
         }
         query.largest = largest;
     }
-    vec total = query.total;
-    for (int64_t t = 0; t < page_keys / lanes; t++) {
-        vec w = power_of_two(s[t] - set1(largest));
-        if (scaled) {
-            total = total + w;
-            w = w * (load(v_scales + t * lanes) * set1(P::unit));
-            if (!whole) w = seen(t, w, 0.0f);
-            P::put(p + t * lanes, w);
-        } else {
-            total = total + P::put(p + t * lanes, w);
-        }
+    vec w[page_keys / lanes];
+    for (int64_t t = 0; t < page_keys / lanes; t++) w[t] = P::power(s[t] - set1(largest));
+    if (!scaled) {
+        query.total = P::put(p, w, query.total);
+        return;
     }
-    query.total = total;
+    for (int64_t t = 0; t < page_keys / lanes; t++) {
+        query.total = query.total + w[t];
+        w[t] = w[t] * (load(v_scales + t * lanes) * set1(P::unit));
+        if (!whole) w[t] = seen(t, w[t], 0.0f);
+    }
+    P::put(p, w, zero());
 }
 
 // One page's part of what an attention unit reads.
@@ -226,15 +219,14 @@ void attend_page(const AttentionArgs& a, Query* const query[], int64_t page, con
     for (int64_t i = 0; i < queries; i++) soften<T>(a, *query[i], page, at.k_scales, at.v_scales, score[i], p[i]);
 
     constexpr int64_t vecs = queries == 1 ? 8 : queries == 2 ? accumulators / 2 : accumulators / 4;
-    auto sum_alone = [&](int64_t i, int64_t from, int64_t to) {
-        sum_values<T, 1, 8>(query + i, p + i, at.values, nullptr, dim, from, to);
-    };
     for (int64_t i = 0; i < queries; i++) {
         const int64_t last = last_key(*query[i], page);
-        sum_alone(i, first_key(*query[i], page), shared_low < last ? shared_low : last);
+        sum_alone(query + i, p + i, at.values, dim, first_key(*query[i], page), shared_low < last ? shared_low : last);
     }
     sum_values<T, queries, vecs>(query, p, at.values, at.next, dim, shared_low, shared_high);
-    for (int64_t i = 0; i < queries; i++) sum_alone(i, shared_high, last_key(*query[i], page));
+    for (int64_t i = 0; i < queries; i++) {
+        sum_alone(query + i, p + i, at.values, dim, shared_high, last_key(*query[i], page));
+    }
 }
 
 // Adds a split's sum, largest score and total to what was merged before it.
