@@ -33,7 +33,7 @@ KvPages kv_pages(const char* op, int64_t rows, const Tensor& k_pages, const Tens
     check_vector(op, "sequences", sequences, DType::i32, rows);
     check_vector(op, "positions", positions, DType::i32, rows);
     check_range(op, "sequences", sequences, page_table.dim(0));
-    int64_t max_pages = page_table.dim(1), pages = k_pages.dim(0);
+    int64_t max_pages = page_table.dim(1), pages = k_pages.dim(1);
     check_range(op, "positions", positions, max_pages * page_keys);
     const int32_t* table = page_table.data<int32_t>();
     int32_t last_sequence = -1;
@@ -50,7 +50,8 @@ KvPages kv_pages(const char* op, int64_t rows, const Tensor& k_pages, const Tens
         }
     }
     return {k_pages.bytes(), v_pages.bytes(), optional_data(k_scales), optional_data(v_scales), table,
-            sequences.data<int32_t>(), positions.data<int32_t>(), k_pages.dim(1), k_pages.dim(3), max_pages, k_pages.dtype()};
+            sequences.data<int32_t>(), positions.data<int32_t>(), k_pages.dim(0), pages, k_pages.dim(3), max_pages,
+            k_pages.dtype()};
 }
 
 KvWriteArgs kv_write_args(const char* op, const Tensor& k, const Tensor& v, const KvPages& pages) {
@@ -133,14 +134,14 @@ Tensor attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, 
 void copy_pages(const Tensor& pages, const Tensor& source, const Tensor& target) {
     const char* op = "copy_pages";
     check_contiguous(op, "pages", pages);
-    if (pages.rank() < 1) fail(op, "pages " + pages.shape_text() + " has no page axis");
+    if (pages.rank() < 2) fail(op, "pages " + pages.shape_text() + " has no page axis");
     int64_t pairs = source.rank() == 1 ? source.dim(0) : -1;
     check_vector(op, "source", source, DType::i32, pairs);
     check_vector(op, "target", target, DType::i32, pairs);
-    check_range(op, "source", source, pages.dim(0));
-    check_range(op, "target", target, pages.dim(0));
+    check_range(op, "source", source, pages.dim(1));
+    check_range(op, "target", target, pages.dim(1));
     CopyPagesArgs a{pages.bytes(), source.data<int32_t>(), target.data<int32_t>(),
-                    pages.row_stride() * dtype_size(pages.dtype())};
+                    pages.dim(0), pages.dim(1), pages.row_stride() * dtype_size(pages.dtype()) / std::max<int64_t>(1, pages.dim(1))};
     submit(kernels().copy_pages, a, pairs, 1);
 }
 

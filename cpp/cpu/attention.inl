@@ -279,11 +279,11 @@ void attend_split(const AttentionArgs& a, Query* query, int64_t queries, int64_t
     end = end < (split + 1) * split_pages ? end : (split + 1) * split_pages;
     const int32_t* numbers = pages.page_table + pages.sequences[row] * pages.max_pages;
     for (; page < end; page++) {
-        const int64_t keys_at = (numbers[page] * pages.kv_heads + kv_head) * page_keys;
+        const int64_t keys_at = (kv_head * pages.pages + numbers[page]) * page_keys;
         Page<T> at{static_cast<const T*>(pages.k) + keys_at * pages.head_dim,
                    static_cast<const T*>(pages.v) + keys_at * pages.head_dim, nullptr, nullptr, nullptr};
         if (page + 1 < end) {
-            at.next = static_cast<const T*>(pages.k) + (numbers[page + 1] * pages.kv_heads + kv_head) * page_keys * pages.head_dim;
+            at.next = static_cast<const T*>(pages.k) + (kv_head * pages.pages + numbers[page + 1]) * page_keys * pages.head_dim;
         }
         if (sizeof(T) == 1) {
             at.k_scales = pages.k_scales + keys_at;
