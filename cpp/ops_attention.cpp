@@ -108,12 +108,12 @@ Tensor attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, 
     if (window < 0) fail(op, "window is " + std::to_string(window) + "; expected 0 (unlimited) or more");
     if (alibi_slopes) check_vector(op, "alibi_slopes", *alibi_slopes, DType::f32, heads);
 
-    // Units of about 64 queries read a page once for all of them. Fewer, and then keys split too, where threads would be
-    // idle: the bits do not depend on it.
+    // Units of up to 128 queries read a page once for all of them. Fewer where threads would be idle, and then keys split
+    // too: the bits do not depend on it.
     const int64_t threads = get_threads(), group = heads / pages.kv_heads;
-    int64_t unit_rows = std::max<int64_t>(1, 64 / group);
+    int64_t unit_rows = std::max<int64_t>(1, 128 / group);
     auto units = [&] { return (rows + unit_rows - 1) / unit_rows * pages.kv_heads; };
-    while (unit_rows > 1 && units() < threads) unit_rows /= 2;
+    while (unit_rows > 1 && units() < (unit_rows * group > 32 ? 4 : 1) * threads) unit_rows /= 2;
     const int64_t splits = (pages.max_pages * page_keys + attention_split - 1) / attention_split;
     const bool split = units() < 2 * threads && threads > 1 && splits > 1;
 

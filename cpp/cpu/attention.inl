@@ -5,8 +5,8 @@
 
 constexpr int64_t query_block = 4;         // queries that share loads of keys and values
 constexpr int64_t heads_at_once = 16;      // heads of a group served in one pass over the pages
-constexpr int64_t queries_at_once = 64;    // queries served in one pass; fewer for a large head_dim
-constexpr int64_t scratch_elements = 8192; // of queries, and of their sums
+constexpr int64_t queries_at_once = 128;   // queries served in one pass; fewer for a large head_dim
+constexpr int64_t scratch_elements = 16384;// of queries, and of their sums
 constexpr int64_t tile_vecs = tile_keys / lanes;
 constexpr int64_t accumulators = lanes == 8 ? 8 : 16;  // vectors summed at once
 
@@ -14,7 +14,7 @@ struct Query {
     const void* q;   // times scale and log2 e, as Products<T>::Factor
     float* sum;      // of p v over this split's keys so far
     vec total;       // of p, by lane
-    float largest;   // of the scores so far
+    float largest;   // of the scores so far, or up to 8 less
     float slope;     // times log2 e
     int64_t position, first;  // keys [first, position] are seen
     float* out;      // splits merged so far
@@ -131,7 +131,7 @@ INLINE int64_t last_key(const Query& query, int64_t page) {
     return query.position < (page + 1) * page_keys ? query.position - page * page_keys + 1 : page_keys;
 }
 
-// Scores -> p = 2^(score - largest) as factors of the values, with largest, total and sum brought to the new largest.
+// Scores -> p = 2^(score - largest) as factors of the values, with total and sum brought to a new largest.
 // Unseen keys may hold anything: their scores are replaced, and p is 0.
 template <class T>
 INLINE void soften(const AttentionArgs& a, Query& query, int64_t page, const float* k_scales, const float* v_scales,
@@ -141,7 +141,7 @@ INLINE void soften(const AttentionArgs& a, Query& query, int64_t page, const flo
     const int64_t low = first_key(query, page), high = last_key(query, page);
     const bool whole = low == 0 && high == page_keys;
     const vec slope = set1(query.slope), distance = set1(float(page * page_keys - query.position));
-    vec s[page_keys / lanes], best = set1(query.largest);
+    vec s[page_keys / lanes], best = set1(-infinity);
     for (int64_t t = 0; t < page_keys / lanes; t++) {
         s[t] = load(score + t * lanes);
         if (scaled) s[t] = s[t] * load(k_scales + t * lanes);
@@ -159,7 +159,7 @@ INLINE void soften(const AttentionArgs& a, Query& query, int64_t page, const flo
     }
     for (int64_t t = 0; t < page_keys / lanes; t++) best = max(s[t], best);  // passes a NaN over; the sums keep it
     const float largest = reduce_max(best);
-    if (largest != query.largest) {
+    if (largest > query.largest + 8) {  // p may grow to 2^8: rescaling at every new maximum cost a tenth
         if (query.largest != -infinity) {
             const vec shrink = power_of_two(set1(query.largest - largest));
             query.total = query.total * shrink;
@@ -170,7 +170,7 @@ INLINE void soften(const AttentionArgs& a, Query& query, int64_t page, const flo
         query.largest = largest;
     }
     vec w[page_keys / lanes];
-    for (int64_t t = 0; t < page_keys / lanes; t++) w[t] = P::power(s[t] - set1(largest));
+    for (int64_t t = 0; t < page_keys / lanes; t++) w[t] = P::power(s[t] - set1(query.largest));
     if (!scaled) {
         query.total = P::put(p, w, query.total);
         return;

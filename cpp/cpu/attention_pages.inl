@@ -106,7 +106,7 @@ INLINE Pair split(const T* p, Whole) {
     return split(p);
 }
 
-// 2^x for x <= 0 within an ulp. x = n + r, |r| <= 1/2, and 2^r = 1 + r p(r) with p a minimax fit (relative error 2e-9).
+// 2^x for x <= 8 within an ulp. x = n + r, |r| <= 1/2, and 2^r = 1 + r p(r) with p a minimax fit (relative error 2e-9).
 INLINE vec power_of_two(vec x) {
     x = max(set1(-150.0f), x);  // a NaN stays one
     const vec n = round(x), r = x - n;
