@@ -72,10 +72,19 @@ def test_matches_golden(name, tier):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_matches_golden_through_the_library(name):
-    model = genkit.load(FIXTURES / name, threads=1)
+    model = genkit.load(FIXTURES / name, threads=1, kv_type="f32")  # as the goldens were made
     prompt, expected, tokens = golden(name)
     assert np.abs(model.logits(prompt) - expected).max() < 1e-3
     assert model.generate(prompt, max_tokens=len(tokens), ignore_eos=True, temperature=0).tokens == tokens
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kv_type,bound", (("f16", 0.002), ("bf16", 0.016), ("int8", 0.04)))
+def test_rounded_keys_and_values_move_logits_a_little(name, kv_type, bound):
+    """The root mean square of what they change, against the logits' spread: measured at most half of each bound."""
+    prompt, expected, _ = golden(name)
+    moved = genkit.load(FIXTURES / name, threads=1, kv_type=kv_type).logits(prompt) - expected
+    assert 0 < np.sqrt((moved**2).mean()) < bound * expected.std()
 
 
 @pytest.mark.parametrize("name", NAMES)
