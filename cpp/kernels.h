@@ -155,7 +155,7 @@ struct SoftmaxArgs {
     bool log;
 };
 
-// out[r] = index of the largest x[r, :], the lowest index among equals; -1 if an element is NaN or +infinity or if
+// out[r] = index of the largest x[r, :], the lowest index among equals; -1 if an element is NaN or +infinity, -2 if
 // all are -infinity (a banned token). Unit: one row.
 struct ArgmaxArgs {
     const float* x;  // [rows, dim]
@@ -175,6 +175,7 @@ struct TopKArgs {
     const float* x;   // [rows, dim]
     float* values;    // [rows, k]
     int32_t* ids;     // [rows, k]
+    void* scratch;    // [rows] x sample_scratch_bytes(dim)
     int64_t dim, k;   // 1 <= k <= dim
 };
 
@@ -193,9 +194,9 @@ struct PenaltyArgs {
 
 // Draws one token a row. Unit: one row. temperature 0 is argmax. Otherwise, in this order: logits / temperature,
 // top_k (0 = off), top_p (1 = off), min_p (0 = off), softmax of what is left, inverse transform sampling over
-// descending logits (equals in ascending id) with u = uniform(seed, sequence, position).
-// The number comes from Philox4x32-10 (Salmon et al. 2011) keyed by seed, counter (sequence, position): no state.
-// token is -1 when a logit is NaN or +infinity, or none is finite; -infinity is a banned token.
+// ascending ids with a number keyed by (seed, sequence, position): no state. Filters take logits in descending order,
+// equals in ascending id. Masses are integers (cpu/draw.inl), so every tier draws the same token from the same logits.
+// token is -1 when a logit is NaN or +infinity, -2 when all are -infinity (banned); finite_only: -infinity is -1 too.
 struct SampleArgs {
     const float* logits;       // [rows, dim]
     const int64_t* sequences;  // [rows]
@@ -205,8 +206,10 @@ struct SampleArgs {
     int64_t dim, top_k;
     uint64_t seed;
     float temperature, top_p, min_p;
+    bool finite_only;
 };
-static constexpr int64_t sample_scratch_bytes(int64_t dim) { return dim * 8; }
+constexpr int64_t most_logits = int64_t(1) << 22;  // of a row of SampleArgs and TopKArgs
+static constexpr int64_t sample_scratch_bytes(int64_t dim) { return (dim + 511) / 256 * 256 * 25; }
 
 // Copies whole pages (copy on write of a shared page). Unit: one pair.
 struct CopyPagesArgs {

@@ -13,4 +13,6 @@ void install(Kernels& k) {
     k.softmax = softmax;
     k.argmax = argmax;
     k.nonfinite = nonfinite;
+    k.top_k = top_k;
+    k.sample = sample;
 }

@@ -13,6 +13,7 @@ namespace {
 #include "simd.inl"
 #include "linear.inl"
 #include "attention.inl"
+#include "sample.inl"
 #include "install.inl"
 
 }  // namespace

@@ -177,8 +177,10 @@ class Sampler:
 
         from genkit import _core
 
-        check_finite(logits, positions)
-        self.adjust_(logits, histories)
+        adjusts = self._penalizes or len(self._bias_ids) > 0
+        if adjusts:
+            check_finite(logits, positions)
+            self.adjust_(logits, histories)
         s = self.settings
         tokens = _core.sample(
             logits,
@@ -189,8 +191,11 @@ class Sampler:
             max(s.top_p, MIN_TOP_P),
             s.min_p,
             self.seed,
+            finite_only=not adjusts,
         ).numpy()
         if (tokens < 0).any():
+            if not adjusts:
+                check_finite(logits, positions)
             position = positions[int((tokens < 0).argmax())]
             raise UsageError(f"logit_bias: no token is left at position {position}: all are banned, or one overflows")
         chosen = tokens.tolist()
