@@ -201,6 +201,22 @@ def test_tokens_are_those_of_whole_numbers(tier, dim):
         np.testing.assert_array_equal(draw(logits, range(rows), [dim] * rows, seed=17, **full), want, str(settings))
 
 
+@pytest.mark.parametrize("temperature", (1e-3, 0.8, 100.0))
+@pytest.mark.parametrize("offset", (0, 300, -300, 1e5))
+def test_min_p_at_its_border(tier, temperature, offset):
+    """One likely token a stretch, just over min_p's mass or just under it: none is passed over unseen."""
+    stretches, dim = 12, 12 * 1024
+    logits = np.full(dim, offset - 200 * temperature, np.float32)
+    border = np.log(0.05) * temperature
+    logits[np.arange(stretches) * 1024 + 77] = offset + border * (1 - 0.02 * np.linspace(-1, 1, stretches)**7)
+    logits[1024 * 5 + 500] = offset
+    settings = dict(temperature=temperature, top_k=0, top_p=1.0, min_p=0.05)
+    want = [exact_sample(logits, **settings, random=int(uniform(2, 0, p) * 2**53)) for p in range(120)]
+    got = draw(np.tile(logits, (120, 1)), [0] * 120, range(120), seed=2, **settings)
+    np.testing.assert_array_equal(got, want)
+    assert len(set(want)) > 1
+
+
 def test_masses_are_those_of_float64():
     """Every mass within 4e-6 of exp (the rounding of t where it is large), or within half a unit."""
     logits = np.random.default_rng(1).uniform(-30, 0, 200_000).astype(np.float32)
