@@ -109,12 +109,33 @@ PYBIND11_MODULE(_core, m) {
     m.def("rms_norm_heads_", &rms_norm_heads_, "x"_a, "weight"_a, "eps"_a, nogil());
     m.def("layer_norm", &layer_norm, "x"_a, "weight"_a, "bias"_a.none(true), "eps"_a, nogil());
     m.def("linear", &linear, "x"_a, "weight"_a, "bias"_a = std::nullopt, "residual"_a = std::nullopt, nogil());
+    py::class_<WeightFormat>(m, "WeightFormat")
+        .def(py::init(&weight_format), "packing"_a, "group"_a, "zero"_a = "none", "scale_dtype"_a = "f16");
+    py::class_<PackedWeight>(m, "PackedWeight")
+        .def_property_readonly("shape", [](const PackedWeight& w) { return py::make_tuple(w.n, w.k); })
+        .def_property_readonly("packing", [](const PackedWeight& w) { return packing_name(w.format); })
+        .def_property_readonly("group", [](const PackedWeight& w) { return w.format.group; })
+        .def_property_readonly("nbytes", [](const PackedWeight& w) { return w.panels.nbytes(); })
+        .def_readonly("gated", &PackedWeight::gated)
+        .def_readonly("panels", &PackedWeight::panels);
+    m.def("quantize", [](const Tensor& x) { Quantized q = quantize(x); return std::make_tuple(q.codes, q.scales, q.sums); },
+          "x"_a, nogil());
+    m.def("packed_linear", &packed_linear, "x"_a, "weight"_a, "bias"_a = std::nullopt, "residual"_a = std::nullopt,
+          "kind"_a = "", nogil());
+    m.def("quantize_weight", &quantize_weight, "weight"_a, "format"_a, "gated"_a = false, nogil());
+    m.def("pack_weight", &pack_weight, "codes"_a, "scales"_a, "subscales"_a, "minima"_a, "zeros"_a, "k"_a, "format"_a,
+          "gated"_a = false, nogil());
+    m.def("unpack", &unpack, "ids"_a, "weight"_a, nogil());
     m.def("rope_table", &rope_table, "positions"_a, "inv_freq"_a, "scale"_a = 1.0f, nogil());
     m.def("rope_", &rope_, "x"_a, "table"_a, "head_dim"_a, "interleaved"_a = false, nogil());
     m.def("kv_write", &kv_write, "k"_a, "v"_a, "k_pages"_a, "v_pages"_a, "page_table"_a, "sequences"_a, "positions"_a,
+          "k_scales"_a = std::nullopt, "v_scales"_a = std::nullopt, nogil());
+    m.def("rope_kv_write", &rope_kv_write, "x"_a, "table"_a, "k"_a, "v"_a, "k_pages"_a, "v_pages"_a, "page_table"_a,
+          "sequences"_a, "positions"_a, "interleaved"_a = false, "k_scales"_a = std::nullopt, "v_scales"_a = std::nullopt,
           nogil());
     m.def("attention", &attention, "q"_a, "k_pages"_a, "v_pages"_a, "page_table"_a, "sequences"_a, "positions"_a,
-          "scale"_a, "window"_a = 0, "alibi_slopes"_a = std::nullopt, nogil());
+          "scale"_a, "window"_a = 0, "alibi_slopes"_a = std::nullopt, "k_scales"_a = std::nullopt,
+          "v_scales"_a = std::nullopt, nogil());
     m.def("activation", &activation, "x"_a, "kind"_a, nogil());
     m.def("gated", &gated, "x"_a, "kind"_a, nogil());
     m.def("add", &add, "a"_a, "b"_a, nogil());

@@ -12,19 +12,46 @@ namespace genkit {
 
 using OptionalTensor = std::optional<Tensor>;
 
+// An integer weight [n, k] in kernel order: panels u8 [count, bytes] (packed.h).
+struct PackedWeight {
+    Tensor panels;
+    WeightFormat format;
+    int64_t n, k;
+    bool gated;  // rows are gates then ups, panels hold both: packed_linear gives f(gate) * up
+};
+
+// Rows of int8 activations (QuantizeArgs).
+struct Quantized {
+    Tensor codes, scales, sums;
+};
+
 Tensor convert(const Tensor& x, DType dtype);
 Tensor embedding(const Tensor& ids, const Tensor& table);
 Tensor rms_norm(const Tensor& x, const Tensor& weight, float eps);
 void rms_norm_heads_(const Tensor& x, const Tensor& weight, float eps);
 Tensor layer_norm(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, float eps);
 Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& residual);
+WeightFormat weight_format(const std::string& packing, int64_t group, const std::string& zero, const std::string& scales);
+std::string packing_name(const WeightFormat& format);
+Quantized quantize(const Tensor& x);
+Tensor packed_linear(const Tensor& x, const PackedWeight& weight, const OptionalTensor& bias, const OptionalTensor& residual,
+                     const std::string& kind);
+PackedWeight quantize_weight(const Tensor& weight, const WeightFormat& format, bool gated);
+PackedWeight pack_weight(const Tensor& codes, const Tensor& scales, const OptionalTensor& subscales,
+                         const OptionalTensor& minima, const OptionalTensor& zeros, int64_t k, const WeightFormat& format,
+                         bool gated);
+Tensor unpack(const Tensor& ids, const PackedWeight& weight);
 Tensor rope_table(const Tensor& positions, const Tensor& inv_freq, float scale);
 void rope_(const Tensor& x, const Tensor& table, int64_t head_dim, bool interleaved);
 void kv_write(const Tensor& k, const Tensor& v, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,
-              const Tensor& sequences, const Tensor& positions);
+              const Tensor& sequences, const Tensor& positions, const OptionalTensor& k_scales,
+              const OptionalTensor& v_scales);
+void rope_kv_write(const Tensor& x, const Tensor& table, const Tensor& k, const Tensor& v, const Tensor& k_pages,
+                   const Tensor& v_pages, const Tensor& page_table, const Tensor& sequences, const Tensor& positions,
+                   bool interleaved, const OptionalTensor& k_scales, const OptionalTensor& v_scales);
 Tensor attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,
                  const Tensor& sequences, const Tensor& positions, float scale, int64_t window,
-                 const OptionalTensor& alibi_slopes);
+                 const OptionalTensor& alibi_slopes, const OptionalTensor& k_scales, const OptionalTensor& v_scales);
 Tensor activation(const Tensor& x, const std::string& kind);
 Tensor gated(const Tensor& x, const std::string& kind);
 Tensor add(const Tensor& a, const Tensor& b);

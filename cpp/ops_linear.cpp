@@ -1,12 +1,61 @@
-// Products with weights: see ops.h.
+// Products with weights, dense and packed: see ops.h.
 #include "ops_check.h"
 
 namespace genkit {
 namespace {
 
 constexpr int64_t linear_tile = 48;  // a multiple of every tier's tile of outputs
+constexpr int64_t packed_products_a_piece = 1 << 18;  // about 5 us of one row from memory
+constexpr int64_t rows_rounded_at_once = 2048;  // of a weight: its codes go from one kernel to the next through the cache
+
+constexpr const char* packing_names[] = {"int4_two_level", "int4", "int8"};
+constexpr const char* zero_names[] = {"none", "integer", "real"};
+
+template <size_t count>
+int32_t number_of(const char* op, const char* what, const std::string& name, const char* const (&names)[count]) {
+    std::string known;
+    for (size_t i = 0; i < count; i++) {
+        if (name == names[i]) return int32_t(i);
+        known += std::string(i ? ", " : "") + names[i];
+    }
+    fail(op, std::string(what) + " is '" + name + "'; known: " + known);
+}
+
+void check_format(const char* op, const WeightFormat& f) {
+    const bool two_level = f.packing == Packing::int4_two_level;
+    if (two_level ? f.group != block_depth : f.group != 32 && f.group != 64 && f.group != 128 && f.group != block_depth)
+        fail(op, "group is " + std::to_string(f.group) + "; expected " + (two_level ? "256" : "32, 64, 128 or 256"));
+    if (two_level && (f.zero != Zero::none || f.scale_dtype != DType::f16))
+        fail(op, "int4_two_level has f16 scales and minima instead of zeros");
+    if (f.scale_dtype != DType::f16 && f.scale_dtype != DType::bf16)
+        fail(op, std::string("scales of ") + dtype_name(f.scale_dtype) + "; expected f16 or bf16");
+}
+
+PackedWeight empty_packed(const char* op, int64_t n, int64_t k, const WeightFormat& format, bool gated) {
+    check_format(op, format);
+    if (n < 1 || k < 1) fail(op, "a packed weight of [" + std::to_string(n) + ", " + std::to_string(k) + "]");
+    if (gated && n % 2 != 0) fail(op, "a gated weight has gates and ups: n " + std::to_string(n) + " is odd");
+    const int64_t panels = gated ? (n / 2 + 15) / 16 : (n + panel_outputs - 1) / panel_outputs;
+    return {Tensor({panels, panel_bytes(format, k)}, DType::u8), format, n, k, gated};
+}
+
+int64_t scale_count(int64_t k, const WeightFormat& f) { return (round_up(k, tile_depth) + f.group - 1) / f.group; }
+
+// Small enough that every thread has several pieces, so that a slow one holds nobody up.
+int64_t packed_grain(int64_t panels, int64_t products) {
+    return std::max<int64_t>(1, std::min(grain_for(packed_products_a_piece, products), panels / (8 * get_threads())));
+}
 
 }  // namespace
+
+WeightFormat weight_format(const std::string& packing, int64_t group, const std::string& zero, const std::string& scales) {
+    const WeightFormat format{Packing(number_of("weight_format", "packing", packing, packing_names)), group,
+                              Zero(number_of("weight_format", "zero", zero, zero_names)), dtype_from_name(scales)};
+    check_format("weight_format", format);
+    return format;
+}
+
+std::string packing_name(const WeightFormat& f) { return packing_names[int(f.packing)]; }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& residual) {
     const char* op = "linear";
@@ -26,6 +75,134 @@ Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                  rows, n, k, x.row_stride(), n, weight.dtype()};
     int64_t grain = (grain_for(products_a_piece, rows * k) + linear_tile - 1) / linear_tile * linear_tile;
     submit(kernels().linear, a, n, grain);
+    return out;
+}
+
+Quantized quantize(const Tensor& x) {
+    const char* op = "quantize";
+    check_f32(op, "x", x, {-1, -1});
+    const int64_t rows = x.dim(0), k = x.dim(1), depth = round_up(k, tile_depth);
+    if (k < 1) fail(op, "x " + x.shape_text() + " has no columns");
+    // An odd number of cache lines a row: rows do not compete for the same sets of the cache.
+    const int64_t stride = depth / tile_depth % 2 ? depth : depth + tile_depth;
+    Quantized q{Tensor({rows, stride}, DType::i8), Tensor({rows, (k + block_depth - 1) / block_depth}, DType::f32),
+                Tensor({rows, depth / sub_depth}, DType::i16)};
+    QuantizeArgs a{x.data<float>(), q.codes.data<int8_t>(), q.scales.data<float>(), q.sums.data<int16_t>(), k,
+                   x.row_stride(), stride};
+    submit(kernels().quantize, a, rows, grain_for(elements_a_piece, k));
+    return q;
+}
+
+Tensor packed_linear(const Tensor& x, const PackedWeight& weight, const OptionalTensor& bias, const OptionalTensor& residual,
+                     const std::string& kind) {
+    const char* op = "packed_linear";
+    check_f32(op, "x", x, {-1, weight.k});
+    if (bias) check_vector(op, "bias", *bias, DType::f32, weight.n);
+    if (weight.gated == kind.empty()) fail(op, "a gated weight needs its activation, and no other has one");
+    if (weight.gated && residual) fail(op, "a gated weight takes no residual");
+    const int64_t rows = x.dim(0), n = weight.gated ? weight.n / 2 : weight.n;
+    if (residual) {
+        check_f32(op, "residual", *residual, {rows, n});
+        check_contiguous(op, "residual", *residual);
+    }
+    Tensor out({rows, n}, DType::f32);
+    if (rows == 0) return out;
+    const Quantized q = quantize(x);
+    PackedLinearArgs a{q.codes.data<int8_t>(), q.scales.data<float>(), q.sums.data<int16_t>(), weight.panels.data<uint8_t>(),
+                       optional_data(bias), optional_data(residual), out.data<float>(), rows, weight.n, weight.k,
+                       q.codes.row_stride(), n, weight.format, weight.gated,
+                       weight.gated ? activation_from_name(op, kind) : Activation::silu};
+    submit(kernels().packed_linear, a, weight.panels.dim(0),
+           packed_grain(weight.panels.dim(0), rows * weight.k * panel_outputs));
+    return out;
+}
+
+PackedWeight quantize_weight(const Tensor& weight, const WeightFormat& format, bool gated) {
+    const char* op = "quantize_weight";
+    check_dtype(op, "weight", weight, {DType::f32, DType::f16, DType::bf16});
+    check_shape(op, "weight", weight, {-1, -1});
+    check_contiguous(op, "weight", weight);
+    if (format.zero != Zero::none) fail(op, "rounding makes no zeros");
+    const int64_t n = weight.dim(0), k = weight.dim(1), depth = round_up(k, tile_depth);
+    PackedWeight packed = empty_packed(op, n, k, format, gated);
+    // The rows of a number of panels at a time; a gated panel's rows are two runs, so those weights go in halves.
+    const int64_t panels = packed.panels.dim(0), row_bytes = weight.row_stride() * dtype_size(weight.dtype());
+    const int64_t outputs = gated ? panel_outputs / 2 : panel_outputs, half = gated ? n / 2 : n;
+    const int64_t panels_at_once = std::min(panels, std::max<int64_t>(1, rows_rounded_at_once / panel_outputs));
+    const int64_t rows_at_once = panels_at_once * panel_outputs;
+    Tensor codes({rows_at_once, depth}, DType::u8), scales({rows_at_once, scale_count(k, format)}, DType::u16);
+    Tensor subscales({rows_at_once, depth / sub_depth}, DType::u8), minima({rows_at_once, depth / sub_depth}, DType::u8);
+    for (int64_t first = 0; first < panels; first += panels_at_once) {
+        const int64_t begin = first * outputs, end = std::min(half, (first + panels_at_once) * outputs), rows = end - begin;
+        for (int64_t part = 0; part < (gated ? 2 : 1); part++) {
+            const int64_t at = part * rows;  // in the buffers: gates, then ups, as pack expects of a weight of 2 * rows
+            QuantizeWeightArgs a{weight.bytes() + (part * half + begin) * row_bytes,
+                                 {codes.data<uint8_t>() + at * depth, scales.data<uint16_t>() + at * scales.dim(1),
+                                  subscales.data<uint8_t>() + at * subscales.dim(1), minima.data<uint8_t>() + at * minima.dim(1),
+                                  nullptr},
+                                 k, format, weight.dtype()};
+            submit(kernels().quantize_weight, a, rows, grain_for(elements_a_piece, k));
+        }
+        PackArgs p{{codes.data<uint8_t>(), scales.data<uint16_t>(), subscales.data<uint8_t>(), minima.data<uint8_t>(), nullptr},
+                   packed.panels.data<uint8_t>() + first * packed.panels.dim(1), gated ? 2 * rows : rows, k, format, gated};
+        submit(kernels().pack, p, (rows + outputs - 1) / outputs, 1);
+    }
+    return packed;
+}
+
+PackedWeight pack_weight(const Tensor& codes, const Tensor& scales, const OptionalTensor& subscales,
+                         const OptionalTensor& minima, const OptionalTensor& zeros, int64_t k, const WeightFormat& format,
+                         bool gated) {
+    const char* op = "pack_weight";
+    const bool two_level = format.packing == Packing::int4_two_level;
+    check_shape(op, "codes", codes, {-1, round_up(k, tile_depth)});
+    check_dtype(op, "codes", codes, {format.packing == Packing::int8 ? DType::i8 : DType::u8});
+    check_contiguous(op, "codes", codes);
+    const int64_t n = codes.dim(0);
+    PackedWeight packed = empty_packed(op, n, k, format, gated);
+    auto check_part = [&](const char* name, const OptionalTensor& t, bool wanted, int64_t columns, DType dtype) {
+        if (wanted != t.has_value()) fail(op, std::string(name) + (wanted ? " is missing" : " has no place in this format"));
+        if (!t) return;
+        check_shape(op, name, *t, {n, columns});
+        check_dtype(op, name, *t, {dtype});
+        check_contiguous(op, name, *t);
+    };
+    check_part("scales", scales, true, scale_count(k, format), format.scale_dtype);
+    check_part("subscales", subscales, two_level, round_up(k, tile_depth) / sub_depth, DType::u8);
+    check_part("minima", minima, two_level, round_up(k, tile_depth) / sub_depth, DType::u8);
+    check_part("zeros", zeros, format.zero != Zero::none, scale_count(k, format),
+               format.zero == Zero::real ? format.scale_dtype : format.packing == Packing::int8 ? DType::i8 : DType::u8);
+    // Kernels count on these ranges: their sums of integers would not be exact beyond.
+    auto check_most = [&](const char* name, const Tensor& t, int most) {
+        for (int64_t i = 0; i < t.count(); i++)
+            if (t.data<uint8_t>()[i] > most)
+                fail(op, std::string(name) + " holds " + std::to_string(t.data<uint8_t>()[i]) + "; expected 0 to " +
+                             std::to_string(most));
+    };
+    if (format.packing != Packing::int8) check_most("codes", codes, 15);
+    if (two_level) {
+        check_most("subscales", *subscales, 15);
+        check_most("minima", *minima, 128);
+        for (int64_t i = 0; i < subscales->count(); i++)
+            if (15 * subscales->data<uint8_t>()[i] - minima->data<uint8_t>()[i] > 127)
+                fail(op, "15 u - m is above 127 at element " + std::to_string(i));
+    }
+    if (zeros && format.packing == Packing::int4 && format.zero == Zero::integer) check_most("zeros", *zeros, 16);
+    PackArgs a{{codes.data<uint8_t>(), scales.data<uint16_t>(), subscales ? subscales->data<uint8_t>() : nullptr,
+                minima ? minima->data<uint8_t>() : nullptr, zeros ? zeros->bytes() : nullptr},
+               packed.panels.data<uint8_t>(), n, k, format, gated};
+    submit(kernels().pack, a, packed.panels.dim(0), 1);
+    return packed;
+}
+
+Tensor unpack(const Tensor& ids, const PackedWeight& weight) {
+    const char* op = "unpack";
+    check_vector(op, "ids", ids, DType::i32, ids.rank() == 1 ? ids.dim(0) : -1);
+    check_range(op, "ids", ids, weight.n);
+    Tensor out({ids.dim(0), weight.k}, DType::f32);
+    UnpackArgs a{ids.data<int32_t>(), weight.panels.data<uint8_t>(), out.data<float>(), weight.n, weight.k, weight.format,
+                 weight.gated};
+    submit(kernels().unpack, a, ids.dim(0), grain_for(elements_a_piece, weight.k));
     return out;
 }
 

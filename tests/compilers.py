@@ -23,8 +23,10 @@ def shared_flags():
 
 def tiers():
     """Tier -> its own flags, for every tier the build knows."""
-    calls = re.findall(r"^\s+genkit_tier\((\w+)([^)]*)\)", (ROOT / "CMakeLists.txt").read_text(), re.M)
-    return {name: flags.split() for name, flags in calls}
+    text = (ROOT / "CMakeLists.txt").read_text()
+    for name, value in re.findall(r"^\s+set\((\w+) ([^)]*)\)", text, re.M):
+        text = text.replace("${%s}" % name, value)
+    return {name: flags.split() for name, flags in re.findall(r"^\s+genkit_tier\((\w+)([^)]*)\)", text, re.M)}
 
 
 def native():

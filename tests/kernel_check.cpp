@@ -10,6 +10,9 @@
 
 using namespace genkit;
 
+#define QUOTED(x) #x
+#define TEXT(x) QUOTED(x)
+
 namespace {
 
 const double eps = 0x1p-23;  // a float's relative spacing: twice the rounding error
@@ -206,45 +209,87 @@ void check_rows(int64_t rows, int64_t dim) {
     }
 }
 
-void check_attention(int64_t rows, int64_t kv_heads, int64_t group, int64_t dim, int64_t longest, int64_t window, bool alibi) {
+// K and V pages of a type, full of NaN (0xff, which is -1 as int8; its scales are NaN): what was not written must not be seen.
+struct Pages {
+    std::vector<char> k, v;
+    std::vector<float> k_scales, v_scales;
+    Pages(int64_t keys, int64_t dim, DType dtype)
+        : k(size_t(keys * dim * (dtype == DType::f32 ? 4 : dtype == DType::i8 ? 1 : 2)), char(0xff)), v(k),
+          k_scales(dtype == DType::i8 ? size_t(keys) : 0, NAN), v_scales(k_scales) {}
+};
+
+void check_attention(int64_t rows, int64_t kv_heads, int64_t group, int64_t dim, int64_t longest, int64_t window, bool alibi,
+                     DType dtype) {
     const int64_t sequences = 3, max_pages = longest / page_keys + 1, pages = sequences * max_pages;
-    const int64_t heads = kv_heads * group, stride = heads * dim + 7, page_size = kv_heads * page_keys * dim;
-    std::vector<float> k(size_t(pages * page_size), NAN), v = k;  // what was not written must not be seen
-    std::vector<int32_t> table, sequence, position;
+    const int64_t heads = kv_heads * group, stride = heads * dim + 7, width = kv_heads * dim;
+    Pages cache(pages * kv_heads * page_keys, dim, dtype), other = cache;
+    std::vector<int32_t> table, owner, key, sequence, position;
     for (int64_t p = 0; p < pages; p++) table.push_back(int32_t((p * 5 + 1) % pages));
+    auto where = [&](Pages& p, const std::vector<int32_t>& s, const std::vector<int32_t>& at) {
+        return KvPages{p.k.data(), p.v.data(), p.k_scales.data(), p.v_scales.data(), table.data(), s.data(), at.data(), kv_heads,
+                       dim, max_pages, dtype};
+    };
     for (int64_t s = 0; s < sequences; s++) {
         for (int64_t p = 0; p < longest; p++) {
-            const std::vector<float> key = rng.normals(kv_heads * dim), value = rng.normals(kv_heads * dim);
-            const int32_t at = int32_t(s), pos = int32_t(p);
-            plain.kv_write({key.data(), value.data(), k.data(), v.data(), table.data(), &at, &pos, kv_heads, dim,
-                            kv_heads * dim, max_pages}, 0, 1);
+            owner.push_back(int32_t(s));
+            key.push_back(int32_t(p));
         }
     }
+    const int64_t tokens = sequences * longest, middle = rng.below(tokens);
+    const std::vector<float> k = rng.normals(tokens * width), v = rng.normals(tokens * width);
+    plain.kv_write({k.data(), v.data(), width, where(cache, owner, key)}, 0, tokens);
+    const KvWriteArgs write{k.data(), v.data(), width, where(other, owner, key)};
+    fast.kv_write(write, middle, tokens);
+    fast.kv_write(write, 0, middle);
+    const std::string what = " rows " + std::to_string(rows) + " group " + std::to_string(group) + " dim " +
+                             std::to_string(dim) + " type " + std::to_string(int(dtype));
+    auto same_floats = [](const std::vector<float>& a, const std::vector<float>& b) {
+        return a.empty() || memcmp(a.data(), b.data(), a.size() * 4) == 0;
+    };
+    if (cache.k != other.k || cache.v != other.v || !same_floats(cache.k_scales, other.k_scales) ||
+        !same_floats(cache.v_scales, other.v_scales)) {
+        printf("kv_write%s differs\n", what.c_str());
+        failures++;
+    }
+
     for (int64_t r = 0; r < rows; r++) {
         sequence.push_back(int32_t(r * sequences / rows));
         position.push_back(int32_t(rng.below(longest)));
     }
     const std::vector<float> q = rng.normals(rows * stride), slopes = rng.normals(heads, 0.1f);
-    std::vector<float> want(size_t(rows * heads * dim)), got = want;
-    AttentionArgs a{q.data(), k.data(), v.data(), table.data(), sequence.data(), position.data(),
-                    alibi ? slopes.data() : nullptr, want.data(), rows, heads, kv_heads, dim, stride, heads * dim,
-                    max_pages, window, float(1 / sqrt(double(dim)))};
-    const int64_t units = (rows + attention_rows - 1) / attention_rows * kv_heads;
+    const int64_t splits = (max_pages * page_keys + attention_split - 1) / attention_split;
+    std::vector<float> want(size_t(rows * heads * dim)), got = want, partials(size_t(rows * heads * splits * (dim + 2)));
+    AttentionArgs a{q.data(), alibi ? slopes.data() : nullptr, want.data(), nullptr, where(cache, sequence, position), rows,
+                    heads, stride, heads * dim, window, 1 + rng.below(rows), splits, float(1 / sqrt(double(dim)))};
+    const int64_t units = (rows + a.unit_rows - 1) / a.unit_rows * kv_heads;
     plain.attention(a, 0, units);
     a.out = got.data();
     fast.attention(a, 0, units);
     // A score is off by at most dim * eps * scale * |q| |k| <= dim * eps * sqrt(dim) * 9, ALiBi by an ulp of 0.3 * longest;
     // a weight by e times that, and |v| <= 3. Random errors are far below this bound: a twentieth of it is allowed.
+    // Queries and weights in bf16 add a few times 2^-9.
     const double score_error = eps * (double(dim) * sqrt(double(dim)) * 9 + (alibi ? 0.3 * double(longest) : 0));
     const double bound = 3 * (2 * score_error + eps * double(longest));
-    check("attention rows " + std::to_string(rows) + " group " + std::to_string(group) + " dim " + std::to_string(dim), got,
-          want, std::vector<double>(want.size(), bound / 20 + 8 * eps));
+    const bool rounded = strstr(TEXT(INSTALL_TIER), "bf16") && (dtype == DType::bf16 || dtype == DType::i8);
+    check("attention" + what, got, want, std::vector<double>(want.size(), bound / 20 + 8 * eps + (rounded ? 0.06 : 0)));
+
+    auto split = [&](Kernels& tier, const std::vector<float>& whole) {  // partials, merged, have the same bits
+        std::vector<float> merged(whole.size());
+        AttentionArgs b = a;
+        b.partials = partials.data();
+        b.out = merged.data();
+        tier.attention(b, 0, units * splits);
+        tier.attention_merge(b, 0, rows * heads);
+        check("attention in splits" + what, merged, whole, std::vector<double>(whole.size(), 0));
+    };
+    split(plain, want);
+    split(fast, got);
     for (int64_t r = 0; r < rows; r++) {  // a row alone has the same bits
         std::vector<float> alone(size_t(heads * dim));
         AttentionArgs b = a;
         b.q += r * stride;
-        b.sequences += r;
-        b.positions += r;
+        b.pages.sequences += r;
+        b.pages.positions += r;
         b.out = alone.data();
         b.rows = 1;
         fast.attention(b, 0, kv_heads);
@@ -329,11 +374,15 @@ int main() {
             }
         }
     }
-    for (int64_t dim : {2, 16, 20, 64, 80, 96, 128}) {
-        check_attention(1, 2, 7, dim, 130, 0, false);
-        check_attention(19, 1, 3, dim, 200, 0, true);
-        check_attention(11, 2, 1, dim, 200, 70, false);
-        check_attention(9, 1, 18, dim, 65, 1, false);
+    for (DType dtype : {DType::f32, DType::f16, DType::bf16, DType::i8}) {
+        for (int64_t dim : {2, 16, 20, 33, 64, 80, 96, 128}) {
+            check_attention(1, 2, 7, dim, 130, 0, false, dtype);
+            check_attention(19, 1, 3, dim, 200, 0, true, dtype);
+            check_attention(11, 2, 1, dim, 200, 70, false, dtype);
+            check_attention(9, 1, 18, dim, 65, 1, false, dtype);
+        }
+        check_attention(3, 1, 3, 16, 2100, 0, false, dtype);
+        check_attention(3, 1, 1, 16, 2100, 1100, false, dtype);
     }
     if (failures) printf("%d comparisons failed\n", failures);
     return failures ? 1 : 0;

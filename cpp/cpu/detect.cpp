@@ -45,11 +45,13 @@ CpuFeatures detect_cpu() {
     CpuFeatures f;
 #if defined(__x86_64__)
     uint64_t state = enabled_state();
-    Registers basic = cpuid(1), extended = cpuid(7);
+    Registers basic = cpuid(1), extended = cpuid(7), extended1 = cpuid(7, 1);
     bool fma = bit(basic.c, 12), f16c = bit(basic.c, 29), avx = bit(basic.c, 28);
     f.avx2 = state_has(state, ymm_state) && avx && fma && f16c && bit(extended.b, 5);
     f.avx512 = f.avx2 && state_has(state, zmm_state) && bit(extended.b, 16) && bit(extended.b, 17) &&
                bit(extended.b, 30) && bit(extended.b, 31);  // F, DQ, BW, VL
+    f.avx512vnni = f.avx512 && bit(extended.c, 11);
+    f.avx512bf16 = f.avx512vnni && bit(extended1.a, 5);
 #elif defined(__aarch64__)
     f.neon = true;
 #endif
@@ -92,8 +94,8 @@ std::vector<std::string> cpu_features() {
     add(f.avx2, "avx2");
     add(f.avx2 && bit(extended1.a, 4), "avx_vnni");
     add(f.avx512, "avx512");
-    add(f.avx512 && bit(extended.c, 11), "avx512_vnni");
-    add(f.avx512 && bit(extended1.a, 5), "avx512_bf16");
+    add(f.avx512vnni, "avx512_vnni");
+    add(f.avx512bf16, "avx512_bf16");
     add(f.avx512 && bit(extended.d, 23), "avx512_fp16");
     add(tiles && bit(extended.d, 24), "amx_tile");
     add(tiles && bit(extended.d, 25), "amx_int8");

@@ -6,9 +6,11 @@
 namespace genkit {
 
 struct CpuFeatures {
-    bool avx2 = false;    // AVX2, FMA and F16C, with YMM state enabled by the system
-    bool avx512 = false;  // AVX-512 F, BW, DQ and VL, with ZMM state enabled by the system
-    bool neon = false;    // aarch64: always
+    bool avx2 = false;        // AVX2, FMA and F16C, with YMM state enabled by the system
+    bool avx512 = false;      // AVX-512 F, BW, DQ and VL, with ZMM state enabled by the system
+    bool avx512vnni = false;  // and VNNI
+    bool avx512bf16 = false;  // and BF16
+    bool neon = false;        // aarch64: always
 };
 
 CpuFeatures detect_cpu();

@@ -22,6 +22,8 @@ uint32_t to_bits(float f) {
     return bits;
 }
 
+bool is_nan_or_inf(float x) { return (to_bits(x) & 0x7f800000u) == 0x7f800000u; }
+
 struct f16 {
     uint16_t bits;
 };
@@ -204,6 +206,8 @@ float activate(Activation kind, float x) {
     }
 }
 
+#include "reference_packed.inl"
+
 void activation(const ActivationArgs& a, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
         for (int64_t i = 0; i < a.dim; i++) a.out[r * a.dim + i] = activate(a.kind, a.x[r * a.x_stride + i]);
@@ -239,8 +243,6 @@ void softmax(const SoftmaxArgs& a, int64_t begin, int64_t end) {
 }
 
 // ---- logits ---------------------------------------------------------------------------------------------------
-
-bool is_nan_or_inf(float x) { return (to_bits(x) & 0x7f800000u) == 0x7f800000u; }
 
 // The largest of x, the lowest index among equals. -1 if an element is NaN or +infinity, -infinity too where finite_only
 // says so; -2 if all are -infinity.
@@ -279,10 +281,17 @@ void install_reference(Kernels& k) {
     k.rms_norm = rms_norm;
     k.layer_norm = layer_norm;
     k.linear = linear;
+    k.quantize = quantize;
+    k.packed_linear = packed_linear;
+    k.quantize_weight = quantize_weight;
+    k.pack = pack;
+    k.unpack = unpack;
     k.rope_table = rope_table;
     k.rope = rope;
     k.kv_write = kv_write;
+    k.rope_kv_write = rope_kv_write;
     k.attention = attention;
+    k.attention_merge = attention_merge;
     k.activation = activation;
     k.gated = gated;
     k.add = add;

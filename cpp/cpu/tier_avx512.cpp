@@ -15,8 +15,11 @@ namespace genkit {
 namespace {
 
 #include "vec_avx512.h"
+#include "functions.inl"
 #include "simd.inl"
 #include "linear.inl"
+#include "attention_pages.inl"
+#include "kv_write.inl"
 #include "attention.inl"
 #include "sample.inl"
 #include "install.inl"

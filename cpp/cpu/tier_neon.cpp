@@ -10,8 +10,11 @@ namespace genkit {
 namespace {
 
 #include "vec_neon.h"
+#include "functions.inl"
 #include "simd.inl"
 #include "linear.inl"
+#include "attention_pages.inl"
+#include "kv_write.inl"
 #include "attention.inl"
 #include "sample.inl"
 #include "install.inl"

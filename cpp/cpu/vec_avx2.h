@@ -81,6 +81,37 @@ INLINE __m128i narrow_bf16(vec x) {
     return _mm256_castsi256_si128(packed);
 }
 
+// Pairs side by side in memory: the first and the second of each of 8 pairs.
+struct Pair {
+    vec first, second;
+};
+INLINE __m256i load_pairs(const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+INLINE __m256i load_pairs(const uint16_t* p, int64_t count) {
+    return _mm256_maskload_epi32(reinterpret_cast<const int*>(p), first_lanes(count));
+}
+INLINE __m256i load_pairs(const int8_t* p) {  // widened to 16 bits
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+INLINE __m256i load_pairs(const int8_t* p, int64_t count) {
+    alignas(16) int8_t whole[16] = {};
+    for (int64_t i = 0; i < 2 * count; i++) whole[i] = p[i];
+    return load_pairs(whole);
+}
+INLINE __m256i first_high(__m256i pairs) { return _mm256_slli_epi32(pairs, 16); }
+INLINE __m256i second_high(__m256i pairs) { return _mm256_and_si256(pairs, _mm256_set1_epi32(int(0xffff0000u))); }
+INLINE Pair split_bf16(__m256i pairs) {
+    return {_mm256_castsi256_ps(first_high(pairs)), _mm256_castsi256_ps(second_high(pairs))};
+}
+INLINE Pair split_f16(__m256i pairs) {
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13,
+                                           2, 3, 6, 7, 10, 11, 14, 15);
+    const __m256i apart = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(pairs, order), 0xd8);
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(apart)), _mm256_cvtph_ps(_mm256_extracti128_si256(apart, 1))};
+}
+INLINE Pair split_i8(__m256i pairs) {  // times 2^16
+    return {_mm256_cvtepi32_ps(first_high(pairs)), _mm256_cvtepi32_ps(second_high(pairs))};
+}
+
 // What sample.inl needs besides.
 INLINE mask all_lanes() { return _mm256_castsi256_ps(_mm256_set1_epi32(-1)); }
 INLINE mask both(mask a, mask b) { return _mm256_and_ps(a, b); }

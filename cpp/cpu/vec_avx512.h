@@ -63,6 +63,30 @@ INLINE __m256i narrow_bf16(vec x) {  // to nearest even; a NaN stays one
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_blend_epi32(nan, rounded, quiet), 16));
 }
 
+// Pairs side by side in memory: the first and the second of each of 16 pairs.
+struct Pair {
+    vec first, second;
+};
+INLINE __m512i load_pairs(const uint16_t* p) { return _mm512_loadu_si512(p); }
+INLINE __m512i load_pairs(const uint16_t* p, int64_t count) { return _mm512_maskz_loadu_epi32(first_lanes(count), p); }
+INLINE __m512i load_pairs(const int8_t* p) {  // widened to 16 bits
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+INLINE __m512i load_pairs(const int8_t* p, int64_t count) {
+    return _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi16(first_lanes(count), p));
+}
+INLINE __m512i first_high(__m512i pairs) { return _mm512_slli_epi32(pairs, 16); }
+INLINE __m512i second_high(__m512i pairs) { return _mm512_and_si512(pairs, _mm512_set1_epi32(int(0xffff0000u))); }
+INLINE Pair split_bf16(__m512i pairs) {
+    return {_mm512_castsi512_ps(first_high(pairs)), _mm512_castsi512_ps(second_high(pairs))};
+}
+INLINE Pair split_f16(__m512i pairs) {
+    return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(pairs)), _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs, 16)))};
+}
+INLINE Pair split_i8(__m512i pairs) {  // times 2^16
+    return {_mm512_cvtepi32_ps(first_high(pairs)), _mm512_cvtepi32_ps(second_high(pairs))};
+}
+
 // What sample.inl needs besides.
 INLINE mask all_lanes() { return mask(~0u); }
 INLINE mask both(mask a, mask b) { return a & b; }

@@ -72,6 +72,37 @@ INLINE uint16x4_t narrow_bf16(vec x) {
     return vshrn_n_u32(vbslq_u32(vceqq_f32(x, x), rounded, quiet), 16);
 }
 
+// Pairs side by side in memory: the first and the second of each of 4 pairs.
+struct Pair {
+    vec first, second;
+};
+INLINE uint16x8_t load_pairs(const uint16_t* p) { return vld1q_u16(p); }
+INLINE uint16x8_t load_pairs(const uint16_t* p, int64_t count) {
+    uint16_t whole[8] = {};
+    for (int64_t i = 0; i < 2 * count; i++) whole[i] = p[i];
+    return vld1q_u16(whole);
+}
+INLINE uint16x8_t load_pairs(const int8_t* p) { return vreinterpretq_u16_s16(vmovl_s8(vld1_s8(p))); }  // widened to 16 bits
+INLINE uint16x8_t load_pairs(const int8_t* p, int64_t count) {
+    int8_t whole[8] = {};
+    for (int64_t i = 0; i < 2 * count; i++) whole[i] = p[i];
+    return load_pairs(whole);
+}
+INLINE uint32x4_t first_high(uint16x8_t pairs) { return vshlq_n_u32(vreinterpretq_u32_u16(pairs), 16); }
+INLINE uint32x4_t second_high(uint16x8_t pairs) {
+    return vandq_u32(vreinterpretq_u32_u16(pairs), vdupq_n_u32(0xffff0000u));
+}
+INLINE Pair split_bf16(uint16x8_t pairs) {
+    return {vreinterpretq_f32_u32(first_high(pairs)), vreinterpretq_f32_u32(second_high(pairs))};
+}
+INLINE Pair split_f16(uint16x8_t pairs) {
+    const uint16x8_t first = vuzp1q_u16(pairs, pairs), second = vuzp2q_u16(pairs, pairs);
+    return {widen_f16(vget_low_u16(first)), widen_f16(vget_low_u16(second))};
+}
+INLINE Pair split_i8(uint16x8_t pairs) {  // times 2^16
+    return {vcvtq_f32_s32(vreinterpretq_s32_u32(first_high(pairs))), vcvtq_f32_s32(vreinterpretq_s32_u32(second_high(pairs)))};
+}
+
 // What sample.inl needs besides.
 INLINE mask all_lanes() { return vdupq_n_u32(~0u); }
 INLINE mask both(mask a, mask b) { return vandq_u32(a, b); }

@@ -1,25 +1,27 @@
 """Layers over the core's fused ops, and the reading of a checkpoint into them.
 
-Nothing here or in models/ knows a dtype or a file format: a Linear multiplies by whatever tensor the checkpoint gave.
+Nothing here or in models/ knows a dtype or a file format: a Linear multiplies by whatever weight it was given, dense as
+the checkpoint has it or packed in few bits.
 Activations are float32 [n, width], one row a token, rows of any sequences mixed; a Step (kv_cache.py) says which.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Optional, Union
 
 import numpy as np
 
 from genkit import _core
 from genkit.checkpoints.files import shown, shown_path
-from genkit.errors import BadFileError
+from genkit.errors import BadFileError, ResourceError
 from genkit.rope import Rope
 
 if TYPE_CHECKING:
     from genkit.checkpoints.config import Fields
     from genkit.checkpoints.safetensors import Checkpoint
-    from genkit.kv_cache import Step
+    from genkit.kv_cache import LayerPages, Step
 
 Tensor = _core.Tensor
+Weight = Union[_core.Tensor, _core.PackedWeight]
 
 # hidden_act / activation_function of config.json -> the core's name. Both tanh spellings are one formula
 # (Hendrycks and Gimpel 2016).
@@ -37,21 +39,38 @@ ACTIVATIONS = {
 class Linear:
     """x [n, in] -> x @ weight.T + bias + residual, [n, out]. weight [out, in]; bias f32 [out] or None."""
 
-    def __init__(self, weight: Tensor, bias: Optional[Tensor] = None) -> None:
+    def __init__(self, weight: Weight, bias: Optional[Tensor] = None) -> None:
         self.weight = weight
         self.bias = bias
+        self._op = _core.packed_linear if isinstance(weight, _core.PackedWeight) else _core.linear
 
     def __call__(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:
-        return _core.linear(x, self.weight, self.bias, residual)
+        return self._op(x, self.weight, self.bias, residual)
+
+
+class GatedLinear:
+    """x [n, in] -> f(gate(x)) * up(x), [n, out] (Shazeer 2020, arXiv:2002.05202). One weight [2 * out, in]: gates, ups."""
+
+    def __init__(self, weight: Weight, bias: Optional[Tensor], activation: str) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.activation = activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if isinstance(self.weight, _core.PackedWeight):
+            return _core.packed_linear(x, self.weight, self.bias, None, self.activation)
+        return _core.gated(_core.linear(x, self.weight, self.bias), self.activation)
 
 
 class Embedding:
     """ids i32 [n] -> rows of weight, f32 [n, width]."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Weight) -> None:
         self.weight = weight
 
     def __call__(self, ids: Tensor) -> Tensor:
+        if isinstance(self.weight, _core.PackedWeight):
+            return _core.unpack(ids, self.weight)
         return _core.embedding(ids, self.weight)
 
 
@@ -117,9 +136,9 @@ class Attention:
         self.q_norm = q_norm
         self.k_norm = k_norm
 
-    def __call__(self, x: Tensor, residual: Tensor, step: "Step", pages: tuple[Tensor, Tensor],
+    def __call__(self, x: Tensor, residual: Tensor, step: "Step", pages: "LayerPages",
                  rope_table: Optional[Tensor] = None) -> Tensor:
-        """Writes this step's keys and values into pages, a layer's (K, V), and attends to all up to each row's own."""
+        """Writes this step's keys and values into a layer's pages and attends to all up to each row's own."""
         qkv = self.qkv(x)
         q = qkv.columns(0, self.keys_at)
         k = qkv.columns(self.keys_at, self.values_at)
@@ -128,25 +147,25 @@ class Attention:
             self.q_norm.heads_(q)
         if self.k_norm is not None:
             self.k_norm.heads_(k)
-        if rope_table is not None:
-            _core.rope_(qkv.columns(0, self.values_at), rope_table, self.head_dim)  # q and k lie side by side
-        k_pages, v_pages = pages
-        _core.kv_write(k, v, k_pages, v_pages, step.page_table, step.sequences, step.positions)
-        mixed = _core.attention(q, k_pages, v_pages, step.page_table, step.sequences, step.positions,
-                                self.scale, self.window)
+        where = pages.k, pages.v, step.page_table, step.sequences, step.positions
+        scales = {"k_scales": pages.k_scales, "v_scales": pages.v_scales}
+        if rope_table is None:
+            _core.kv_write(k, v, *where, **scales)
+        else:  # q and k lie side by side
+            _core.rope_kv_write(qkv.columns(0, self.values_at), rope_table, k, v, *where, **scales)
+        mixed = _core.attention(q, *where, self.scale, self.window, **scales)
         return self.out(mixed, residual)
 
 
 class GatedMLP:
-    """down(f(gate(x)) * up(x)) + residual (Shazeer 2020, arXiv:2002.05202); gate and up are one linear."""
+    """down(f(gate(x)) * up(x)) + residual."""
 
-    def __init__(self, gate_up: Linear, down: Linear, activation: str) -> None:
+    def __init__(self, gate_up: GatedLinear, down: Linear) -> None:
         self.gate_up = gate_up
         self.down = down
-        self.activation = activation
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.down(_core.gated(self.gate_up(x), self.activation), residual)
+        return self.down(self.gate_up(x), residual)
 
 
 class MLP:
@@ -177,15 +196,18 @@ class Weights:
     compared with the checkpoint's header before anything is allocated, so a configuration that lies about a size ends
     in a BadFileError however large the size. So does a tensor below `layers_prefix` that the table has no place for,
     buffers aside: a layer, a bias or a norm that is silently left out gives wrong text.
+
+    With a `format` matrices are rounded to it as they are read; norms, biases and position tables stay.
     """
 
     # Constants that old versions of transformers stored beside the weights: causal masks and rotary frequencies.
     BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
     def __init__(self, fields: "Fields", checkpoint: "Checkpoint", shapes: Mapping[str, tuple[int, ...]],
-                 layers_prefix: str) -> None:
+                 layers_prefix: str, format: Optional[_core.WeightFormat] = None) -> None:
         self.checkpoint = checkpoint
         self.shapes = shapes
+        self._format = format
         for name, shape in shapes.items():
             if name not in checkpoint:
                 raise BadFileError(f"{shown_path(checkpoint.folder)}: tensor '{name}' of shape {list(shape)}, which "
@@ -204,19 +226,22 @@ class Weights:
 
     def linear(self, *names: str) -> Linear:
         """One linear of the outputs of each `name`, in order. Biases are taken when the model's table lists them."""
-        weights = [name + ".weight" for name in names]
-        if len(names) == 1:
-            weight = self.checkpoint.load(weights[0], self.shapes[weights[0]])
-        else:
-            weight = self.checkpoint.load_concat(weights, [self.shapes[w] for w in weights])
-        return Linear(weight, self._biases(names))
+        return Linear(self._weight(names), self._biases(names))
+
+    def gated_linear(self, gate: str, up: str, activation: str) -> GatedLinear:
+        return GatedLinear(self._weight([gate, up], gated=True), self._biases([gate, up]), activation)
 
     def linear_transposed(self, name: str) -> Linear:
         """A linear whose file holds [in, out] (GPT-2's Conv1D)."""
         weight = name + ".weight"
-        return Linear(self.checkpoint.load_transposed(weight, self.shapes[weight]), self._biases([name]))
+        return Linear(self._rounded(self.checkpoint.load_transposed(weight, self.shapes[weight]), weight),
+                      self._biases([name]))
 
     def embedding(self, name: str) -> Embedding:
+        """The table of token embeddings, which may be the head as well."""
+        return Embedding(self._weight([name]))
+
+    def position_embedding(self, name: str) -> Embedding:
         return Embedding(self.checkpoint.load(name + ".weight", self.shapes[name + ".weight"]))
 
     def rms_norm(self, name: str, eps: float) -> RMSNorm:
@@ -232,10 +257,26 @@ class Weights:
         weight = name + ".weight"
         if weight not in self.shapes and weight not in self.checkpoint:
             return Linear(embedding.weight)
-        head = self.checkpoint.load(weight, embedding.weight.shape)
-        same = head.dtype == embedding.weight.dtype and np.array_equal(
-            np.frombuffer(head.bytes(), np.uint8), np.frombuffer(embedding.weight.bytes(), np.uint8))
-        return Linear(embedding.weight if same else head)
+        head = self._rounded(self.checkpoint.load(weight, embedding.weight.shape), weight)
+        return Linear(embedding.weight if _same(head, embedding.weight) else head)
+
+    def _weight(self, names: Sequence[str], gated: bool = False) -> Weight:
+        """The matrices one under another."""
+        weights = [name + ".weight" for name in names]
+        if len(names) == 1:
+            weight = self.checkpoint.load(weights[0], self.shapes[weights[0]])
+        else:
+            weight = self.checkpoint.load_concat(weights, [self.shapes[w] for w in weights])
+        return self._rounded(weight, weights[0], gated)
+
+    def _rounded(self, weight: Tensor, name: str, gated: bool = False) -> Weight:
+        if self._format is None:
+            return weight
+        try:
+            return _core.quantize_weight(weight, self._format, gated)
+        except MemoryError:
+            raise ResourceError(f"{shown_path(self.checkpoint.folder)}: no memory to round tensor {shown(name, 200)}; "
+                                "take a smaller model or free memory") from None
 
     def _vector(self, name: str) -> Tensor:
         return self.checkpoint.load_f32(name, self.shapes[name])
@@ -245,3 +286,10 @@ class Weights:
         if not any(bias in self.shapes for bias in biases):
             return None
         return self.checkpoint.load_concat(biases, [self.shapes[bias] for bias in biases], f32=True)
+
+
+def _same(a: Weight, b: Weight) -> bool:
+    """Whether two weights hold the same bytes in the same form."""
+    if isinstance(a, _core.PackedWeight):
+        a, b = a.panels, b.panels
+    return a.dtype == b.dtype and np.array_equal(np.frombuffer(a.bytes(), np.uint8), np.frombuffer(b.bytes(), np.uint8))

@@ -290,12 +290,20 @@ class Checkpoint:
 TRANSPOSE_PIECE = 16 << 20  # bytes of a matrix in flight while it is turned
 
 
-def check_memory(checkpoint: Checkpoint, extra: int = 0) -> None:
-    """Raises ResourceError when the weights and `extra` bytes (KV cache, buffers) exceed the memory available now."""
+def check_memory(checkpoint: Checkpoint, extra: int = 0, bits: float | None = None) -> None:
+    """Raises ResourceError when the weights and `extra` bytes (KV cache, buffers) exceed the memory available now.
+
+    With `bits`, matrices are rounded to so many bits a weight as they are read: two of the largest are there meanwhile.
+    """
+    need = checkpoint.nbytes
+    if bits is not None:
+        matrices = [info for info in checkpoint.tensors.values() if len(info.shape) == 2]
+        rounded = sum(int(info.shape[0] * info.shape[1] * bits / 8) for info in matrices)
+        need += rounded - sum(info.nbytes for info in matrices) + 2 * max((info.nbytes for info in matrices), default=0)
     available = memory_available()
-    if checkpoint.nbytes + extra > available:
+    if need + extra > available:
         more = f" and {size_words(extra)} more" if extra else ""
-        raise ResourceError(f"{shown_path(checkpoint.folder)}: the weights need {size_words(checkpoint.nbytes)}{more}, "
+        raise ResourceError(f"{shown_path(checkpoint.folder)}: the weights need {size_words(need)}{more}, "
                             f"{size_words(available)} of memory is available; take a smaller model or free memory")
 
 

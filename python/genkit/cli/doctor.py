@@ -77,7 +77,7 @@ def report(facts: "dict[str, Any]") -> str:
     )
     if tiers["error"]:
         lines.append(f"warning: {tiers['error']}")
-    lines += ["", "kernel        tier", *(f"{slot:12}  {tier}" for slot, tier in tiers["slots"].items())]
+    lines += ["", *table([("kernel", "tier"), *tiers["slots"].items()])]
     return "\n".join(lines)
 
 

@@ -1,18 +1,18 @@
 """Architectures, one file each, found by config.json's model_type.
 
-A model file offers `read_config(fields, checkpoint)`, a ModelConfig, and `build(fields, checkpoint, config)`, a model:
+A model file offers `read_config(fields, checkpoint)`, a ModelConfig, and `build(fields, checkpoint, config, format)`, a model:
 `model.config` and `model(step, cache)`, logits f32 [rows asked for, vocab_size]. Adding one: a file here, a line below,
 a parity test.
 """
 
 import importlib
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Optional, Protocol
 
 from genkit.errors import BadFileError
 
 if TYPE_CHECKING:
-    from genkit._core import Tensor
+    from genkit._core import Tensor, WeightFormat
     from genkit.checkpoints.config import Fields
     from genkit.checkpoints.safetensors import Checkpoint
     from genkit.kv_cache import KVCache, Step
@@ -36,12 +36,12 @@ def read_model_config(fields: "Fields", checkpoint: "Checkpoint") -> "ModelConfi
     return _module(fields).read_config(fields, checkpoint)
 
 
-def load_model(fields: "Fields", checkpoint: "Checkpoint") -> Model:
-    """The model that config.json describes, its weights read from the checkpoint.
+def load_model(fields: "Fields", checkpoint: "Checkpoint", format: Optional["WeightFormat"] = None) -> Model:
+    """The model that config.json describes, its weights read from the checkpoint and rounded to `format`, if any.
 
     Raises BadFileError as read_model_config, and for sizes that are not the weights'.
     """
-    return _module(fields).build(fields, checkpoint, read_model_config(fields, checkpoint))
+    return _module(fields).build(fields, checkpoint, read_model_config(fields, checkpoint), format)
 
 
 def _module(fields: "Fields") -> ModuleType:

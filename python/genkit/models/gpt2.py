@@ -5,7 +5,7 @@ saved from the whole model or from its body.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 from genkit import _core
 from genkit.models.config import (MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, MAX_WIDTH, ModelConfig, activation,
@@ -100,7 +100,7 @@ class GPT2Model:
     def __init__(self, config: GPT2Config, weights: Weights) -> None:
         self.config = config
         self.embedding = weights.embedding(config.prefix + "wte")
-        self.positions = weights.embedding(config.prefix + "wpe")
+        self.positions = weights.position_embedding(config.prefix + "wpe")
         self.blocks = [Block(config, weights, i) for i in range(config.layers)]
         self.norm = weights.layer_norm(config.prefix + "ln_f", config.norm_eps)
         self.head = weights.head("lm_head", self.embedding)
@@ -113,5 +113,5 @@ class GPT2Model:
         return self.head(self.norm(select_rows(x, step.logit_rows)))
 
 
-def build(fields: "Fields", checkpoint: "Checkpoint", config: GPT2Config) -> GPT2Model:
-    return GPT2Model(config, Weights(fields, checkpoint, tensor_shapes(config), config.prefix + "h."))
+def build(fields: "Fields", checkpoint: "Checkpoint", config: GPT2Config, format: Optional[_core.WeightFormat]) -> GPT2Model:
+    return GPT2Model(config, Weights(fields, checkpoint, tensor_shapes(config), config.prefix + "h.", format))

@@ -14,6 +14,7 @@ from genkit.nn import Attention, GatedMLP, RMSNorm, RoPE, Tensor, Weights, selec
 from genkit.rope import Rope, read_rope
 
 if TYPE_CHECKING:
+    from genkit._core import WeightFormat
     from genkit.checkpoints.config import Fields
     from genkit.checkpoints.safetensors import Checkpoint
     from genkit.kv_cache import KVCache, Step
@@ -111,8 +112,8 @@ class Block:
             k_norm=norm("self_attn.k_norm") if c.qk_norm else None,
         )
         self.mlp_norm = norm("post_attention_layernorm")
-        self.mlp = GatedMLP(weights.linear(mlp + "gate_proj", mlp + "up_proj"), weights.linear(mlp + "down_proj"),
-                            c.activation)
+        self.mlp = GatedMLP(weights.gated_linear(mlp + "gate_proj", mlp + "up_proj", c.activation),
+                            weights.linear(mlp + "down_proj"))
 
     def __call__(self, x: Tensor, step: "Step", pages: tuple[Tensor, Tensor], rope_table: Tensor) -> Tensor:
         x = self.attention(self.attention_norm(x), x, step, pages, rope_table)
@@ -137,8 +138,8 @@ class LlamaModel:
         return self.head(self.norm(select_rows(x, step.logit_rows)))
 
 
-def build(fields: "Fields", checkpoint: "Checkpoint", config: LlamaConfig) -> LlamaModel:
-    return LlamaModel(config, Weights(fields, checkpoint, tensor_shapes(config), "model.layers."))
+def build(fields: "Fields", checkpoint: "Checkpoint", config: LlamaConfig, format: Optional["WeightFormat"]) -> LlamaModel:
+    return LlamaModel(config, Weights(fields, checkpoint, tensor_shapes(config), "model.layers.", format))
 
 
 def read_config(fields: "Fields", checkpoint: "Checkpoint") -> LlamaConfig:

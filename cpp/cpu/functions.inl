@@ -1,0 +1,110 @@
+// What kernels of every vector tier share, over the vocabulary of vec_*.h: loads by storage type, loops with a masked
+// tail, and functions.
+
+// ---- loads by storage type -----------------------------------------------------------------------------------
+
+struct f16 {
+    uint16_t bits;
+};
+struct bf16 {
+    uint16_t bits;
+};
+
+INLINE vec load(const f16* p) { return widen_f16(load_u16(&p->bits)); }
+INLINE vec load(const bf16* p) { return widen_bf16(load_u16(&p->bits)); }
+INLINE vec load(const f16* p, int64_t count) { return widen_f16(load_u16(&p->bits, count)); }
+INLINE vec load(const bf16* p, int64_t count) { return widen_bf16(load_u16(&p->bits, count)); }
+INLINE void store(f16* p, vec x) { store_u16(&p->bits, narrow_f16(x)); }
+INLINE void store(bf16* p, vec x) { store_u16(&p->bits, narrow_bf16(x)); }
+INLINE void store(f16* p, vec x, int64_t count) { store_u16(&p->bits, narrow_f16(x), count); }
+INLINE void store(bf16* p, vec x, int64_t count) { store_u16(&p->bits, narrow_bf16(x), count); }
+
+// Stands for a count of `lanes`, so that one loop body serves whole vectors and the tail.
+struct Whole {};
+template <class T>
+INLINE vec load(const T* p, Whole) {
+    return load(p);
+}
+template <class T>
+INLINE void store(T* p, vec x, Whole) {
+    store(p, x);
+}
+INLINE vec keep(vec x, Whole, vec) { return x; }
+INLINE vec keep(vec x, int64_t count, vec other) { return select(less(iota(), set1(float(count))), x, other); }
+
+// body(i, count) for each vector of [begin, end).
+template <class Body>
+INLINE void each(int64_t begin, int64_t end, Body body) {
+    int64_t i = begin;
+    for (; i + lanes <= end; i += lanes) body(i, Whole());
+    if (i < end) body(i, end - i);
+}
+
+template <class T>
+struct Type {
+    using type = T;
+};
+
+// Calls f with the storage type that dtype names.
+template <class F>
+INLINE void with_type(DType dtype, F f) {
+    switch (dtype) {
+        case DType::f16: return f(Type<f16>());
+        case DType::bf16: return f(Type<bf16>());
+        default: return f(Type<float>());
+    }
+}
+
+// ---- functions -------------------------------------------------------------------------------------------------
+
+constexpr float infinity = __builtin_inff();
+
+// e^x within 1 ulp (0.991 measured); denormal, zero, infinite and NaN results as they should be. x = n ln 2 + r, |r| <= ln 2 / 2, and
+// e^r = 1 + r + r^2 p(r) with p a minimax fit (relative error 3.3e-9).
+INLINE vec exp(vec x) {
+    x = min(set1(89.0f), max(set1(-105.0f), x));
+    const vec n = round(x * set1(1.44269504f));
+    vec r = fma(n, set1(-0.693145752f), x);  // ln 2 in two parts, the first with zeros at its end
+    r = fma(n, set1(-1.42860677e-6f), r);
+    vec p = set1(1.3813145e-3f);
+    p = fma(p, r, set1(8.3694188e-3f));
+    p = fma(p, r, set1(4.1668456e-2f));
+    p = fma(p, r, set1(1.6666515e-1f));
+    p = fma(p, r, set1(4.9999994e-1f));
+    return scale_by_power(fma(r * r, p, r) + set1(1.0f), n);
+}
+
+INLINE vec sigmoid_times(vec x, vec y) { return x / (set1(1.0f) + exp(set1(0.0f) - y)); }
+
+// x times the normal distribution's integral. With a = |x| / sqrt 2, erfc(a) = exp(-a^2) p(s) / (1 + 2 a) where
+// s = (a - 2) / (a + 2) and p is a minimax fit of (1 + 2 a) exp(a^2) erfc(a) (relative error 1.3e-8).
+INLINE vec gelu(vec x) {
+    const vec a = min(set1(15.0f), abs(x) * set1(0.707106781f));
+    const vec s = (a - set1(2.0f)) / (a + set1(2.0f));
+    vec p = set1(-4.01715137e-4f);
+    p = fma(p, s, set1(-1.23187713e-3f));
+    p = fma(p, s, set1(1.31372246e-3f));
+    p = fma(p, s, set1(8.63327086e-3f));
+    p = fma(p, s, set1(-8.05959944e-3f));
+    p = fma(p, s, set1(-5.42047098e-2f));
+    p = fma(p, s, set1(1.64055273e-1f));
+    p = fma(p, s, set1(-1.66031390e-1f));
+    p = fma(p, s, set1(-9.27639753e-2f));
+    p = fma(p, s, set1(1.27697837f));
+    const vec square = a * a;
+    const vec lost = fma(a, a, set1(0.0f) - square);  // of a^2 by rounding; counts where a is large
+    const vec e = exp(set1(0.0f) - square);
+    const vec erfc = fma(set1(0.0f) - lost, e, e) * p / fma(set1(2.0f), a, set1(1.0f));
+    const vec tail = set1(0.5f) * min(set1(22.0f), x) * erfc;  // erfc is 0 by then, and 0 times infinity is not
+    return select(less(x, zero()), tail, x - tail);
+}
+
+template <Activation kind>
+INLINE vec activate(vec x) {
+    if (kind == Activation::gelu) return gelu(x);
+    if (kind == Activation::gelu_tanh) {  // 0.5 (1 + tanh y) = 1 / (1 + exp(-2 y))
+        const vec cube = x * x * x;
+        return sigmoid_times(x, set1(1.59576912f) * fma(set1(0.044715f), cube, x));
+    }
+    return sigmoid_times(x, x);
+}

@@ -1,0 +1,281 @@
+// Integer weights, plainly: rounding, packing, and products with int8 activations. Included by reference.cpp.
+
+// ---- a panel's parts ------------------------------------------------------------------------------------------
+
+// One output's view of a block: where its codes, scales and zeros lie (packed.h).
+struct PanelBlock {
+    const WeightFormat& f;
+    const uint8_t* header;
+    const uint8_t* tiles;
+    int64_t column;  // of the panel, 0 .. 31
+
+    int64_t group_count() const { return block_depth / f.group; }
+    int code(int64_t k) const {  // k within the block
+        const int64_t tile = k / tile_depth, inner = k % tile_depth;
+        const uint8_t* half = tiles + tile * tile_bytes(f.packing) + column / 16 * (tile_bytes(f.packing) / 2);
+        if (f.packing == Packing::int8) return int8_t(half[inner / 4 * 64 + column % 16 * 4 + inner % 4]);
+        const uint8_t byte = half[inner % 32 / 4 * 64 + column % 16 * 4 + inner % 4];
+        return inner < 32 ? byte & 15 : byte >> 4;
+    }
+    float real(int64_t offset) const {  // of the scales' type
+        const uint16_t bits = uint16_t(header[offset] | header[offset + 1] << 8);
+        return f.scale_dtype == DType::bf16 ? widen(bf16{bits}) : widen(f16{bits});
+    }
+    float scale(int64_t group) const { return real((group * panel_outputs + column) * 2); }
+    int64_t zeros_at() const { return group_count() * panel_outputs * 2; }
+    float zero_real(int64_t group) const { return real(zeros_at() + (group * panel_outputs + column) * 2); }
+    int zero(int64_t group) const {  // what is taken from the group's codes
+        if (f.zero == Zero::real) return 0;
+        if (f.zero == Zero::none) return f.packing == Packing::int4 ? 8 : 0;
+        const uint8_t byte = header[zeros_at() + group * panel_outputs + column];
+        return f.packing == Packing::int4 ? byte : int8_t(byte);
+    }
+    int subscale(int64_t sub) const {  // sub: which 32 of the block
+        const uint8_t byte = header[64 + sub / 2 * 32 + column];
+        return sub % 2 ? byte >> 4 : byte & 15;
+    }
+    int minimum(int64_t sub) const { return header[192 + sub / 2 * 64 + column * 2 + sub % 2]; }
+    int integer(int64_t k) const {  // what multiplies the scale
+        if (f.packing == Packing::int4_two_level) return subscale(k / sub_depth) * code(k) - minimum(k / sub_depth);
+        return code(k) - zero(k / f.group);
+    }
+};
+
+// ---- activations ----------------------------------------------------------------------------------------------
+
+float round_even(float x) {  // |x| < 2^22
+    const float big = 12582912.0f;
+    return (x + big) - big;
+}
+
+void quantize(const QuantizeArgs& a, int64_t begin, int64_t end) {
+    const int64_t depth = round_up(a.k, tile_depth);
+    for (int64_t r = begin; r < end; r++) {
+        const float* x = a.x + r * a.x_stride;
+        int8_t* codes = a.codes + r * a.codes_stride;
+        float* scales = a.scales + r * ((a.k + block_depth - 1) / block_depth);
+        int16_t* sums = a.sums + r * (depth / sub_depth);
+        for (int64_t from = 0; from < a.k; from += block_depth) {
+            const int64_t to = from + block_depth < a.k ? from + block_depth : a.k;
+            float largest = 0.0f;
+            bool finite = true;
+            for (int64_t i = from; i < to; i++) {
+                const float size = fabsf(x[i]);
+                finite = finite && size < INFINITY;
+                if (size > largest) largest = size;
+            }
+            const bool counts = finite && largest >= 0x1p-100f;
+            const float inverse = counts ? 127.0f / largest : 0.0f;
+            scales[from / block_depth] = finite ? (counts ? largest / 127.0f : 0.0f) : NAN;
+            for (int64_t i = from; i < to; i++) codes[i] = int8_t(counts ? round_even(x[i] * inverse) : 0.0f);
+        }
+        for (int64_t i = a.k; i < depth; i++) codes[i] = 0;
+        for (int64_t i = 0; i < depth / sub_depth; i++) {
+            int sum = 0;
+            for (int64_t j = 0; j < sub_depth; j++) sum += codes[i * sub_depth + j];
+            sums[i] = int16_t(sum);
+        }
+    }
+}
+
+// ---- products -------------------------------------------------------------------------------------------------
+
+// One output of one row. codes, scales and sums are the row's.
+float packed_dot(const PackedLinearArgs& a, int64_t panel, int64_t column, const int8_t* codes, const float* scales,
+                 const int16_t* sums) {
+    const uint8_t* block = a.weight + panel * panel_bytes(a.format, a.k);
+    float acc = 0.0f;
+    for (int64_t from = 0; from < a.k; from += block_depth, block += block_bytes(a.format)) {
+        const PanelBlock b{a.format, block, block + header_bytes(a.format), column};
+        const float x_scale = scales[from / block_depth];
+        const int64_t depth = round_up(a.k, tile_depth) - from < block_depth ? round_up(a.k, tile_depth) - from : block_depth;
+        for (int64_t group = 0; group * a.format.group < depth; group++) {
+            const int64_t first = group * a.format.group;
+            const int64_t last = first + a.format.group < depth ? first + a.format.group : depth;
+            int32_t sum = 0, x_sum = 0;
+            for (int64_t k = first; k < last; k++) sum += b.integer(k) * codes[from + k];
+            for (int64_t k = first; k < last; k += sub_depth) x_sum += sums[(from + k) / sub_depth];
+            acc = fmaf(float(sum), b.scale(group) * x_scale, acc);
+            if (a.format.zero == Zero::real) acc = fmaf(float(x_sum), b.zero_real(group) * x_scale, acc);
+        }
+    }
+    return acc;
+}
+
+void packed_linear(const PackedLinearArgs& a, int64_t begin, int64_t end) {
+    const int64_t blocks = (a.k + block_depth - 1) / block_depth, subs = round_up(a.k, tile_depth) / sub_depth;
+    const int64_t outputs = a.gated ? panel_outputs / 2 : panel_outputs, n = a.gated ? a.n / 2 : a.n;
+    for (int64_t panel = begin; panel < end; panel++) {
+        for (int64_t m = 0; m < a.rows; m++) {
+            auto dot = [&](int64_t column) {
+                return packed_dot(a, panel, column, a.codes + m * a.codes_stride, a.scales + m * blocks, a.sums + m * subs);
+            };
+            for (int64_t j = 0; j < outputs && panel * outputs + j < n; j++) {
+                const int64_t i = panel * outputs + j, at = m * a.out_stride + i;
+                float value = dot(j);
+                if (a.bias) value += a.bias[i];
+                if (a.gated) {
+                    float up = dot(j + outputs);
+                    if (a.bias) up += a.bias[n + i];
+                    value = activate(a.kind, value) * up;
+                }
+                if (a.residual) value += a.residual[at];
+                a.out[at] = value;
+            }
+        }
+    }
+}
+
+// ---- rounding weights -----------------------------------------------------------------------------------------
+
+uint16_t f16_bits(float x) {
+    f16 out;
+    narrow(x, out);
+    return out.bits;
+}
+
+float clamp(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
+
+// w: one block, zeros beyond its end. s = the largest over its groups of 32 of range / 225, low / 128, high / 127, where
+// the range holds zero; u = range / (15 s) rounded; m such that the 16 levels lie in the middle of the range.
+void round_two_level(const float* w, int64_t subs, uint8_t* codes, uint16_t* scale, uint8_t* u_out, uint8_t* m_out) {
+    float high[8], low[8], s = 0.0f;
+    bool finite = true;
+    for (int64_t g = 0; g < subs; g++) {
+        high[g] = low[g] = 0.0f;
+        for (int64_t i = 0; i < sub_depth; i++) {
+            const float v = w[g * sub_depth + i];
+            finite = finite && fabsf(v) < INFINITY;
+            if (v > high[g]) high[g] = v;
+            if (-v > low[g]) low[g] = -v;
+        }
+        const float least[3] = {(high[g] + low[g]) / 225.0f, low[g] / 128.0f, high[g] / 127.0f};
+        for (float candidate : least) s = candidate > s ? candidate : s;
+    }
+    const uint16_t bits = f16_bits(s);
+    const float rounded = widen(f16{bits}), inverse = rounded > 0.0f ? 1.0f / rounded : 0.0f;
+    finite = finite && rounded < INFINITY;
+    *scale = finite ? bits : uint16_t(0x7e00);
+    for (int64_t g = 0; g < subs; g++) {
+        const float u = finite ? clamp(round_even((high[g] + low[g]) * inverse * (1.0f / 15.0f)), 1.0f, 15.0f) : 1.0f;
+        const float middle = finite ? round_even(7.5f * u - (high[g] - low[g]) * 0.5f * inverse) : 0.0f;
+        const float least = 15.0f * u - 127.0f;
+        const float m = clamp(middle, least > 0.0f ? least : 0.0f, 128.0f), inverse_u = 1.0f / u;
+        u_out[g] = uint8_t(u);
+        m_out[g] = uint8_t(m);
+        for (int64_t i = g * sub_depth; i < (g + 1) * sub_depth; i++) {
+            codes[i] = finite ? uint8_t(clamp(round_even((w[i] * inverse + m) * inverse_u), 0.0f, 15.0f)) : 0;
+        }
+    }
+}
+
+// int4: s = -1/8 of the value that is largest in size, so that it is code 0 exactly or near it. int8: s = largest / 127.
+void round_group(const float* w, int64_t count, bool four_bits, uint8_t* codes, uint16_t* scale) {
+    float high = 0.0f, low = 0.0f;
+    bool finite = true;
+    for (int64_t i = 0; i < count; i++) {
+        finite = finite && fabsf(w[i]) < INFINITY;
+        if (w[i] > high) high = w[i];
+        if (-w[i] > low) low = -w[i];
+    }
+    const float s = four_bits ? (low >= high ? low : -high) / 8.0f : (low >= high ? low : high) / 127.0f;
+    const uint16_t bits = f16_bits(s);
+    const float rounded = widen(f16{bits}), inverse = rounded != 0.0f ? 1.0f / rounded : 0.0f;
+    finite = finite && fabsf(rounded) < INFINITY;
+    *scale = finite ? bits : uint16_t(0x7e00);
+    for (int64_t i = 0; i < count; i++) {
+        const float q = finite ? w[i] * inverse : 0.0f;
+        if (four_bits) codes[i] = uint8_t(clamp(round_even(q) + 8.0f, 0.0f, 15.0f));
+        else codes[i] = uint8_t(int8_t(clamp(round_even(q), -127.0f, 127.0f)));
+    }
+}
+
+void quantize_weight(const QuantizeWeightArgs& a, int64_t begin, int64_t end) {
+    const int64_t depth = round_up(a.k, tile_depth), group = a.format.group;
+    with_type(a.dtype, [&](auto type) {
+        auto* weight = static_cast<const typename decltype(type)::type*>(a.weight);
+        for (int64_t r = begin; r < end; r++) {
+            uint8_t* codes = a.out.codes + r * depth;
+            uint16_t* scales = a.out.scales + r * ((depth + group - 1) / group);
+            for (int64_t from = 0; from < depth; from += block_depth) {
+                const int64_t count = depth - from < block_depth ? depth - from : block_depth;
+                float w[block_depth];
+                for (int64_t i = 0; i < count; i++) w[i] = from + i < a.k ? widen(weight[r * a.k + from + i]) : 0.0f;
+                if (a.format.packing == Packing::int4_two_level) {
+                    const int64_t sub = (r * depth + from) / sub_depth;
+                    round_two_level(w, count / sub_depth, codes + from, scales + from / group, a.out.subscales + sub,
+                                    a.out.minima + sub);
+                    continue;
+                }
+                for (int64_t g = 0; g < count; g += group) {
+                    round_group(w + g, count - g < group ? count - g : group, a.format.packing == Packing::int4,
+                                codes + from + g, scales + (from + g) / group);
+                }
+            }
+        }
+    });
+}
+
+// ---- packing --------------------------------------------------------------------------------------------------
+
+// The row that column j of a panel holds, or -1 past the end.
+int64_t panel_row(int64_t panel, int64_t column, int64_t n, bool gated) {
+    if (!gated) return panel * panel_outputs + column < n ? panel * panel_outputs + column : -1;
+    const int64_t i = panel * 16 + column % 16;
+    return i < n / 2 ? i + column / 16 * (n / 2) : -1;
+}
+
+void pack(const PackArgs& a, int64_t begin, int64_t end) {
+    const WeightFormat& f = a.format;
+    const int64_t depth = round_up(a.k, tile_depth), row_groups = (depth + f.group - 1) / f.group;
+    const bool two_level = f.packing == Packing::int4_two_level;
+    for (int64_t panel = begin; panel < end; panel++) {
+        uint8_t* header = a.panels + panel * panel_bytes(f, a.k);
+        memset(header, 0, size_t(panel_bytes(f, a.k)));
+        for (int64_t from = 0; from < depth; from += block_depth, header += block_bytes(f)) {
+            const int64_t count = depth - from < block_depth ? depth - from : block_depth;
+            uint8_t* tiles = header + header_bytes(f);
+            for (int64_t column = 0; column < panel_outputs; column++) {
+                const int64_t row = panel_row(panel, column, a.n, a.gated);
+                if (row < 0) continue;
+                for (int64_t g = 0; g * f.group < count; g++) {
+                    const int64_t at = g * panel_outputs + column, source = row * row_groups + from / f.group + g;
+                    memcpy(header + at * 2, a.in.scales + source, 2);
+                    uint8_t* zeros = header + block_depth / f.group * panel_outputs * 2;
+                    if (f.zero == Zero::integer) zeros[at] = static_cast<const uint8_t*>(a.in.zeros)[source];
+                    if (f.zero == Zero::real) memcpy(zeros + at * 2, static_cast<const uint16_t*>(a.in.zeros) + source, 2);
+                }
+                for (int64_t sub = 0; two_level && sub < count / sub_depth; sub++) {
+                    const int64_t source = (row * depth + from) / sub_depth + sub;
+                    header[64 + sub / 2 * 32 + column] |= uint8_t(a.in.subscales[source] << sub % 2 * 4);
+                    header[192 + sub / 2 * 64 + column * 2 + sub % 2] = a.in.minima[source];
+                }
+                const uint8_t* codes = a.in.codes + row * depth + from;
+                for (int64_t k = 0; k < count; k++) {
+                    const int64_t inner = k % tile_depth;
+                    uint8_t* half = tiles + k / tile_depth * tile_bytes(f.packing) + column / 16 * (tile_bytes(f.packing) / 2);
+                    uint8_t& byte = half[(f.packing == Packing::int8 ? inner : inner % 32) / 4 * 64 + column % 16 * 4 + inner % 4];
+                    byte = uint8_t(byte | (f.packing == Packing::int8 ? codes[k] : codes[k] << (inner < 32 ? 0 : 4)));
+                }
+            }
+        }
+    }
+}
+
+void unpack(const UnpackArgs& a, int64_t begin, int64_t end) {
+    const WeightFormat& f = a.format;
+    for (int64_t r = begin; r < end; r++) {
+        const int64_t half = a.gated ? a.n / 2 : a.n, i = a.ids[r] < half ? a.ids[r] : a.ids[r] - half;
+        const int64_t panel = a.gated ? i / 16 : i / panel_outputs;
+        const int64_t column = a.gated ? i % 16 + (a.ids[r] < half ? 0 : 16) : i % panel_outputs;
+        const uint8_t* block = a.panels + panel * panel_bytes(f, a.k);
+        for (int64_t k = 0; k < a.k; k++) {
+            const uint8_t* header = block + k / block_depth * block_bytes(f);
+            const PanelBlock b{f, header, header + header_bytes(f), column};
+            const int64_t inner = k % block_depth, group = inner / f.group;
+            float value = float(b.integer(inner)) * b.scale(group);
+            if (f.zero == Zero::real) value += b.zero_real(group);
+            a.out[r * a.k + k] = value;
+        }
+    }
+}

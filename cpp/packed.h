@@ -1,0 +1,123 @@
+// Integer weights in memory: what the codes mean, where they lie, and the kernels that bring them there. A part of
+// kernels.h, with its rules.
+//
+// A packed weight [n, k] is a row of panels of 32 outputs, each a row of blocks of 256 along k (the last may be shorter,
+// whole tiles of 64). A block is a header and its tiles. One layout serves one row and many, on every tier:
+//   tile      [2 columns of 16 outputs][lines of 64 bytes]; a line is 16 outputs x 4 bytes.
+//             int8: 16 lines, byte i of output j in line l is code k = 4 l + i (i8).
+//             int4: 8 lines, its low nibble is code k = 4 l + i, its high nibble code k = 32 + 4 l + i (0 .. 15).
+//   header    int4_two_level: f16 scale s [32]; then per tile [32] bytes u(k 0..31) | u(k 32..63) << 4; then per tile
+//             [32][2] bytes m(k 0..31), m(k 32..63). 64 + 128 + 256 bytes.
+//             others: per group [32] scales s (f16 or bf16), then per group [32] zeros: none, u8 or i8 z (u8 for int4,
+//             i8 for int8), or b of the scales' type. Filled up to a multiple of 64 bytes.
+// What a code c stands for:
+//   int4_two_level   s (u c - m), u 1..15 and m 0..128 per 32 along k, 15 u - m <= 127, s per 256: u c - m is an int8
+//   int4             s (c - 8), s (c - z), or s c + b
+//   int8             s c, s (c - z), or s c + b
+// Outputs beyond n and codes beyond k are padding: anything finite; the activations there are zeros.
+#pragma once
+#include <cstdint>
+
+namespace genkit {
+
+enum class DType : int32_t { f32, f16, bf16, i8, u8, i16, u16, i32, i64 };
+
+enum class Activation : int32_t { silu, gelu, gelu_tanh };
+
+enum class Packing : int32_t { int4_two_level, int4, int8 };
+enum class Zero : int32_t { none, integer, real };
+
+struct WeightFormat {
+    Packing packing;
+    int64_t group;  // codes along k that share a scale: 256 for int4_two_level, else 32, 64, 128 or 256
+    Zero zero;
+    DType scale_dtype;  // f16 or bf16
+};
+
+constexpr int64_t panel_outputs = 32;
+constexpr int64_t tile_depth = 64;      // codes along k
+constexpr int64_t block_depth = 256;
+constexpr int64_t sub_depth = 32;       // codes that share u and m, and activations that share a sum
+
+static constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+static constexpr int64_t tile_bytes(Packing p) { return p == Packing::int8 ? 2048 : 1024; }
+static constexpr int64_t header_bytes(const WeightFormat& f) {
+    const int64_t groups = block_depth / f.group, zero = f.zero == Zero::none ? 0 : f.zero == Zero::integer ? 1 : 2;
+    return f.packing == Packing::int4_two_level ? 448 : round_up(groups * panel_outputs * (2 + zero), 64);
+}
+static constexpr int64_t block_bytes(const WeightFormat& f) {
+    return header_bytes(f) + block_depth / tile_depth * tile_bytes(f.packing);
+}
+static constexpr int64_t panel_bytes(const WeightFormat& f, int64_t k) {
+    const int64_t tail = round_up(k % block_depth, tile_depth);
+    return k / block_depth * block_bytes(f) + (tail ? header_bytes(f) + tail / tile_depth * tile_bytes(f.packing) : 0);
+}
+
+// Codes of a row-major quantized weight, before packing: [n, depth] with depth = round_up(k, 64), one byte each.
+struct WeightCodes {
+    uint8_t* codes;      // [n, depth] 0..15, or i8 bits
+    uint16_t* scales;    // [n, ceil(depth / group)] bits of scale_dtype
+    uint8_t* subscales;  // [n, depth / 32] u; int4_two_level
+    uint8_t* minima;     // [n, depth / 32] m; int4_two_level
+    void* zeros;         // [n, ceil(depth / group)] u8, i8 or scale_dtype; null without
+};
+
+// Activations for integer weights: for each 256 along k, scale = max |x| / 127 and code = round(x * (127 / max |x|)) to
+// nearest even, in f32; sums are of 32 codes each. Codes past k are 0. A block whose largest is below 2^-100 is zeros; one
+// with a NaN or an infinity has codes 0 and scale NaN, so that its row's outputs are NaN. Unit: one row.
+struct QuantizeArgs {
+    const float* x;   // [rows, k], row stride x_stride
+    int8_t* codes;    // [rows, round_up(k, 64)], row stride codes_stride, a multiple of 64
+    float* scales;    // [rows, ceil(k / 256)]
+    int16_t* sums;    // [rows, round_up(k, 64) / 32]
+    int64_t k, x_stride, codes_stride;
+};
+
+// out[m, n] = sum_k x[m, k] * weight[n, k] + bias[n] + residual[m, n] over packed integer weights. Unit: one panel for
+// every m. An output is acc = fma(float(sum of codes x codes), scale of the weight * scale of x, acc) over groups (256 at
+// most) in ascending order, after each fma(float(sum of x), b * scale of x, acc) with real zeros; the sums of integers are
+// exact and below 2^24. So every tier gives the same bits. gated: columns 0..15 of a panel are gates, 16..31 ups, and
+// out[m, i] = f(gate + bias) * (up + bias), [rows, n / 2]; biases lie as in an ungated weight, gates then ups.
+struct PackedLinearArgs {
+    const int8_t* codes;    // x, see QuantizeArgs
+    const float* scales;
+    const int16_t* sums;
+    const uint8_t* weight;  // panels, see packed.h
+    const float* bias;      // [n] or null
+    const float* residual;  // [rows, n], row stride out_stride, or null; may be out itself; not with gated
+    float* out;             // row stride out_stride
+    int64_t rows, n, k, codes_stride, out_stride;
+    WeightFormat format;
+    bool gated;
+    Activation kind;
+};
+
+// Rounds rows of w to codes (round to nearest; see reference_packed.inl for the scales). Unit: one row.
+struct QuantizeWeightArgs {
+    const void* weight;  // [n, k] f32 | f16 | bf16
+    WeightCodes out;     // no zeros; a row with a NaN or an infinity gets NaN scales there
+    int64_t k;
+    WeightFormat format;
+    DType dtype;
+};
+
+// Row-major codes into panels. Unit: one panel, of 32 rows, or of 16 gates and their 16 ups. Rows past n are padding.
+struct PackArgs {
+    WeightCodes in;
+    uint8_t* panels;
+    int64_t n, k;
+    WeightFormat format;
+    bool gated;
+};
+
+// out[r, :] = row ids[r] of a packed weight as floats: an embedding, or the whole weight for a look. Unit: one row.
+struct UnpackArgs {
+    const int32_t* ids;
+    const uint8_t* panels;
+    float* out;  // [rows, k]
+    int64_t n, k;
+    WeightFormat format;
+    bool gated;
+};
+
+}  // namespace genkit

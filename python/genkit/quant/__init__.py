@@ -1,0 +1,1 @@
+"""Weights in fewer bits: formats.py says which forms there are."""

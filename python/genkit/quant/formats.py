@@ -1,0 +1,39 @@
+"""The forms weights can have in memory beside f32, f16 and bf16. cpp/packed.h has the layout to the byte."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from genkit._core import WeightFormat
+
+
+@dataclass(frozen=True)
+class Format:
+    """Codes of one kind. What a code c stands for: packing "int4_two_level" s (u c - m) with u and m for 32 along k and s
+    for 256; "int4" s (c - 8); "int8" s c; with zero "integer" s (c - z), with zero "real" s c + b."""
+
+    packing: str
+    group: int = 256  # codes along k that share a scale
+    zero: str = "none"
+    scale_dtype: str = "f16"
+
+    @property
+    def bits(self) -> float:
+        """Bits a weight takes, scales included, where rows are whole blocks of 256."""
+        if self.packing == "int4_two_level":
+            return 4 + (16 + 8 * (4 + 8)) / 256
+        zero = {"none": 0, "integer": 8, "real": 16}[self.zero]
+        return (8 if self.packing == "int8" else 4) + (16 + zero) / self.group
+
+    def core(self) -> WeightFormat:
+        """For the compiled core. Raises ValueError for a format it does not have."""
+        from genkit import _core
+
+        return _core.WeightFormat(self.packing, self.group, self.zero, self.scale_dtype)
+
+
+# What `quantize=` and --quantize round a checkpoint's weights to while it is loaded.
+BY_NAME = {"int4": Format("int4_two_level"), "int8": Format("int8")}
+
