@@ -11,13 +11,14 @@ void check_logits(const char* op, const char* name, const Tensor& t) {
         fail(op, std::string(name) + " is " + t.shape_text() + "; a row has at most " + std::to_string(most_logits) + " elements");
 }
 
-// Kept by each thread that calls: getting fresh memory from the system takes longer than the draw.
+// Kept by each thread that calls: getting fresh memory from the system takes longer than the draw. A plan has its own.
 Tensor scratch_for(int64_t rows, int64_t dim) {
+    const int64_t bytes = scratch_slots(rows) * scratch_bytes(dim);
+    if (Plan::recording()) return Tensor({bytes}, DType::u8);
     static thread_local Tensor kept({0}, DType::u8);
-    const int64_t bytes = rows * sample_scratch_bytes(dim);
     if (bytes <= kept.count()) return kept;
     Tensor fresh({bytes}, DType::u8);
-    if (bytes <= int64_t(64) << 20) kept = fresh;
+    kept = fresh;
     return fresh;
 }
 
@@ -47,8 +48,8 @@ std::pair<Tensor, Tensor> top_k(const Tensor& x, int64_t k) {
     if (k < 1 || k > x.dim(1)) fail(op, "k is " + std::to_string(k) + " for x " + x.shape_text());
     Tensor values({x.dim(0), k}, DType::f32), ids({x.dim(0), k}, DType::i32);
     Tensor scratch = scratch_for(x.dim(0), x.dim(1));
-    TopKArgs a{x.data<float>(), values.data<float>(), ids.data<int32_t>(), scratch.bytes(), x.dim(1), k};
-    submit(kernels().top_k, a, x.dim(0), 1);
+    TopKArgs a{x.data<float>(), values.data<float>(), ids.data<int32_t>(), scratch.bytes(), x.dim(0), x.dim(1), k};
+    submit(kernels().top_k, a, scratch_slots(x.dim(0)), 1);
     return {values, ids};
 }
 
@@ -89,10 +90,10 @@ Tensor sample(const Tensor& logits, const Tensor& sequences, const Tensor& posit
         fail(op, "temperature " + std::to_string(temperature) + ", top_k " + std::to_string(top_k) + ", top_p " +
                      std::to_string(top_p) + ", min_p " + std::to_string(min_p) + " are out of range");
     Tensor tokens({rows}, DType::i32);
-    Tensor scratch = scratch_for(rows, dim);
+    Tensor scratch = scratch_for(temperature > 0 ? rows : 0, dim);
     SampleArgs a{logits.data<float>(), sequences.data<int64_t>(), positions.data<int64_t>(), tokens.data<int32_t>(),
-                 scratch.bytes(), dim, top_k, seed, temperature, top_p, min_p, finite_only};
-    submit(kernels().sample, a, rows, 1);
+                 scratch.bytes(), rows, dim, top_k, seed, temperature, top_p, min_p, finite_only};
+    submit(kernels().sample, a, scratch_slots(rows), 1);
     return tokens;
 }
 

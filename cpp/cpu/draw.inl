@@ -58,6 +58,15 @@ int64_t draw_target(uint64_t random, int64_t total) {
     return int64_t((static_cast<unsigned __int128>(random) * uint64_t(total)) >> 53);
 }
 
+// body(row, its slot's scratch) for each row of the slots [begin, end).
+template <class Args, class Body>
+void each_row(const Args& a, int64_t begin, int64_t end, Body body) {
+    for (int64_t slot = begin; slot < end; slot++) {
+        char* scratch = static_cast<char*>(a.scratch) + slot * scratch_bytes(a.dim);
+        for (int64_t r = slot; r < a.rows; r += scratch_slots(a.rows)) body(r, scratch);
+    }
+}
+
 // Whether a stands before b in descending order, equals by ascending id.
 bool before(float value_a, int32_t id_a, float value_b, int32_t id_b) {
     return value_a > value_b || (value_a == value_b && id_a < id_b);

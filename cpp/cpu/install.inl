@@ -18,4 +18,8 @@ void install(Kernels& k) {
     k.nonfinite = nonfinite;
     k.top_k = top_k;
     k.sample = sample;
+    k.quantize = quantize;
+    k.quantize_weight = quantize_weight;
+    k.pack = pack;
+    k.unpack = unpack;
 }

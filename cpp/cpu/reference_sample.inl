@@ -16,9 +16,9 @@ void top_k_row(const float* x, int64_t dim, int64_t k, float* values, int32_t* i
 }
 
 void top_k(const TopKArgs& a, int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++) {
+    each_row(a, begin, end, [&](int64_t r, char*) {
         top_k_row(a.x + r * a.dim, a.dim, a.k, a.values + r * a.k, a.ids + r * a.k);
-    }
+    });
 }
 
 void penalty(const PenaltyArgs& a, int64_t begin, int64_t end) {
@@ -80,12 +80,11 @@ struct Ordered {
     }
 };
 
-int32_t sample_row(const SampleArgs& a, int64_t row) {
+int32_t sample_row(const SampleArgs& a, int64_t row, char* scratch) {
     const float* logits = a.logits + row * a.dim;
     const int32_t best = argmax_row(logits, a.dim, a.finite_only);
     if (best < 0 || a.temperature == 0.0f) return best;
 
-    char* scratch = static_cast<char*>(a.scratch) + row * sample_scratch_bytes(a.dim);
     auto* masses = reinterpret_cast<float*>(scratch);
     auto* heap = reinterpret_cast<Candidate*>(scratch + (a.dim + 1) / 2 * 8);
     const float scale = mass_scale(a.temperature);
@@ -128,5 +127,5 @@ int32_t sample_row(const SampleArgs& a, int64_t row) {
 }
 
 void sample(const SampleArgs& a, int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++) a.tokens[r] = sample_row(a, r);
+    each_row(a, begin, end, [&](int64_t r, char* scratch) { a.tokens[r] = sample_row(a, r, scratch); });
 }

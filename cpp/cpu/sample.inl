@@ -109,8 +109,8 @@ Reached reach(const List& pool, int64_t n, int64_t needed) {
             const mask kept = up ? less_equal(middle, v) : less(v, middle);
             low = min(select(kept, v, low), low);
             high = max(select(kept, v, high), high);
-            pack(weights + left, w, kept);
-            left += pack(values + left, v, kept);
+            compress(weights + left, w, kept);
+            left += compress(values + left, v, kept);
         });
         n = left;
     }
@@ -147,8 +147,8 @@ void keep_top_k(const float* x, int64_t n, int64_t k, const Scratch& s) {
             const mask real = less(keep(zero(), lane_count, set1(1.0f)), set1(1.0f));
             const mask large = less_equal(real, lowest, v);
             if (!bits(large)) return;
-            pack(s.kept.weights + count, set1(float(i)) + iota(), large);
-            count += pack(s.kept.values + count, v, large);
+            compress(s.kept.weights + count, set1(float(i)) + iota(), large);
+            count += compress(s.kept.values + count, v, large);
         });
     }
     if (count == k) return;
@@ -164,8 +164,8 @@ void keep_top_k(const float* x, int64_t n, int64_t k, const Scratch& s) {
 }
 
 void top_k(const TopKArgs& a, int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++) {
-        const Scratch s(static_cast<char*>(a.scratch) + r * sample_scratch_bytes(a.dim), a.dim);
+    each_row(a, begin, end, [&](int64_t r, char* scratch) {
+        const Scratch s(scratch, a.dim);
         find_maxima<false>(a.x + r * a.dim, a.dim, s.maxima);
         keep_top_k(a.x + r * a.dim, a.dim, a.k, s);
         float* values = a.values + r * a.k;
@@ -176,7 +176,7 @@ void top_k(const TopKArgs& a, int64_t begin, int64_t end) {
         }
         heap_build(values, ids, a.k);
         heap_sort(values, ids, a.k);
-    }
+    });
 }
 
 // ---- masses --------------------------------------------------------------------------------------------------------
@@ -294,8 +294,8 @@ Tally tally(const float* x, int64_t n, const Masses& mass, float low, float high
             if (bits(light)) accumulate(lost, select(light, m, zero()));
             if (!bits(inside)) return;
             accumulate(near, select(inside, m, zero()));
-            pack(s.near.weights + t.count, m, inside);
-            t.count += pack(s.near.values + t.count, v, inside);
+            compress(s.near.weights + t.count, m, inside);
+            t.count += compress(s.near.values + t.count, v, inside);
         });
         t.all += int64_t(total(all));
         t.above += int64_t(total(above));
@@ -374,10 +374,10 @@ int64_t draw_index(const float* x, int64_t n, const Masses& mass, const Filter& 
     }
 }
 
-int32_t sample_row(const SampleArgs& a, int64_t row) {
+int32_t sample_row(const SampleArgs& a, int64_t row, char* scratch) {
     const float* x = a.logits + row * a.dim;
     if (a.temperature == 0.0f) return argmax_row(x, a.dim, a.finite_only);
-    const Scratch s(static_cast<char*>(a.scratch) + row * sample_scratch_bytes(a.dim), a.dim);
+    const Scratch s(scratch, a.dim);
     int64_t n = a.dim;
     const bool good = a.finite_only ? find_maxima<true>(x, n, s.maxima) : find_maxima<false>(x, n, s.maxima);
     if (!good) return -1;
@@ -410,5 +410,5 @@ int32_t sample_row(const SampleArgs& a, int64_t row) {
 }
 
 void sample(const SampleArgs& a, int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++) a.tokens[r] = sample_row(a, r);
+    each_row(a, begin, end, [&](int64_t r, char* scratch) { a.tokens[r] = sample_row(a, r, scratch); });
 }

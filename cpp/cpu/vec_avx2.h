@@ -20,6 +20,9 @@ INLINE vec min(vec a, vec b) { return _mm256_min_ps(a, b); }
 INLINE vec max(vec a, vec b) { return _mm256_max_ps(a, b); }
 INLINE vec abs(vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
 INLINE vec round(vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE vec max_size(vec a, vec b) {
+    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
 INLINE vec scale_by_power(vec x, vec n) {  // in two steps, so that results may be denormal or infinite
     const __m256i all = _mm256_cvtps_epi32(n);
     const __m256i half = _mm256_srai_epi32(all, 1);
@@ -81,6 +84,32 @@ INLINE __m128i narrow_bf16(vec x) {
     return _mm256_castsi256_si128(packed);
 }
 
+// Bytes.
+INLINE vec load(const uint8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+INLINE vec load(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+
+using bytes = __m256i;
+
+INLINE bytes round_bytes(const vec* x) {
+    const __m256i low = _mm256_packs_epi32(_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1]));
+    const __m256i high = _mm256_packs_epi32(_mm256_cvtps_epi32(x[2]), _mm256_cvtps_epi32(x[3]));
+    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+INLINE bytes clamp(bytes x, int low, int high) {
+    return _mm256_min_epi8(_mm256_max_epi8(x, _mm256_set1_epi8(char(low))), _mm256_set1_epi8(char(high)));
+}
+INLINE bytes add(bytes x, int y) { return _mm256_add_epi8(x, _mm256_set1_epi8(char(y))); }
+INLINE void store(void* p, bytes x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+INLINE int sum(bytes x) {
+    const bytes by_eight = _mm256_sad_epu8(_mm256_xor_si256(x, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+    const __m128i y = _mm_add_epi32(_mm256_castsi256_si128(by_eight), _mm256_extracti128_si256(by_eight, 1));
+    return _mm_cvtsi128_si32(_mm_add_epi32(y, _mm_unpackhi_epi64(y, y))) - 128 * 32;
+}
+
 // Pairs side by side in memory: the first and the second of each of 8 pairs.
 struct Pair {
     vec first, second;
@@ -132,7 +161,7 @@ struct LaneOrders {  // for every set of lanes, their numbers one after another
     }
 };
 constexpr LaneOrders lane_orders;
-INLINE int64_t pack(float* p, vec x, mask m) {
+INLINE int64_t compress(float* p, vec x, mask m) {
     const uint32_t set = bits(m);
     const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(lane_orders.lane[set]));
     store(p, _mm256_permutevar8x32_ps(x, _mm256_cvtepu8_epi32(order)));

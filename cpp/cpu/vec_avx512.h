@@ -20,6 +20,10 @@ INLINE vec min(vec a, vec b) { return _mm512_min_ps(a, b); }
 INLINE vec max(vec a, vec b) { return _mm512_max_ps(a, b); }
 INLINE vec abs(vec x) { return _mm512_abs_ps(x); }
 INLINE vec round(vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// The larger of two without signs, by their bits: NaN above infinity above all else.
+INLINE vec max_size(vec a, vec b) {
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
 // x * 2^n, n integral.
 INLINE vec scale_by_power(vec x, vec n) { return _mm512_scalef_ps(x, n); }
 
@@ -63,6 +67,33 @@ INLINE __m256i narrow_bf16(vec x) {  // to nearest even; a NaN stays one
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_blend_epi32(nan, rounded, quiet), 16));
 }
 
+// Bytes as floats.
+INLINE vec load(const uint8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+INLINE vec load(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
+// 32 signed bytes.
+using bytes = __m256i;
+
+// From 32 floats, rounded to nearest even; those beyond a byte saturate, up to 2^31.
+INLINE bytes round_bytes(const vec* x) {
+    auto narrow = [](vec v) __attribute__((always_inline)) { return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)); };
+    return _mm256_set_m128i(narrow(x[1]), narrow(x[0]));
+}
+INLINE bytes clamp(bytes x, int low, int high) {
+    return _mm256_min_epi8(_mm256_max_epi8(x, _mm256_set1_epi8(char(low))), _mm256_set1_epi8(char(high)));
+}
+INLINE bytes add(bytes x, int y) { return _mm256_add_epi8(x, _mm256_set1_epi8(char(y))); }
+INLINE void store(void* p, bytes x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+INLINE int sum(bytes x) {
+    const bytes by_eight = _mm256_sad_epu8(_mm256_xor_si256(x, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+    const __m128i y = _mm_add_epi32(_mm256_castsi256_si128(by_eight), _mm256_extracti128_si256(by_eight, 1));
+    return _mm_cvtsi128_si32(_mm_add_epi32(y, _mm_unpackhi_epi64(y, y))) - 128 * 32;
+}
+
 // Pairs side by side in memory: the first and the second of each of 16 pairs.
 struct Pair {
     vec first, second;
@@ -95,7 +126,7 @@ INLINE mask less_equal(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_O
 INLINE mask less_equal(mask within, vec a, vec b) { return _mm512_mask_cmp_ps_mask(within, a, b, _CMP_LE_OQ); }
 INLINE vec times_power(vec x, vec n) { return _mm512_scalef_ps(x, n); }  // x * 2^n, both normal, n integral
 // Stores the lanes of m one after another, then anything up to `lanes` floats; returns how many lanes m has.
-INLINE int64_t pack(float* p, vec x, mask m) {
+INLINE int64_t compress(float* p, vec x, mask m) {
     _mm512_storeu_ps(p, _mm512_maskz_compress_ps(m, x));
     return __builtin_popcount(m);
 }

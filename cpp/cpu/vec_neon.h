@@ -22,6 +22,9 @@ INLINE void store(float* p, vec x, int64_t count) {
 INLINE vec fma(vec a, vec b, vec c) { return vfmaq_f32(c, a, b); }
 INLINE vec abs(vec x) { return vabsq_f32(x); }
 INLINE vec round(vec x) { return vrndnq_f32(x); }
+INLINE vec max_size(vec a, vec b) {
+    return vreinterpretq_f32_u32(vmaxq_u32(vreinterpretq_u32_f32(a), vreinterpretq_u32_f32(b)));
+}
 INLINE vec scale_by_power(vec x, vec n) {  // in two steps, so that results may be denormal or infinite
     const int32x4_t all = vcvtnq_s32_f32(n);
     const int32x4_t half = vshrq_n_s32(all, 1);
@@ -72,6 +75,39 @@ INLINE uint16x4_t narrow_bf16(vec x) {
     return vshrn_n_u32(vbslq_u32(vceqq_f32(x, x), rounded, quiet), 16);
 }
 
+// Bytes.
+INLINE vec load(const uint8_t* p) {
+    uint32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four)))));
+}
+INLINE vec load(const int8_t* p) {
+    uint32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four)))));
+}
+
+struct bytes {
+    int8x16_t low, high;
+};
+
+INLINE bytes round_bytes(const vec* x) {
+    auto eight = [](vec a, vec b) __attribute__((always_inline)) {
+        return vqmovn_s16(vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(a)), vqmovn_s32(vcvtnq_s32_f32(b))));
+    };
+    return {vcombine_s8(eight(x[0], x[1]), eight(x[2], x[3])), vcombine_s8(eight(x[4], x[5]), eight(x[6], x[7]))};
+}
+INLINE bytes clamp(bytes x, int low, int high) {
+    const int8x16_t least = vdupq_n_s8(int8_t(low)), most = vdupq_n_s8(int8_t(high));
+    return {vminq_s8(vmaxq_s8(x.low, least), most), vminq_s8(vmaxq_s8(x.high, least), most)};
+}
+INLINE bytes add(bytes x, int y) { return {vaddq_s8(x.low, vdupq_n_s8(int8_t(y))), vaddq_s8(x.high, vdupq_n_s8(int8_t(y)))}; }
+INLINE void store(void* p, bytes x) {
+    vst1q_s8(static_cast<int8_t*>(p), x.low);
+    vst1q_s8(static_cast<int8_t*>(p) + 16, x.high);
+}
+INLINE int sum(bytes x) { return vaddlvq_s8(x.low) + vaddlvq_s8(x.high); }
+
 // Pairs side by side in memory: the first and the second of each of 4 pairs.
 struct Pair {
     vec first, second;
@@ -112,7 +148,7 @@ INLINE mask less_equal(mask within, vec a, vec b) { return both(within, less_equ
 INLINE vec times_power(vec x, vec n) {
     return x * vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
 }
-INLINE int64_t pack(float* p, vec x, mask m) {
+INLINE int64_t compress(float* p, vec x, mask m) {
     const uint32_t set = bits(m);
     float whole[4];
     vst1q_f32(whole, x);

@@ -1,6 +1,7 @@
 """A loaded model and what can be done with it: generate, stream, logits.
 
-One sequence at a time, one forward pass a token, called eagerly from Python; the maths is in the core.
+One sequence at a time. Prompts go through the model in chunks, called eagerly; new tokens come from a recorded plan
+(plan.py), many to a call where nothing has to be decided in Python between them. The maths is in the core.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from genkit.decoding.sampling import Sampler
 from genkit.decoding.stop import StopChecker
 from genkit.errors import DeviceError, Interrupted, ResourceError, UsageError
 from genkit.kv_cache import KV_TYPES, KVCache, Sequence, page_bytes, pages_for
+from genkit.plan import Decoder
 from genkit.quant import formats
 from genkit.text.tokenizer import Tokenizer
 
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
 # Tokens of a prompt that go through the model at once: enough to keep the processor busy, few enough that the
 # activations of a large model stay small.
 PREFILL_CHUNK = 512
+
+# How much is drawn between two looks at `cancelled` and at stop strings: short enough that text seems to flow.
+BURST_SECONDS = 0.03
+BURST_TOKENS = 256
 
 
 @dataclass
@@ -227,7 +233,7 @@ class LoadedModel:
         Options, all by name: max_tokens (None: until the context is full), temperature, top_k, top_p, min_p,
         repeat_penalty, repeat_last_n, presence_penalty, frequency_penalty, logit_bias ({id: value}), seed, stop (a
         string or several), ignore_eos, beams, length_penalty, logprobs (K likeliest a token), chat (None: if the model
-        has a chat template), system, cancelled (a function asked before every step; true ends with "interrupted").
+        has a chat template), system, cancelled (a function asked about every 30 ms; true ends with "interrupted").
         A sampling option left None comes from the model's generation_config.json where that says do_sample, and is
         off otherwise (greedy). docs/decoding.md has the details.
 
@@ -293,19 +299,14 @@ class LoadedModel:
         _core.set_threads(self.threads)
         cache = self._cache(len(prompt) + request.max_tokens, 1)
         sequence = Sequence()
-        history = sampler.history(prompt)
         text = _Text(self._tokenizer, request.stop, generation)
         start = time.perf_counter()
         logits = self._prefill(cache, sequence, prompt, request.cancelled)
         timings.prefill_s = time.perf_counter() - start
         start = time.perf_counter()
-        while logits is not None:
-            raw = None if request.logprobs is None else RawLogprobs(logits, request.logprobs)
-            token = sampler.next(logits, [history], [0], [sequence.length])[0]
+        for token in self._tokens(request, sampler, generation, cache, sequence, logits):
             generation.tokens.append(token)
             timings.tokens += 1
-            if raw is not None:
-                generation.logprobs += raw.entries([token], self._token_text)
             ends = not request.ignore_eos and token in self._eos_ids
             piece = "" if ends else text.push(token)
             timings.decode_s = time.perf_counter() - start
@@ -317,21 +318,44 @@ class LoadedModel:
             if timings.tokens >= request.max_tokens:
                 generation.finish_reason = "length"
                 break
-            logits = None
-            if not request.cancelled():
-                step = cache.step([(sequence, [token])], logit_rows=[0], context_length=len(prompt))
-                logits = self._model(step, cache)
         else:
             generation.finish_reason = "interrupted"
+        # A burst may have gone past a stop string. The last token was never fed.
+        cache.truncate(sequence, min(sequence.length, max(0, len(prompt) + timings.tokens - 1)))
         if rest := text.finish():
             yield rest
         timings.decode_s = time.perf_counter() - start
+
+    def _tokens(self, request: _Request, sampler: Sampler, generation: Generation, cache: KVCache, sequence: Sequence,
+                logits: _core.Tensor | None) -> Iterator[int]:
+        """New tokens, the first from these logits of the prompt, until nobody asks for more or `cancelled` says so."""
+        prompt, left = generation.prompt_tokens, request.max_tokens
+        history = sampler.history(prompt)
+        decoder = Decoder(self._model, cache, len(prompt) + request.max_tokens, sampler)
+        in_bursts = request.logprobs is None and not sampler.adjusts
+        stop_ids = () if request.ignore_eos else self._eos_ids
+        while logits is not None:
+            raw = None if request.logprobs is None else RawLogprobs(logits, request.logprobs)
+            drawn = sampler.next(logits, [history], [0], [sequence.length])
+            if raw is not None:
+                generation.logprobs += raw.entries(drawn, self._token_text)
+            while drawn:
+                token = drawn[-1]
+                yield from drawn
+                if request.cancelled():
+                    return
+                left -= len(drawn)
+                drawn = []
+                if in_bursts:
+                    (drawn,) = decoder.draw([(sequence, token)], min(left, BURST_TOKENS), BURST_SECONDS, stop_ids)
+            logits = decoder.step([(sequence, token)], context_length=len(prompt))
 
     def _beam(self, request: _Request, sampler: Sampler, generation: Generation) -> Iterator[str]:
         prompt, timings = generation.prompt_tokens, generation.timings
         _core.set_threads(self.threads)
         cache = self._cache(len(prompt) + request.max_tokens, request.beams)
         rows = [Sequence()]
+        decoder = Decoder(self._model, cache, len(prompt) + request.max_tokens)
         start = time.perf_counter()
         logits = self._prefill(cache, rows[0], prompt, request.cancelled)
         timings.prefill_s = time.perf_counter() - start
@@ -359,9 +383,7 @@ class LoadedModel:
         def step(tokens: list[int]) -> np.ndarray:
             if request.cancelled():
                 raise Interrupted("interrupted: beam search has no text before its end")
-            work = cache.step([(sequence, [token]) for sequence, token in zip(rows, tokens)],
-                              context_length=len(prompt))
-            return log_probabilities(self._model(work, cache))
+            return log_probabilities(decoder.step(list(zip(rows, tokens)), context_length=len(prompt)))
 
         if logits is None:
             raise Interrupted("interrupted: beam search has no text before its end")

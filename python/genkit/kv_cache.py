@@ -87,7 +87,7 @@ class KVCache:
              context_length: int = 0) -> Step:
         """Makes room for new tokens of some sequences and describes the forward pass over all of them."""
         for sequence, tokens in work:
-            self._extend(sequence, len(tokens))
+            self.extend(sequence, len(tokens))
         width = max(len(sequence.pages) for sequence, _ in work)
         table = np.zeros((len(work), width), np.int32)
         ids, positions, rows = [], [], []
@@ -116,11 +116,19 @@ class KVCache:
         sequence.pages.clear()
         sequence.length = 0
 
+    def truncate(self, sequence: Sequence, length: int) -> None:
+        """Takes back what lies beyond the first `length` tokens."""
+        spare = sequence.pages[pages_for(length) :]
+        sequence.pages = sequence.pages[: pages_for(length)]
+        sequence.length = length
+        self.release(Sequence(pages=spare))
+
     @property
     def free_pages(self) -> int:
         return len(self._free)
 
-    def _extend(self, sequence: Sequence, count: int) -> None:
+    def extend(self, sequence: Sequence, count: int) -> None:
+        """Makes room for `count` more tokens; the sequence's length says that they are there."""
         if sequence.length % PAGE_KEYS and count and self._references[sequence.pages[-1]] > 1:
             self._own_last_page(sequence)
         sequence.length += count

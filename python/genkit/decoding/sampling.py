@@ -177,24 +177,16 @@ class Sampler:
 
         from genkit import _core
 
-        adjusts = self._penalizes or len(self._bias_ids) > 0
-        if adjusts:
+        if self.adjusts:
             check_finite(logits, positions)
             self.adjust_(logits, histories)
-        s = self.settings
-        tokens = _core.sample(
+        tokens = self.draw(
             logits,
             _core.Tensor.from_numpy(np.asarray(sequences, np.int64)),
             _core.Tensor.from_numpy(np.asarray(positions, np.int64)),
-            s.temperature,
-            s.top_k,
-            max(s.top_p, MIN_TOP_P),
-            s.min_p,
-            self.seed,
-            finite_only=not adjusts,
         ).numpy()
         if (tokens < 0).any():
-            if not adjusts:
+            if not self.adjusts:
                 check_finite(logits, positions)
             position = positions[int((tokens < 0).argmax())]
             raise UsageError(f"logit_bias: no token is left at position {position}: all are banned, or one overflows")
@@ -203,6 +195,22 @@ class Sampler:
             if history is not None:
                 history.append(token)
         return chosen
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether bias or penalties touch the logits before the draw."""
+        return bool(len(self._bias_ids)) or self._penalizes
+
+    def draw(self, logits: Tensor, sequences: Tensor, positions: Tensor) -> Tensor:
+        """One token a row, i32 [rows], from logits as they are. Below 0 where none can be drawn: all are banned or one is
+        NaN or infinite, where nothing adjusts them also -infinity. sequences, positions: i64 [rows], as in `next`. A core
+        op only, so it can be recorded."""
+        from genkit import _core
+
+        s = self.settings
+        top_p = max(s.top_p, MIN_TOP_P)
+        return _core.sample(logits, sequences, positions, s.temperature, s.top_k, top_p, s.min_p, self.seed,
+                            finite_only=not self.adjusts)
 
     def adjust_(self, logits: Tensor, histories: Sequence[History | None]) -> None:
         """Bias, then penalties, in place on f32 [rows, vocab]."""
