@@ -10,7 +10,7 @@ void top_k_row(const float* x, int64_t dim, int64_t k, float* values, int32_t* i
     }
     heap_build(values, ids, k);
     for (int64_t i = k; i < dim; i++) {
-        if (before(at(i), int32_t(i), values[0], ids[0])) heap_place(values, ids, 0, k, at(i), int32_t(i));
+        if (x[i] > values[0]) heap_place(values, ids, 0, k, x[i], int32_t(i));  // of equals the earlier one stays
     }
     heap_sort(values, ids, k);
 }
