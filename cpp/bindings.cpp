@@ -150,7 +150,7 @@ PYBIND11_MODULE(_core, m) {
     m.def("penalize_", &penalize_, "logits"_a, "ids"_a, "seen"_a, "generated"_a, "offsets"_a, "repetition"_a,
           "presence"_a, "frequency"_a, nogil());
     m.def("sample", &sample, "logits"_a, "sequences"_a, "positions"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
-          "seed"_a, nogil());
+          "seed"_a, "finite_only"_a = false, nogil());
     m.def("copy_pages", &copy_pages, "pages"_a, "source"_a, "target"_a, nogil());
 
     py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan")

@@ -174,7 +174,7 @@ struct SoftmaxArgs {
     bool log;
 };
 
-// out[r] = index of the largest x[r, :], the lowest index among equals; -1 if an element is NaN or +infinity or if
+// out[r] = index of the largest x[r, :], the lowest index among equals; -1 if an element is NaN or +infinity, -2 if
 // all are -infinity (a banned token). Unit: one row.
 struct ArgmaxArgs {
     const float* x;  // [rows, dim]
@@ -189,12 +189,19 @@ struct NonfiniteArgs {
     int64_t dim;
 };
 
-// The k largest of each row, in descending order, equals in ascending index order. Unit: one row.
+// What top_k and sample need to work in. Their unit is a slot, which serves rows slot, slot + scratch_slots(rows), ...
+// one after another in scratch_bytes(dim) of its own: many rows need no more memory than a few.
+constexpr int64_t most_logits = int64_t(1) << 22;  // dim
+static constexpr int64_t scratch_slots(int64_t rows) { return rows < 16 ? rows : 16; }
+static constexpr int64_t scratch_bytes(int64_t dim) { return (dim + 511) / 256 * 256 * 25; }
+
+// The k largest of each row, in descending order, equals in ascending index order. Unit: one slot.
 struct TopKArgs {
     const float* x;   // [rows, dim]
     float* values;    // [rows, k]
     int32_t* ids;     // [rows, k]
-    int64_t dim, k;   // 1 <= k <= dim
+    void* scratch;    // [scratch_slots(rows)] x scratch_bytes(dim)
+    int64_t rows, dim, k;  // 1 <= k <= dim
 };
 
 // Adjusts logits in place by what was already said. Unit: one row. A token seen in the window:
@@ -210,22 +217,22 @@ struct PenaltyArgs {
     float repetition, presence, frequency;
 };
 
-// Draws one token a row. Unit: one row. temperature 0 is argmax. Otherwise, in this order: logits / temperature,
+// Draws one token a row. Unit: one slot. temperature 0 is argmax. Otherwise, in this order: logits / temperature,
 // top_k (0 = off), top_p (1 = off), min_p (0 = off), softmax of what is left, inverse transform sampling over
-// descending logits (equals in ascending id) with u = uniform(seed, sequence, position).
-// The number comes from Philox4x32-10 (Salmon et al. 2011) keyed by seed, counter (sequence, position): no state.
-// token is -1 when a logit is NaN or +infinity, or none is finite; -infinity is a banned token.
+// ascending ids with a number keyed by (seed, sequence, position): no state. Filters take logits in descending order,
+// equals in ascending id. Masses are integers (cpu/draw.inl), so every tier draws the same token from the same logits.
+// token is -1 when a logit is NaN or +infinity, -2 when all are -infinity (banned); finite_only: -infinity is -1 too.
 struct SampleArgs {
     const float* logits;       // [rows, dim]
     const int64_t* sequences;  // [rows]
     const int64_t* positions;  // [rows] position of the token drawn
     int32_t* tokens;           // [rows]
-    void* scratch;             // [rows] x sample_scratch_bytes(dim)
-    int64_t dim, top_k;
+    void* scratch;             // [scratch_slots(rows)] x scratch_bytes(dim), unless temperature is 0
+    int64_t rows, dim, top_k;
     uint64_t seed;
     float temperature, top_p, min_p;
+    bool finite_only;
 };
-static constexpr int64_t sample_scratch_bytes(int64_t dim) { return dim * 8; }
 
 // Copies whole pages (copy on write of a shared page). Unit: one pair.
 struct CopyPagesArgs {

@@ -62,7 +62,7 @@ std::pair<Tensor, Tensor> top_k(const Tensor& x, int64_t k);
 void penalize_(const Tensor& logits, const Tensor& ids, const Tensor& seen, const Tensor& generated,
                const Tensor& offsets, float repetition, float presence, float frequency);
 Tensor sample(const Tensor& logits, const Tensor& sequences, const Tensor& positions, float temperature, int64_t top_k,
-              float top_p, float min_p, uint64_t seed);
+              float top_p, float min_p, uint64_t seed, bool finite_only);
 void copy_pages(const Tensor& pages, const Tensor& source, const Tensor& target);
 
 }  // namespace genkit

@@ -2,6 +2,27 @@
 #include "ops_check.h"
 
 namespace genkit {
+namespace {
+
+void check_logits(const char* op, const char* name, const Tensor& t) {
+    check_f32(op, name, t, {-1, -1});
+    check_contiguous(op, name, t);
+    if (t.dim(1) > most_logits)
+        fail(op, std::string(name) + " is " + t.shape_text() + "; a row has at most " + std::to_string(most_logits) + " elements");
+}
+
+// Kept by each thread that calls: getting fresh memory from the system takes longer than the draw. A plan has its own.
+Tensor scratch_for(int64_t rows, int64_t dim) {
+    const int64_t bytes = scratch_slots(rows) * scratch_bytes(dim);
+    if (Plan::recording()) return Tensor({bytes}, DType::u8);
+    static thread_local Tensor kept({0}, DType::u8);
+    if (bytes <= kept.count()) return kept;
+    Tensor fresh({bytes}, DType::u8);
+    kept = fresh;
+    return fresh;
+}
+
+}  // namespace
 
 Tensor argmax(const Tensor& x) {
     check_f32("argmax", "x", x, {-1, -1});
@@ -23,12 +44,12 @@ Tensor nonfinite(const Tensor& x) {
 
 std::pair<Tensor, Tensor> top_k(const Tensor& x, int64_t k) {
     const char* op = "top_k";
-    check_f32(op, "x", x, {-1, -1});
-    check_contiguous(op, "x", x);
+    check_logits(op, "x", x);
     if (k < 1 || k > x.dim(1)) fail(op, "k is " + std::to_string(k) + " for x " + x.shape_text());
     Tensor values({x.dim(0), k}, DType::f32), ids({x.dim(0), k}, DType::i32);
-    TopKArgs a{x.data<float>(), values.data<float>(), ids.data<int32_t>(), x.dim(1), k};
-    submit(kernels().top_k, a, x.dim(0), 1);
+    Tensor scratch = scratch_for(x.dim(0), x.dim(1));
+    TopKArgs a{x.data<float>(), values.data<float>(), ids.data<int32_t>(), scratch.bytes(), x.dim(0), x.dim(1), k};
+    submit(kernels().top_k, a, scratch_slots(x.dim(0)), 1);
     return {values, ids};
 }
 
@@ -58,10 +79,9 @@ void penalize_(const Tensor& logits, const Tensor& ids, const Tensor& seen, cons
 }
 
 Tensor sample(const Tensor& logits, const Tensor& sequences, const Tensor& positions, float temperature, int64_t top_k,
-              float top_p, float min_p, uint64_t seed) {
+              float top_p, float min_p, uint64_t seed, bool finite_only) {
     const char* op = "sample";
-    check_f32(op, "logits", logits, {-1, -1});
-    check_contiguous(op, "logits", logits);
+    check_logits(op, "logits", logits);
     int64_t rows = logits.dim(0), dim = logits.dim(1);
     check_vector(op, "sequences", sequences, DType::i64, rows);
     check_vector(op, "positions", positions, DType::i64, rows);
@@ -70,10 +90,10 @@ Tensor sample(const Tensor& logits, const Tensor& sequences, const Tensor& posit
         fail(op, "temperature " + std::to_string(temperature) + ", top_k " + std::to_string(top_k) + ", top_p " +
                      std::to_string(top_p) + ", min_p " + std::to_string(min_p) + " are out of range");
     Tensor tokens({rows}, DType::i32);
-    Tensor scratch({rows, sample_scratch_bytes(dim)}, DType::u8);
+    Tensor scratch = scratch_for(temperature > 0 ? rows : 0, dim);
     SampleArgs a{logits.data<float>(), sequences.data<int64_t>(), positions.data<int64_t>(), tokens.data<int32_t>(),
-                 scratch.bytes(), dim, top_k, seed, temperature, top_p, min_p};
-    submit(kernels().sample, a, rows, 1);
+                 scratch.bytes(), rows, dim, top_k, seed, temperature, top_p, min_p, finite_only};
+    submit(kernels().sample, a, scratch_slots(rows), 1);
     return tokens;
 }
 

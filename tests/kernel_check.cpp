@@ -22,9 +22,10 @@ int failures = 0;
 
 struct Random {
     int64_t drawn = 0;
-    float in(float low, float high) { return low + (high - low) * float(uniform(20, 11, drawn++)); }
+    double uniform() { return double(random_bits(20, 11, drawn++)) * 0x1p-53; }
+    float in(float low, float high) { return low + (high - low) * float(uniform()); }
     float normal() { return in(-1, 1) + in(-1, 1) + in(-1, 1); }
-    int64_t below(int64_t n) { return int64_t(uniform(20, 11, drawn++) * double(n)); }
+    int64_t below(int64_t n) { return int64_t(uniform() * double(n)); }
     std::vector<float> normals(int64_t n, float scale = 1) {
         std::vector<float> v(static_cast<size_t>(n));
         for (float& x : v) x = normal() * scale;
@@ -298,6 +299,47 @@ void check_attention(int64_t rows, int64_t kv_heads, int64_t group, int64_t dim,
     }
 }
 
+void check_draws(int64_t dim, float spread) {  // the same token, the same list, to the bit
+    const int64_t rows = 4;
+    std::vector<float> x = rng.normals(rows * dim, spread);
+    for (int64_t i = 0; i < dim; i++) {
+        x[size_t(dim + i)] = roundf(x[size_t(dim + i)]);  // equals
+        if (i % 3 == 0 && dim > 1) x[size_t(2 * dim + i)] = -INFINITY;
+        x[size_t(3 * dim + i)] = i % 1024 < 16 ? -spread : spread * 0.1f * rng.normal();  // not what a sample shows
+    }
+    std::vector<char> scratch(size_t(scratch_slots(rows) * scratch_bytes(dim)));
+    std::vector<int64_t> sequences = {0, 1, 2, 3}, positions = {9, 8, 7, 6};
+    std::vector<int32_t> want(static_cast<size_t>(rows)), got = want;
+    for (float temperature : {0.0f, 0.7f, 90.0f}) {
+        for (int64_t k : {int64_t(0), int64_t(1), int64_t(40), dim / 2}) {
+            for (float top_p : {1.0f, 0.95f, 0.5f}) {
+                for (float min_p : {0.0f, 0.05f}) {
+                    SampleArgs a{x.data(), sequences.data(), positions.data(), want.data(), scratch.data(), rows, dim, k,
+                                 uint64_t(rng.below(1 << 30)), temperature, top_p, min_p, false};
+                    plain.sample(a, 0, rows);
+                    a.tokens = got.data();
+                    fast.sample(a, 0, rows);
+                    if (got != want) {
+                        printf("sample %lld temperature %g top_k %lld top_p %g min_p %g differs\n", (long long)dim,
+                               double(temperature), (long long)k, double(top_p), double(min_p));
+                        failures++;
+                    }
+                }
+            }
+        }
+    }
+    for (int64_t k : {int64_t(1), (dim + 2) / 3, dim}) {
+        std::vector<float> values(size_t(rows * k)), fast_values = values;
+        std::vector<int32_t> ids(size_t(rows * k)), fast_ids = ids;
+        plain.top_k({x.data(), values.data(), ids.data(), scratch.data(), rows, dim, k}, 0, rows);
+        fast.top_k({x.data(), fast_values.data(), fast_ids.data(), scratch.data(), rows, dim, k}, 0, rows);
+        if (values != fast_values || ids != fast_ids) {
+            printf("top_k %lld of %lld differs\n", (long long)k, (long long)dim);
+            failures++;
+        }
+    }
+}
+
 void check_philox() {  // known answers of Random123
     const uint32_t ones[4] = {~0u, ~0u, ~0u, ~0u}, zeros[4] = {};
     const uint32_t want[2][4] = {{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8},
@@ -478,6 +520,9 @@ int main() {
     check_convert();
     for (int64_t dim : {1, 2, 7, 15, 16, 17, 33, 64, 80, 257, 1000}) {
         for (int64_t rows : {1, 3}) check_rows(rows, dim);
+    }
+    for (int64_t dim : {1, 7, 16, 100, 1024, 1500, 4097, 9001}) {
+        for (float spread : {0.1f, 1.0f, 4.0f}) check_draws(dim, spread);
     }
     for (DType dtype : {DType::f32, DType::f16, DType::bf16}) {
         for (int64_t rows : {1, 2, 3, 4, 5, 8, 33, 67}) {

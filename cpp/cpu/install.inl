@@ -16,6 +16,8 @@ void install(Kernels& k) {
     k.softmax = softmax;
     k.argmax = argmax;
     k.nonfinite = nonfinite;
+    k.top_k = top_k;
+    k.sample = sample;
     k.quantize = quantize;
     k.quantize_weight = quantize_weight;
     k.pack = pack;

@@ -244,12 +244,13 @@ void softmax(const SoftmaxArgs& a, int64_t begin, int64_t end) {
 
 // ---- logits ---------------------------------------------------------------------------------------------------
 
-// The largest of x, the lowest index among equals. -1 if an element is NaN or +infinity, or if none is finite.
-int32_t argmax_row(const float* x, int64_t dim) {
+// The largest of x, the lowest index among equals. -1 if an element is NaN or +infinity, -infinity too where finite_only
+// says so; -2 if all are -infinity.
+int32_t argmax_row(const float* x, int64_t dim, bool finite_only) {
     float largest = -INFINITY;
-    int64_t best = -1;
+    int64_t best = -2;
     for (int64_t i = 0; i < dim; i++) {
-        if (!(x[i] < INFINITY)) return -1;
+        if (!((finite_only ? fabsf(x[i]) : x[i]) < INFINITY)) return -1;
         if (x[i] > largest) {
             largest = x[i];
             best = i;
@@ -259,7 +260,7 @@ int32_t argmax_row(const float* x, int64_t dim) {
 }
 
 void argmax(const ArgmaxArgs& a, int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++) a.out[r] = argmax_row(a.x + r * a.dim, a.dim);
+    for (int64_t r = begin; r < end; r++) a.out[r] = argmax_row(a.x + r * a.dim, a.dim, false);
 }
 
 void nonfinite(const NonfiniteArgs& a, int64_t begin, int64_t end) {

@@ -1,6 +1,6 @@
 // Element-wise kernels, norms, rope and reductions, written once over the vocabulary of vec_*.h. What is not here stays
-// with reference.cpp: it moves memory (kv_write, copy_pages), runs once a step (rope_table) or is bound by branches
-// (top_k, penalty, sample). A row's tail is one masked vector, so results never depend on a work range.
+// with reference.cpp: it moves memory (kv_write, copy_pages), runs once a step (rope_table) or touches little (penalty).
+// A row's tail is one masked vector, so results never depend on a work range.
 
 // ---- kernels ---------------------------------------------------------------------------------------------------
 
@@ -150,25 +150,80 @@ void softmax(const SoftmaxArgs& a, int64_t begin, int64_t end) {
     }
 }
 
-int32_t argmax_row(const float* x, int64_t dim) {
-    vec best = set1(-infinity);
-    uint32_t good = ~0u;
-    each(0, dim, [&](int64_t i, auto count) {
+// A row of logits is looked at in chunks of 4 KiB, and a chunk in groups: logits a multiple of `groups` apart.
+constexpr int64_t chunk_size = 1024, groups = 16, group_vecs = groups / lanes;
+
+INLINE int64_t chunk_end(int64_t begin, int64_t n) { return begin + chunk_size < n ? begin + chunk_size : n; }
+
+// Whether all that was looked at is less than infinity, in independent masks.
+struct Good {
+    mask m[4] = {all_lanes(), all_lanes(), all_lanes(), all_lanes()};
+    bool all() const { return bits(both(both(m[0], m[1]), both(m[2], m[3]))) == bits(all_lanes()); }
+};
+
+struct Maxima {
+    vec v[group_vecs];
+    INLINE float largest() const {
+        vec all = v[0];
+        for (int64_t j = 1; j < group_vecs; j++) all = max(v[j], all);
+        return reduce_max(all);
+    }
+};
+
+// The largest of each group of the chunk x[begin, end), a NaN passed over. finite_only: -infinity is not good either.
+template <bool finite_only>
+INLINE Maxima chunk_maxima(const float* x, int64_t begin, int64_t end, Good& good) {
+    const vec limit = set1(infinity);
+    vec best[4] = {set1(-infinity), set1(-infinity), set1(-infinity), set1(-infinity)};
+    int64_t i = begin;
+    for (; i + 4 * lanes <= end; i += 4 * lanes) {
+        for (int j = 0; j < 4; j++) {
+            const vec v = load(x + i + j * lanes);
+            good.m[j] = less(good.m[j], finite_only ? abs(v) : v, limit);
+            best[j] = max(v, best[j]);
+        }
+    }
+    for (int j = 0; i < end; i += lanes, j++) {
+        const int64_t count = end - i < lanes ? end - i : lanes;
         const vec v = load(x + i, count);
-        good &= bits(less(v, set1(infinity)));
-        best = max(keep(v, count, set1(-infinity)), best);
-    });
-    const float largest = reduce_max(best);
-    if (good != ~0u >> (32 - lanes) || largest == -infinity) return -1;
-    for (int64_t i = 0;; i += lanes) {  // ends: one of them is the largest, and lanes past the end come after it
+        good.m[j] = less(good.m[j], finite_only ? abs(v) : v, limit);
+        best[j] = max(keep(v, count, set1(-infinity)), best[j]);
+    }
+    Maxima maxima;
+    for (int64_t j = 0; j < group_vecs; j++) {
+        maxima.v[j] = best[j];
+        for (int64_t k = j + group_vecs; k < 4; k += group_vecs) maxima.v[j] = max(best[k], maxima.v[j]);
+    }
+    return maxima;
+}
+
+template <bool finite_only>
+int32_t argmax_of(const float* x, int64_t dim) {
+    Good good;
+    float largest = -infinity;
+    int64_t from = 0;
+    for (int64_t c = 0; c < dim; c += chunk_size) {
+        const float m = chunk_maxima<finite_only>(x, c, chunk_end(c, dim), good).largest();
+        if (m > largest) {
+            largest = m;
+            from = c;
+        }
+    }
+    if (!good.all()) return -1;
+    if (largest == -infinity) return -2;
+    for (int64_t i = from;; i += lanes) {  // ends: one of them is the largest, and lanes past the end come after it
         const vec v = dim - i >= lanes ? load(x + i) : load(x + i, dim - i);
         const uint32_t found = bits(equal(v, set1(largest)));
         if (found) return int32_t(i) + __builtin_ctz(found);
     }
 }
 
+int32_t argmax_row(const float* x, int64_t dim, bool finite_only) {
+    return finite_only ? argmax_of<true>(x, dim) : argmax_of<false>(x, dim);
+}
+
 void argmax(const ArgmaxArgs& a, int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++) a.out[r] = argmax_row(a.x + r * a.dim, a.dim);
+    for (int64_t r = begin; r < end; r++) a.out[r] = argmax_row(a.x + r * a.dim, a.dim, false);
 }
 
 void nonfinite(const NonfiniteArgs& a, int64_t begin, int64_t end) {

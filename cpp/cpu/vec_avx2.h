@@ -140,3 +140,43 @@ INLINE Pair split_f16(__m256i pairs) {
 INLINE Pair split_i8(__m256i pairs) {  // times 2^16
     return {_mm256_cvtepi32_ps(first_high(pairs)), _mm256_cvtepi32_ps(second_high(pairs))};
 }
+
+// What sample.inl needs besides.
+INLINE mask all_lanes() { return _mm256_castsi256_ps(_mm256_set1_epi32(-1)); }
+INLINE mask both(mask a, mask b) { return _mm256_and_ps(a, b); }
+INLINE mask less(mask within, vec a, vec b) { return both(within, less(a, b)); }
+INLINE mask less_equal(vec a, vec b) { return _mm256_cmp_ps(a, b, _CMP_LE_OQ); }
+INLINE mask less_equal(mask within, vec a, vec b) { return both(within, less_equal(a, b)); }
+INLINE vec times_power(vec x, vec n) {
+    return x * _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+struct LaneOrders {  // for every set of lanes, their numbers one after another
+    uint8_t lane[256][8];
+    constexpr LaneOrders() : lane() {
+        for (int m = 0; m < 256; m++) {
+            for (int i = 0, n = 0; i < 8; i++) {
+                if (m >> i & 1) lane[m][n++] = uint8_t(i);
+            }
+        }
+    }
+};
+constexpr LaneOrders lane_orders;
+INLINE int64_t compress(float* p, vec x, mask m) {
+    const uint32_t set = bits(m);
+    const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(lane_orders.lane[set]));
+    store(p, _mm256_permutevar8x32_ps(x, _mm256_cvtepu8_epi32(order)));
+    return __builtin_popcount(set);
+}
+struct Wide {
+    __m256d low, high;
+};
+INLINE Wide wide_zero() { return {_mm256_setzero_pd(), _mm256_setzero_pd()}; }
+INLINE void accumulate(Wide& sum, vec x) {
+    sum.low = sum.low + _mm256_cvtps_pd(_mm256_castps256_ps128(x));
+    sum.high = sum.high + _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+}
+INLINE double total(const Wide& sum) {
+    const __m256d s = sum.low + sum.high;
+    const __m128d t = _mm256_castpd256_pd128(s) + _mm256_extractf128_pd(s, 1);
+    return _mm_cvtsd_f64(t) + _mm_cvtsd_f64(_mm_unpackhi_pd(t, t));
+}

@@ -117,3 +117,26 @@ INLINE Pair split_f16(__m512i pairs) {
 INLINE Pair split_i8(__m512i pairs) {  // times 2^16
     return {_mm512_cvtepi32_ps(first_high(pairs)), _mm512_cvtepi32_ps(second_high(pairs))};
 }
+
+// What sample.inl needs besides.
+INLINE mask all_lanes() { return mask(~0u); }
+INLINE mask both(mask a, mask b) { return a & b; }
+INLINE mask less(mask within, vec a, vec b) { return _mm512_mask_cmp_ps_mask(within, a, b, _CMP_LT_OQ); }
+INLINE mask less_equal(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+INLINE mask less_equal(mask within, vec a, vec b) { return _mm512_mask_cmp_ps_mask(within, a, b, _CMP_LE_OQ); }
+INLINE vec times_power(vec x, vec n) { return _mm512_scalef_ps(x, n); }  // x * 2^n, both normal, n integral
+// Stores the lanes of m one after another, then anything up to `lanes` floats; returns how many lanes m has.
+INLINE int64_t compress(float* p, vec x, mask m) {
+    _mm512_storeu_ps(p, _mm512_maskz_compress_ps(m, x));
+    return __builtin_popcount(m);
+}
+// A sum in doubles: of integers it is exact up to 2^53.
+struct Wide {
+    __m512d low, high;
+};
+INLINE Wide wide_zero() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
+INLINE void accumulate(Wide& sum, vec x) {
+    sum.low = sum.low + _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+    sum.high = sum.high + _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+}
+INLINE double total(const Wide& sum) { return _mm512_reduce_add_pd(sum.low + sum.high); }

@@ -138,3 +138,33 @@ INLINE Pair split_f16(uint16x8_t pairs) {
 INLINE Pair split_i8(uint16x8_t pairs) {  // times 2^16
     return {vcvtq_f32_s32(vreinterpretq_s32_u32(first_high(pairs))), vcvtq_f32_s32(vreinterpretq_s32_u32(second_high(pairs)))};
 }
+
+// What sample.inl needs besides.
+INLINE mask all_lanes() { return vdupq_n_u32(~0u); }
+INLINE mask both(mask a, mask b) { return vandq_u32(a, b); }
+INLINE mask less(mask within, vec a, vec b) { return both(within, less(a, b)); }
+INLINE mask less_equal(vec a, vec b) { return vcleq_f32(a, b); }
+INLINE mask less_equal(mask within, vec a, vec b) { return both(within, less_equal(a, b)); }
+INLINE vec times_power(vec x, vec n) {
+    return x * vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
+}
+INLINE int64_t compress(float* p, vec x, mask m) {
+    const uint32_t set = bits(m);
+    float whole[4];
+    vst1q_f32(whole, x);
+    int64_t count = 0;
+    for (int i = 0; i < 4; i++) {
+        p[count] = whole[i];
+        count += set >> i & 1;
+    }
+    return count;
+}
+struct Wide {
+    float64x2_t low, high;
+};
+INLINE Wide wide_zero() { return {vdupq_n_f64(0), vdupq_n_f64(0)}; }
+INLINE void accumulate(Wide& sum, vec x) {
+    sum.low = sum.low + vcvt_f64_f32(vget_low_f32(x));
+    sum.high = sum.high + vcvt_high_f64_f32(x);
+}
+INLINE double total(const Wide& sum) { return vaddvq_f64(sum.low + sum.high); }

@@ -72,7 +72,7 @@ def add(a: Tensor, b: Tensor) -> Tensor: ...
 def softmax(x: Tensor) -> Tensor: ...
 def log_softmax(x: Tensor) -> Tensor: ...
 def argmax(x: Tensor) -> Tensor:
-    """[n, d] -> i32 [n]; lowest index among equals; -1 when a value is NaN or +infinity."""
+    """[n, d] -> i32 [n]; lowest index among equals; -1 when a value is NaN or +infinity, -2 when all are -infinity."""
 def nonfinite(x: Tensor) -> Tensor:
     """[n, d] -> i32 [n], how many values of each row are NaN or infinite."""
 def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -81,8 +81,9 @@ def penalize_(logits: Tensor, ids: Tensor, seen: Tensor, generated: Tensor, offs
               presence: float, frequency: float) -> None:
     """In place on [n, vocab]; ids, seen, generated i32 [entries], offsets i64 [n + 1] (PenaltyArgs in kernels.h)."""
 def sample(logits: Tensor, sequences: Tensor, positions: Tensor, temperature: float, top_k: int, top_p: float,
-           min_p: float, seed: int) -> Tensor:
-    """[n, vocab], sequences and positions i64 [n] -> i32 [n] tokens; -1 where no token can be drawn (SampleArgs)."""
+           min_p: float, seed: int, finite_only: bool = False) -> Tensor:
+    """[n, vocab], sequences and positions i64 [n] -> i32 [n] tokens (SampleArgs); -1 where a logit is NaN or +infinity,
+    with finite_only -infinity too; -2 where all are -infinity."""
 def copy_pages(pages: Tensor, source: Tensor, target: Tensor) -> None:
     """pages [heads, count, ...]; copies page source[i] to target[i] (i32) in every head."""
 

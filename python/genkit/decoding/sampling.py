@@ -177,14 +177,17 @@ class Sampler:
 
         from genkit import _core
 
-        check_finite(logits, positions)
-        self.adjust_(logits, histories)
+        if self.adjusts:
+            check_finite(logits, positions)
+            self.adjust_(logits, histories)
         tokens = self.draw(
             logits,
             _core.Tensor.from_numpy(np.asarray(sequences, np.int64)),
             _core.Tensor.from_numpy(np.asarray(positions, np.int64)),
         ).numpy()
         if (tokens < 0).any():
+            if not self.adjusts:
+                check_finite(logits, positions)
             position = positions[int((tokens < 0).argmax())]
             raise UsageError(f"logit_bias: no token is left at position {position}: all are banned, or one overflows")
         chosen = tokens.tolist()
@@ -199,14 +202,15 @@ class Sampler:
         return bool(len(self._bias_ids)) or self._penalizes
 
     def draw(self, logits: Tensor, sequences: Tensor, positions: Tensor) -> Tensor:
-        """One token a row, i32 [rows], from logits as they are; -1 where none can be drawn. sequences, positions: i64
-        [rows], as in `next`. Core ops only, so it can be recorded."""
+        """One token a row, i32 [rows], from logits as they are. Below 0 where none can be drawn: all are banned or one is
+        NaN or infinite, where nothing adjusts them also -infinity. sequences, positions: i64 [rows], as in `next`. A core
+        op only, so it can be recorded."""
         from genkit import _core
 
         s = self.settings
-        if s.temperature == 0:
-            return _core.argmax(logits)
-        return _core.sample(logits, sequences, positions, s.temperature, s.top_k, max(s.top_p, MIN_TOP_P), s.min_p, self.seed)
+        top_p = max(s.top_p, MIN_TOP_P)
+        return _core.sample(logits, sequences, positions, s.temperature, s.top_k, top_p, s.min_p, self.seed,
+                            finite_only=not self.adjusts)
 
     def adjust_(self, logits: Tensor, histories: Sequence[History | None]) -> None:
         """Bias, then penalties, in place on f32 [rows, vocab]."""
