@@ -17,10 +17,15 @@ namespace {
 #include "attention_pages.inl"
 #include "kv_write.inl"
 #include "attention.inl"
+#include "packed_write.inl"
+#include "packed_avx2.inl"
 #include "install.inl"
 
 }  // namespace
 
-void install_avx2(Kernels& k) { install(k); }
+void install_avx2(Kernels& k) {
+    install(k);
+    k.packed_linear = packed_linear;
+}
 
 }  // namespace genkit
