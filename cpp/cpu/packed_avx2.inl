@@ -46,8 +46,7 @@ struct Header {
     INLINE int64_t zeros_at() const { return block_depth / f.group * panel_outputs * 2; }
     INLINE vec scales(int64_t group, int64_t column) const { return reals((group * columns + column) * 16); }
     INLINE vec real_zeros(int64_t group, int64_t column) const { return reals(zeros_at() + (group * columns + column) * 16); }
-    INLINE ivec integer_zeros(int64_t group, int64_t column) const {  // as they are taken from codes; no zeros: int4's 8
-        if (f.zero == Zero::none) return _mm256_set1_epi32(8);
+    INLINE ivec integer_zeros(int64_t group, int64_t column) const {
         const __m128i z = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at + zeros_at() + (group * columns + column) * 8));
         return f.packing == Packing::int8 ? _mm256_cvtepi8_epi32(z) : _mm256_cvtepu8_epi32(z);
     }
@@ -81,15 +80,24 @@ struct Rows {
     float* acc;            // [rows][32]
 };
 
-INLINE int32_t sum_of(const int16_t* sums, int64_t count) {
-    int32_t total = 0;
-    for (int64_t i = 0; i < count; i++) total += sums[i];
-    return total;
-}
+// Of each row's codes over each group of a block.
+template <int64_t rows>
+struct GroupSums {
+    int32_t at[rows][block_depth / sub_depth];
 
-// The group's sums of codes x codes go to the rows' sums of floats. first, subs: the group's share of the block.
+    GroupSums(const WeightFormat& f, int64_t tiles, const Rows& x) {
+        const int64_t subs = f.group / sub_depth;
+        for (int64_t m = 0; m < rows; m++) {
+            for (int64_t i = 0; i < tiles * 2; i++) {
+                at[m][i / subs] = (i % subs ? at[m][i / subs] : 0) + x.sums[m * x.subs + i];
+            }
+        }
+    }
+};
+
+// A group's sums of codes x codes, 8 outputs of each row, go to the rows' sums of floats.
 template <Packing packing, int64_t rows>
-INLINE void add_group(const Header& header, int64_t group, int64_t first, int64_t subs, int64_t column, const Rows& x,
+INLINE void add_group(const Header& header, int64_t group, int64_t column, const Rows& x, const GroupSums<rows>& x_sums,
                       const ivec* sums) {
     const vec scale = header.scales(group, column);
     auto each_row = [&](auto body) __attribute__((always_inline)) {
@@ -100,20 +108,23 @@ INLINE void add_group(const Header& header, int64_t group, int64_t first, int64_
             store(acc, body(m, load(acc), scale * x_scale, x_scale));
         }
     };
-    auto x_sum = [&](int64_t m) __attribute__((always_inline)) { return sum_of(x.sums + m * x.subs + first, subs); };
-    const bool exact = packing == Packing::int4_two_level || (packing == Packing::int8 && header.f.zero == Zero::none);
-    if (exact) {
-        each_row([&](int64_t m, vec acc, vec s, vec) { return fma(_mm256_cvtepi32_ps(sums[m]), s, acc); });
-    } else if (header.f.zero == Zero::real) {
-        const vec zeros = header.real_zeros(group, column);
-        each_row([&](int64_t m, vec acc, vec s, vec x_scale) {
-            return fma(set1(float(x_sum(m))), zeros * x_scale, fma(_mm256_cvtepi32_ps(sums[m]), s, acc));
+    auto x_sum = [&](int64_t m) __attribute__((always_inline)) { return _mm256_set1_epi32(x_sums.at[m][group]); };
+    const Zero zero = packing == Packing::int4_two_level ? Zero::none : header.f.zero;
+    if (zero == Zero::none) {
+        each_row([&](int64_t m, vec acc, vec s, vec) {
+            ivec sum = sums[m];
+            if (packing == Packing::int4) sum = _mm256_sub_epi32(sum, _mm256_slli_epi32(x_sum(m), 3));
+            return fma(_mm256_cvtepi32_ps(sum), s, acc);
         });
-    } else {
+    } else if (zero == Zero::integer) {
         const ivec zeros = header.integer_zeros(group, column);
         each_row([&](int64_t m, vec acc, vec s, vec) {
-            const ivec less = _mm256_mullo_epi32(zeros, _mm256_set1_epi32(x_sum(m)));
-            return fma(_mm256_cvtepi32_ps(_mm256_sub_epi32(sums[m], less)), s, acc);
+            return fma(_mm256_cvtepi32_ps(_mm256_sub_epi32(sums[m], _mm256_mullo_epi32(zeros, x_sum(m)))), s, acc);
+        });
+    } else {
+        const vec zeros = header.real_zeros(group, column);
+        each_row([&](int64_t m, vec acc, vec s, vec x_scale) {
+            return fma(_mm256_cvtepi32_ps(x_sum(m)), zeros * x_scale, fma(_mm256_cvtepi32_ps(sums[m]), s, acc));
         });
     }
 }
@@ -133,6 +144,7 @@ __attribute__((noinline)) void rows_by_nibbles(const WeightFormat& f, const Bloc
     const Header header{f, b.at};
     const bool narrow = f.group == sub_depth;
     const int64_t group_tiles = narrow ? 1 : f.group / tile_depth;
+    const GroupSums<rows> x_sums(f, b.tiles, x);
     for (int64_t column = 0; column < columns; column++) {
         const uint8_t* lines = b.at + header_bytes(f) + column / 2 * 512 + column % 2 * 32;
         const uint8_t* quarter = b.at + header_bytes(f) + column * b.tiles * 256;
@@ -162,20 +174,23 @@ __attribute__((noinline)) void rows_by_nibbles(const WeightFormat& f, const Bloc
                     const ivec sum = _mm256_add_epi32(_mm256_madd_epi16(low[m], u_low), _mm256_madd_epi16(high[m], u_high));
                     sums[m] = _mm256_add_epi32(tile == 0 ? no_sum() : sums[m], _mm256_sub_epi32(sum, less));
                 }
-                if (tile == b.tiles - 1) add_group<packing, rows>(header, 0, 0, 8, column, x, sums);
+                if (tile == b.tiles - 1) add_group<packing, rows>(header, 0, column, x, x_sums, sums);
             } else if (narrow) {
+#pragma GCC unroll 4
                 for (int64_t m = 0; m < rows; m++) sums[m] = widen_pairs(low[m]);
-                add_group<packing, rows>(header, tile * 2, tile * 2, 1, column, x, sums);
+                add_group<packing, rows>(header, tile * 2, column, x, x_sums, sums);
+#pragma GCC unroll 4
                 for (int64_t m = 0; m < rows; m++) sums[m] = widen_pairs(high[m]);
-                add_group<packing, rows>(header, tile * 2 + 1, tile * 2 + 1, 1, column, x, sums);
+                add_group<packing, rows>(header, tile * 2 + 1, column, x, x_sums, sums);
             } else {
                 const int64_t group = tile / group_tiles, first = group * group_tiles;
+#pragma GCC unroll 4
                 for (int64_t m = 0; m < rows; m++) {
                     const ivec sum = _mm256_add_epi32(widen_pairs(low[m]), widen_pairs(high[m]));
                     sums[m] = tile == first ? sum : _mm256_add_epi32(sums[m], sum);
                 }
                 if (tile + 1 == first + group_tiles || tile + 1 == b.tiles) {
-                    add_group<packing, rows>(header, group, first * 2, (tile + 1 - first) * 2, column, x, sums);
+                    add_group<packing, rows>(header, group, column, x, x_sums, sums);
                 }
             }
         }
@@ -187,6 +202,7 @@ template <int64_t rows>
 __attribute__((noinline)) void rows_by_bytes(const WeightFormat& f, const Block& b, const Rows& x, bool prefetch) {
     const Header header{f, b.at};
     const int64_t group_subs = f.group / sub_depth;
+    const GroupSums<rows> x_sums(f, b.tiles, x);
     for (int64_t column = 0; column < columns; column++) {
         const uint8_t* tiles = b.at + header_bytes(f) + column / 2 * 1024 + column % 2 * 32;
         const uint8_t* quarter = b.at + header_bytes(f) + column * b.tiles * 512;
@@ -208,7 +224,7 @@ __attribute__((noinline)) void rows_by_bytes(const WeightFormat& f, const Block&
                     }
                 }
             }
-            add_group<Packing::int8, rows>(header, first / group_subs, first, last - first, column, x, sums);
+            add_group<Packing::int8, rows>(header, first / group_subs, column, x, x_sums, sums);
         }
     }
 }
