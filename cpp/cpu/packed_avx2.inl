@@ -7,7 +7,7 @@ using ivec = __m256i;
 
 constexpr int64_t column_outputs = 8;     // of a panel: what a vector of sums holds
 constexpr int64_t columns = panel_outputs / column_outputs;
-constexpr int64_t rows_at_once = 4;      // rows that read a line of weights together
+constexpr int64_t many_rows_least = 9;   // from here it pays to take a block of nibbles apart first
 constexpr int64_t slab_rows = 128;        // rows whose float sums wait in the cache while a panel is walked
 constexpr int64_t prefetch_ahead = 8192;  // bytes; a panel is one stream, and the next panel of the piece follows it
 
@@ -31,6 +31,10 @@ INLINE ivec add32(ivec a, ivec b) {
     asm("" : "+x"(sum));
     return sum;
 }
+template <int64_t n>
+struct Count {
+    constexpr int64_t operator()() const { return n; }
+};
 INLINE ivec no_sum() { return _mm256_setzero_si256(); }
 
 // ---- a block's header, for 8 outputs of a panel -----------------------------------------------------------------
@@ -88,43 +92,55 @@ struct GroupSums {
     GroupSums(const WeightFormat& f, int64_t tiles, const Rows& x) {
         const int64_t subs = f.group / sub_depth;
         for (int64_t m = 0; m < rows; m++) {
-            for (int64_t i = 0; i < tiles * 2; i++) {
-                at[m][i / subs] = (i % subs ? at[m][i / subs] : 0) + x.sums[m * x.subs + i];
+            for (int64_t first = 0, group = 0; first < tiles * 2; first += subs, group++) {
+                int32_t sum = 0;
+                for (int64_t i = first; i < first + subs && i < tiles * 2; i++) sum += x.sums[m * x.subs + i];
+                at[m][group] = sum;
             }
         }
     }
 };
 
+template <int64_t rows>
+INLINE void load_sums(const Rows& x, int64_t column, vec* acc) {
+#pragma GCC unroll 4
+    for (int64_t m = 0; m < rows; m++) acc[m] = load(x.acc + m * panel_outputs + column * column_outputs);
+}
+template <int64_t rows>
+INLINE void store_sums(const Rows& x, int64_t column, const vec* acc) {
+#pragma GCC unroll 4
+    for (int64_t m = 0; m < rows; m++) store(x.acc + m * panel_outputs + column * column_outputs, acc[m]);
+}
+
 // A group's sums of codes x codes, 8 outputs of each row, go to the rows' sums of floats.
 template <Packing packing, int64_t rows>
 INLINE void add_group(const Header& header, int64_t group, int64_t column, const Rows& x, const GroupSums<rows>& x_sums,
-                      const ivec* sums) {
+                      const ivec* sums, vec* acc) {
     const vec scale = header.scales(group, column);
     auto each_row = [&](auto body) __attribute__((always_inline)) {
 #pragma GCC unroll 4
         for (int64_t m = 0; m < rows; m++) {
             const vec x_scale = set1(x.scales[m * x.blocks]);
-            float* acc = x.acc + m * panel_outputs + column * column_outputs;
-            store(acc, body(m, load(acc), scale * x_scale, x_scale));
+            acc[m] = body(m, scale * x_scale, x_scale);
         }
     };
     auto x_sum = [&](int64_t m) __attribute__((always_inline)) { return _mm256_set1_epi32(x_sums.at[m][group]); };
     const Zero zero = packing == Packing::int4_two_level ? Zero::none : header.f.zero;
     if (zero == Zero::none) {
-        each_row([&](int64_t m, vec acc, vec s, vec) {
+        each_row([&](int64_t m, vec s, vec) {
             ivec sum = sums[m];
             if (packing == Packing::int4) sum = _mm256_sub_epi32(sum, _mm256_slli_epi32(x_sum(m), 3));
-            return fma(_mm256_cvtepi32_ps(sum), s, acc);
+            return fma(_mm256_cvtepi32_ps(sum), s, acc[m]);
         });
     } else if (zero == Zero::integer) {
         const ivec zeros = header.integer_zeros(group, column);
-        each_row([&](int64_t m, vec acc, vec s, vec) {
-            return fma(_mm256_cvtepi32_ps(_mm256_sub_epi32(sums[m], _mm256_mullo_epi32(zeros, x_sum(m)))), s, acc);
+        each_row([&](int64_t m, vec s, vec) {
+            return fma(_mm256_cvtepi32_ps(_mm256_sub_epi32(sums[m], _mm256_mullo_epi32(zeros, x_sum(m)))), s, acc[m]);
         });
     } else {
         const vec zeros = header.real_zeros(group, column);
-        each_row([&](int64_t m, vec acc, vec s, vec x_scale) {
-            return fma(_mm256_cvtepi32_ps(x_sum(m)), zeros * x_scale, fma(_mm256_cvtepi32_ps(sums[m]), s, acc));
+        each_row([&](int64_t m, vec s, vec x_scale) {
+            return fma(_mm256_cvtepi32_ps(x_sum(m)), zeros * x_scale, fma(_mm256_cvtepi32_ps(sums[m]), s, acc[m]));
         });
     }
 }
@@ -149,6 +165,8 @@ __attribute__((noinline)) void rows_by_nibbles(const WeightFormat& f, const Bloc
         const uint8_t* lines = b.at + header_bytes(f) + column / 2 * 512 + column % 2 * 32;
         const uint8_t* quarter = b.at + header_bytes(f) + column * b.tiles * 256;
         ivec sums[rows];
+        vec acc[rows];
+        load_sums<rows>(x, column, acc);
         for (int64_t tile = 0; tile < b.tiles; tile++, lines += 1024, quarter += 256) {
             if (prefetch) prefetch_lines(quarter, 4);
             ivec low[rows], high[rows];  // 16 bits
@@ -174,14 +192,14 @@ __attribute__((noinline)) void rows_by_nibbles(const WeightFormat& f, const Bloc
                     const ivec sum = _mm256_add_epi32(_mm256_madd_epi16(low[m], u_low), _mm256_madd_epi16(high[m], u_high));
                     sums[m] = _mm256_add_epi32(tile == 0 ? no_sum() : sums[m], _mm256_sub_epi32(sum, less));
                 }
-                if (tile == b.tiles - 1) add_group<packing, rows>(header, 0, column, x, x_sums, sums);
+                if (tile == b.tiles - 1) add_group<packing, rows>(header, 0, column, x, x_sums, sums, acc);
             } else if (narrow) {
 #pragma GCC unroll 4
                 for (int64_t m = 0; m < rows; m++) sums[m] = widen_pairs(low[m]);
-                add_group<packing, rows>(header, tile * 2, column, x, x_sums, sums);
+                add_group<packing, rows>(header, tile * 2, column, x, x_sums, sums, acc);
 #pragma GCC unroll 4
                 for (int64_t m = 0; m < rows; m++) sums[m] = widen_pairs(high[m]);
-                add_group<packing, rows>(header, tile * 2 + 1, column, x, x_sums, sums);
+                add_group<packing, rows>(header, tile * 2 + 1, column, x, x_sums, sums, acc);
             } else {
                 const int64_t group = tile / group_tiles, first = group * group_tiles;
 #pragma GCC unroll 4
@@ -190,10 +208,11 @@ __attribute__((noinline)) void rows_by_nibbles(const WeightFormat& f, const Bloc
                     sums[m] = tile == first ? sum : _mm256_add_epi32(sums[m], sum);
                 }
                 if (tile + 1 == first + group_tiles || tile + 1 == b.tiles) {
-                    add_group<packing, rows>(header, group, column, x, x_sums, sums);
+                    add_group<packing, rows>(header, group, column, x, x_sums, sums, acc);
                 }
             }
         }
+        store_sums<rows>(x, column, acc);
     }
 }
 
@@ -206,6 +225,8 @@ __attribute__((noinline)) void rows_by_bytes(const WeightFormat& f, const Block&
     for (int64_t column = 0; column < columns; column++) {
         const uint8_t* tiles = b.at + header_bytes(f) + column / 2 * 1024 + column % 2 * 32;
         const uint8_t* quarter = b.at + header_bytes(f) + column * b.tiles * 512;
+        vec acc[rows];
+        load_sums<rows>(x, column, acc);
         for (int64_t first = 0; first < b.tiles * 2; first += group_subs) {
             const int64_t last = first + group_subs < b.tiles * 2 ? first + group_subs : b.tiles * 2;
             ivec sums[rows];
@@ -224,36 +245,159 @@ __attribute__((noinline)) void rows_by_bytes(const WeightFormat& f, const Block&
                     }
                 }
             }
-            add_group<Packing::int8, rows>(header, first / group_subs, column, x, x_sums, sums);
+            add_group<Packing::int8, rows>(header, first / group_subs, column, x, x_sums, sums, acc);
+        }
+        store_sums<rows>(x, column, acc);
+    }
+}
+
+// ---- many rows by nibbles: a block is taken apart once ----------------------------------------------------------
+
+struct Unpacked {
+    alignas(64) uint8_t codes[block_depth / sub_depth][8][columns][32];  // [32 codes along k][lines of them]
+    alignas(64) int16_t u[block_depth / sub_depth][columns][16];         // twice each; of two levels
+    alignas(64) int16_t m[block_depth / tile_depth][columns][16];        // pairs; of two levels
+    alignas(64) float scales[block_depth / sub_depth][columns][8];
+    alignas(64) float real_zeros[block_depth / sub_depth][columns][8];
+    alignas(64) int32_t zeros[block_depth / sub_depth][columns][8];
+};
+
+INLINE void store_half_line(void* p, ivec x) { _mm256_store_si256(static_cast<__m256i*>(p), x); }
+
+template <Packing packing>
+void unpack_block(const WeightFormat& f, const Block& b, Unpacked& to) {
+    const Header header{f, b.at};
+    const uint8_t* line = b.at + header_bytes(f);
+    for (int64_t column = 0; column < columns; column++) {
+        for (int64_t group = 0; group * f.group < b.tiles * tile_depth; group++) {
+            store(to.scales[group][column], header.scales(group, column));
+            if (f.zero == Zero::real) store(to.real_zeros[group][column], header.real_zeros(group, column));
+            if (f.zero == Zero::integer) store_half_line(to.zeros[group][column], header.integer_zeros(group, column));
+            if (f.zero == Zero::none) store_half_line(to.zeros[group][column], _mm256_set1_epi32(8));
+        }
+    }
+    for (int64_t tile = 0; tile < b.tiles; tile++) {
+        for (int64_t column = 0; packing == Packing::int4_two_level && column < columns; column++) {
+            ivec low, high;
+            header.subscales(tile, column, low, high);
+            store_half_line(to.u[tile * 2][column], low);
+            store_half_line(to.u[tile * 2 + 1][column], high);
+            store_half_line(to.m[tile][column], header.minima(tile, column));
+        }
+        for (int64_t half = 0; half < 2; half++) {
+            for (int64_t l = 0; l < 8; l++, line += 64) {
+                __builtin_prefetch(line + prefetch_ahead);
+#pragma GCC unroll 2
+                for (int64_t i = 0; i < 2; i++) {
+                    const ivec w = load_half_line(line + i * 32);
+                    store_half_line(to.codes[tile * 2][l][half * 2 + i], low_nibbles(w));
+                    store_half_line(to.codes[tile * 2 + 1][l][half * 2 + i], high_nibbles(w));
+                }
+            }
         }
     }
 }
 
+// Up to three rows by 16 outputs at a time: their sums, two levels of them, take 12 of 16 registers.
 template <Packing packing, int64_t rows>
-INLINE void rows_by_block(const WeightFormat& f, const Block& b, const Rows& x, bool prefetch) {
-    if constexpr (packing == Packing::int8) rows_by_bytes<rows>(f, b, x, prefetch);
-    else rows_by_nibbles<packing, rows>(f, b, x, prefetch);
+__attribute__((noinline)) void rows_by_unpacked(const WeightFormat& f, const Unpacked& w, int64_t tiles, const Rows& x) {
+    constexpr bool two_level = packing == Packing::int4_two_level;
+    const int64_t group_subs = f.group / sub_depth;
+    const Zero zero = two_level ? Zero::none : f.zero;
+    const GroupSums<rows> x_sums(f, tiles, x);
+    for (int64_t column = 0; column < columns; column += 2) {
+        for (int64_t first = 0, group = 0; first < tiles * 2; first += group_subs, group++) {
+            const int64_t last = first + group_subs < tiles * 2 ? first + group_subs : tiles * 2;
+            ivec sums[rows][2];
+            auto each_sum = [&](auto body) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+                for (int64_t m = 0; m < rows; m++) {
+                    sums[m][0] = body(m, 0, sums[m][0]);
+                    sums[m][1] = body(m, 1, sums[m][1]);
+                }
+            };
+            each_sum([](int64_t, int64_t, ivec) { return no_sum(); });
+            for (int64_t tile = 0; two_level && tile < tiles; tile++) {
+                each_sum([&](int64_t m, int64_t c, ivec sum) {
+                    const ivec x_pair = broadcast4(x.sums + m * x.subs + tile * 2);
+                    return _mm256_sub_epi32(sum, _mm256_madd_epi16(x_pair, load_half_line(w.m[tile][column + c])));
+                });
+            }
+            if (zero != Zero::real && !two_level) {
+                each_sum([&](int64_t m, int64_t c, ivec) {
+                    const ivec x_sum = _mm256_set1_epi32(-x_sums.at[m][group]);
+                    return _mm256_mullo_epi32(load_half_line(w.zeros[group][column + c]), x_sum);
+                });
+            }
+            for (int64_t sub = first; sub < last; sub++) {
+                ivec part[rows][2];  // 16 bits
+#pragma GCC unroll 8
+                for (int64_t l = 0; l < 8; l++) {
+                    const ivec w0 = load_half_line(w.codes[sub][l][column]), w1 = load_half_line(w.codes[sub][l][column + 1]);
+#pragma GCC unroll 4
+                    for (int64_t m = 0; m < rows; m++) {
+                        const ivec four = broadcast4(x.codes + m * x.codes_stride + sub * sub_depth + l * 4);
+                        const ivec p = _mm256_maddubs_epi16(w0, four), q = _mm256_maddubs_epi16(w1, four);
+                        part[m][0] = l == 0 ? p : add16(part[m][0], p);
+                        part[m][1] = l == 0 ? q : add16(part[m][1], q);
+                    }
+                }
+                each_sum([&](int64_t m, int64_t c, ivec sum) {
+                    const ivec u = two_level ? load_half_line(w.u[sub][column + c]) : _mm256_set1_epi16(1);
+                    return add32(sum, _mm256_madd_epi16(part[m][c], u));
+                });
+            }
+#pragma GCC unroll 2
+            for (int64_t c = 0; c < 2; c++) {
+                const vec scale = load(w.scales[group][column + c]);
+#pragma GCC unroll 4
+                for (int64_t m = 0; m < rows; m++) {
+                    const vec x_scale = set1(x.scales[m * x.blocks]);
+                    float* at = x.acc + m * panel_outputs + (column + c) * column_outputs;
+                    vec acc = fma(_mm256_cvtepi32_ps(sums[m][c]), scale * x_scale, load(at));
+                    if (zero == Zero::real) {
+                        acc = fma(set1(float(x_sums.at[m][group])), load(w.real_zeros[group][column + c]) * x_scale, acc);
+                    }
+                    store(at, acc);
+                }
+            }
+        }
+    }
 }
 
 // Rows [m0, m1), at most slab_rows, by one panel.
 template <Packing packing>
 void slab_by_panel(const PackedLinearArgs& a, int64_t panel, int64_t m0, int64_t m1) {
     alignas(64) float acc[slab_rows][panel_outputs];
+    Unpacked unpacked;
     __builtin_memset(acc, 0, size_t(m1 - m0) * sizeof acc[0]);
     const int64_t depth = round_up(a.k, tile_depth), subs = depth / sub_depth, blocks = (a.k + block_depth - 1) / block_depth;
+    const bool many = packing != Packing::int8 && a.rows >= many_rows_least;
+    const int64_t tall = many ? 3 : 4;
     Block b{a.weight + panel * panel_bytes(a.format, a.k), 0, 4};
     for (; b.index < blocks; b.index++, b.at += block_bytes(a.format)) {
         const int64_t left = depth - b.index * block_depth;
         if (left < block_depth) b.tiles = left / tile_depth;
         for (int64_t i = 0; i < header_bytes(a.format); i += 64) __builtin_prefetch(b.at + i + prefetch_ahead);
-        for (int64_t m = m0; m < m1; m += rows_at_once) {
+        if (many) unpack_block<packing>(a.format, b, unpacked);
+        for (int64_t m = m0; m < m1; m += tall) {
             const Rows x{a.codes + m * a.codes_stride + b.index * block_depth, a.sums + m * subs + b.index * (block_depth / sub_depth),
                          a.scales + m * blocks + b.index, a.codes_stride, subs, blocks, acc[m - m0]};
-            switch (m1 - m) {
-                case 1: rows_by_block<packing, 1>(a.format, b, x, m == m0); break;
-                case 2: rows_by_block<packing, 2>(a.format, b, x, m == m0); break;
-                case 3: rows_by_block<packing, 3>(a.format, b, x, m == m0); break;
-                default: rows_by_block<packing, 4>(a.format, b, x, m == m0); break;
+            auto meet = [&](auto rows) {
+                if constexpr (packing != Packing::int8) {
+                    if constexpr (rows() < 4) {
+                        if (many) return rows_by_unpacked<packing, rows()>(a.format, unpacked, b.tiles, x);
+                    }
+                    rows_by_nibbles<packing, rows()>(a.format, b, x, m == m0);
+                } else {
+                    rows_by_bytes<rows()>(a.format, b, x, m == m0);
+                }
+            };
+            switch (m1 - m < tall ? m1 - m : tall) {
+                case 1: meet(Count<1>()); break;
+                case 2: meet(Count<2>()); break;
+                case 3: meet(Count<3>()); break;
+                case 4: meet(Count<4>()); break;
             }
         }
     }
