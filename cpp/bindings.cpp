@@ -9,6 +9,7 @@
 #include "cpu/detect.h"
 #include "cpu/table.h"
 #include "ops.h"
+#include "plan.h"
 #include "plugin.h"
 #include "tensor.h"
 #include "threads.h"
@@ -49,6 +50,7 @@ Tensor from_numpy(const py::array& array, const std::optional<std::string>& name
         dtype = wanted;
     }
     std::vector<int64_t> shape(dense.shape(), dense.shape() + dense.ndim());
+    Arena::Scope constant(nullptr);  // made while a plan is recorded, its contents are the plan's for good
     Tensor out(shape, dtype);
     if (out.nbytes() > 0) std::memcpy(out.bytes(), dense.data(), static_cast<size_t>(out.nbytes()));
     return out;
@@ -84,6 +86,7 @@ PYBIND11_MODULE(_core, m) {
 
     py::class_<Tensor>(m, "Tensor")
         .def(py::init([](std::vector<int64_t> shape, const std::string& dtype) {
+                 Arena::Scope constant(nullptr);
                  return Tensor(std::move(shape), dtype_from_name(dtype));
              }), py::arg("shape"), py::arg("dtype") = "f32")
         .def_static("zeros", [](std::vector<int64_t> shape, const std::string& dtype) {
@@ -149,6 +152,23 @@ PYBIND11_MODULE(_core, m) {
     m.def("sample", &sample, "logits"_a, "sequences"_a, "positions"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
           "seed"_a, nogil());
     m.def("copy_pages", &copy_pages, "pages"_a, "source"_a, "target"_a, nogil());
+
+    py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan")
+        .def_static("record", [](const py::function& body) {
+            py::object result;
+            std::shared_ptr<Plan> plan = Plan::record([&] { result = body(); });
+            return py::make_tuple(plan, result);
+        }, "body"_a)
+        .def("replay", &Plan::replay, nogil())
+        .def("decode", [](Plan& plan, const Tensor& token_ids, const Tensor& positions, const Tensor& draw_positions,
+                          const Tensor& tokens, const Tensor& nonfinite, const std::vector<int32_t>& stop_ids,
+                          int64_t count, double seconds) {
+            return plan.decode({token_ids, positions, draw_positions, tokens, nonfinite}, stop_ids, count, seconds);
+        }, "token_ids"_a, "positions"_a, "draw_positions"_a, "tokens"_a, "nonfinite"_a, "stop_ids"_a, "count"_a,
+           "seconds"_a, nogil())
+        .def_property_readonly("steps", &Plan::steps)
+        .def_property_readonly("phases", &Plan::phases)
+        .def_property_readonly("arena", &Plan::arena);
 
     m.def("set_threads", &set_threads, "count"_a, nogil());
     m.def("get_threads", &get_threads, nogil());

@@ -6,30 +6,36 @@
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "cpu/table.h"
 #include "ops.h"
+#include "plan.h"
 #include "threads.h"
 
 namespace genkit {
 
-// The one place where kernels are started: a plan will record here what eager mode runs at once.
+// The one place where kernels are started: run at once, or noted when a plan is being recorded. An op's outputs and
+// scratch are written by kernels only; units may depend on shapes, never on values.
 template <class Args>
 void submit(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t units, int64_t grain) {
     struct Job {
         void (*kernel)(const Args&, int64_t, int64_t);
-        const Args& args;
+        Args args;
     } job{kernel, args};
-    parallel_for(units, grain, [](const void* context, int64_t begin, int64_t end) {
+    static_assert(std::is_trivially_copyable_v<Job>, "a plan copies the bytes");
+    RangeFunction run = [](const void* context, int64_t begin, int64_t end) {
         const Job& j = *static_cast<const Job*>(context);
         j.kernel(j.args, begin, end);
-    }, &job);
+    };
+    if (Plan* plan = Plan::recording()) plan->add(run, &job, sizeof job, units, grain);
+    else parallel_for(units, grain, run, &job);
 }
 
 // Units per piece such that a piece does about `work` of something a unit costs `unit_cost` of.
 inline int64_t grain_for(int64_t work, int64_t unit_cost) { return std::max<int64_t>(1, work / std::max<int64_t>(1, unit_cost)); }
 constexpr int64_t elements_a_piece = 16384;      // elementwise ops and norms: a few microseconds
-constexpr int64_t products_a_piece = 1 << 17;    // linear: about 20 us of one row from memory, or of many rows
+constexpr int64_t products_a_piece = 1 << 15;    // linear: one row takes a few us, and a phase has pieces for every thread
 
 [[noreturn]] inline void fail(const char* op, const std::string& what) {
     throw std::invalid_argument(std::string("[") + op + "] " + what);
@@ -74,12 +80,10 @@ inline void check_finite(const char* op, const char* name, float value) {
     if (!std::isfinite(value)) fail(op, std::string(name) + " is " + std::to_string(value) + "; expected a finite number");
 }
 
+// Of an i32 tensor that a kernel uses as indices; a plan checks it again at every replay.
 inline void check_range(const char* op, const char* name, const Tensor& ids, int64_t limit) {
-    const int32_t* p = ids.data<int32_t>();
-    for (int64_t i = 0; i < ids.count(); i++)
-        if (p[i] < 0 || p[i] >= limit)
-            fail(op, std::string(name) + "[" + std::to_string(i) + "] is " + std::to_string(p[i]) + "; expected 0 to " +
-                         std::to_string(limit - 1));
+    if (Plan* plan = Plan::recording()) plan->add_range(op, name, ids, limit);
+    else check_values(op, name, ids.data<int32_t>(), ids.count(), limit);
 }
 
 inline Activation activation_from_name(const char* op, const std::string& name) {

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -45,7 +46,61 @@ std::shared_ptr<char> allocate(size_t bytes, bool zero) {
     return {static_cast<char*>(block), [](char* p) { std::free(p); }};
 }
 
+thread_local Arena* arena_in_use = nullptr;
+
 }  // namespace
+
+Arena::Scope::Scope(Arena* arena) : before_(arena_in_use) { arena_in_use = arena; }
+
+Arena::Scope::~Scope() { arena_in_use = before_; }
+
+// The smallest free block that is large enough, whole: a step asks for the same few sizes in every layer.
+std::shared_ptr<char> Arena::take(size_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    size_t best = blocks_.size();
+    for (size_t i = 0; i < blocks_.size(); i++)
+        if (blocks_[i].free && blocks_[i].bytes >= bytes && (best == blocks_.size() || blocks_[i].bytes < blocks_[best].bytes))
+            best = i;
+    if (best == blocks_.size()) blocks_.push_back({allocate(bytes, false), bytes, false});
+    blocks_[best].free = false;
+    return {blocks_[best].memory.get(), [self = shared_from_this(), best](char*) { self->give_back(best); }};
+}
+
+void Arena::give_back(size_t block) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    blocks_[block].free = open_;
+}
+
+void Arena::keep(const std::shared_ptr<char>& storage) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (std::any_of(blocks_.begin(), blocks_.end(), [&](const Block& b) { return b.memory.get() == storage.get(); })) return;
+    if (std::find(kept_.begin(), kept_.end(), storage) == kept_.end()) kept_.push_back(storage);
+}
+
+bool Arena::owns(const Tensor& t) const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return std::any_of(blocks_.begin(), blocks_.end(), [&](const Block& b) { return b.memory.get() == t.storage_.get(); });
+}
+
+void Arena::close() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    open_ = false;
+}
+
+std::vector<Tensor> Arena::blocks() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<Tensor> all;
+    for (const Block& b : blocks_) {
+        Tensor t;
+        t.storage_ = b.memory;
+        t.data_ = b.memory.get();
+        t.dtype_ = DType::u8;
+        t.shape_ = {static_cast<int64_t>(b.bytes)};
+        t.row_stride_ = 1;
+        all.push_back(t);
+    }
+    return all;
+}
 
 int64_t dtype_size(DType dtype) { return dtypes[static_cast<size_t>(dtype)].size; }
 
@@ -70,8 +125,14 @@ Tensor::Tensor(std::vector<int64_t> shape, DType dtype, bool zero) : shape_(std:
         total *= d;
     }
     row_stride_ = shape_.empty() || shape_[0] == 0 ? 1 : total / shape_[0];
-    storage_ = allocate(static_cast<size_t>(total * dtype_size(dtype)), zero);
+    const size_t bytes = static_cast<size_t>(total * dtype_size(dtype));
+    storage_ = arena_in_use != nullptr && !zero ? arena_in_use->take(bytes) : allocate(bytes, zero);
     data_ = storage_.get();
+}
+
+char* Tensor::bytes() const {
+    if (arena_in_use != nullptr) arena_in_use->keep(storage_);
+    return data_;
 }
 
 int64_t Tensor::count() const {

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -13,11 +14,49 @@ int64_t dtype_size(DType dtype);          // bytes of one element
 const char* dtype_name(DType dtype);      // "f32"
 DType dtype_from_name(const std::string& name);  // throws std::invalid_argument listing the known names
 
+class Tensor;
+
+// Where the tensors lie that ops make while a plan is recorded, for as long as the plan is replayed. A storage that is
+// given up during the recording serves later tensors of the same recording: what was recorded before no longer reads
+// it, and replays keep that order. Storages from elsewhere whose addresses were taken are kept alive. A tensor that
+// outlives arena and plan keeps its memory.
+class Arena : public std::enable_shared_from_this<Arena> {
+public:
+    std::shared_ptr<char> take(size_t bytes);
+    void keep(const std::shared_ptr<char>& storage);
+    bool owns(const Tensor& t) const;
+    void close();                       // nothing is used again
+    std::vector<Tensor> blocks() const;  // u8 [bytes] each, all memory there is
+
+    // Puts an arena in use on this thread, or (null) takes it out of use, until the scope ends.
+    class Scope {
+    public:
+        explicit Scope(Arena* arena);
+        ~Scope();
+        Scope(const Scope&) = delete;
+
+    private:
+        Arena* before_;
+    };
+
+private:
+    struct Block {
+        std::shared_ptr<char> memory;
+        size_t bytes;
+        bool free;
+    };
+    void give_back(size_t block);
+    mutable std::mutex mutex_;  // a tensor may die on any thread
+    bool open_ = true;
+    std::vector<Block> blocks_;
+    std::vector<std::shared_ptr<char>> kept_;
+};
+
 // Storage is shared by views. Rows may be strided (a view of some columns); elements of a row are contiguous.
 class Tensor {
 public:
-    // Uninitialized, or zeros that the system commits page by page on first write. Throws std::bad_alloc, and
-    // std::invalid_argument for negative sizes and products that overflow.
+    // Uninitialized, or zeros that the system commits page by page on first write. Uninitialized ones come from the
+    // arena in use. Throws std::bad_alloc, and std::invalid_argument for negative sizes and products that overflow.
     Tensor(std::vector<int64_t> shape, DType dtype, bool zero = false);
 
     DType dtype() const { return dtype_; }
@@ -33,11 +72,12 @@ public:
     Tensor columns(int64_t begin, int64_t end) const;   // view of columns of a 2-D tensor
     Tensor reshape(std::vector<int64_t> shape) const;   // view; contiguous only
 
-    char* bytes() const { return data_; }
-    template <class T> T* data() const { return reinterpret_cast<T*>(data_); }
+    char* bytes() const;                                // while an arena is in use, it keeps the storage from now on
+    template <class T> T* data() const { return reinterpret_cast<T*>(bytes()); }
     std::string shape_text() const;                     // "[3, 4] f32"
 
 private:
+    friend class Arena;
     Tensor() = default;
     std::shared_ptr<char> storage_;
     char* data_ = nullptr;

@@ -26,8 +26,29 @@ inline void pause() {
 constexpr int spins_before_sleep = 4000;  // about 50 us: longer than the gap between two ops of a token
 constexpr int spins_before_yield = 2000;
 
-// A job is open while its caller waits. A worker announces itself (`active`) before it looks whether the job is open;
-// the caller closes the job before it looks whether anyone is active. So a worker that wakes late is never waited for.
+inline void wait_a_moment(int& spins) {
+    if (spins++ < spins_before_yield) pause();
+    else std::this_thread::yield();
+}
+
+inline void run_whole(const Work& work) { work.fn(work.context, 0, work.units); }
+
+}  // namespace
+
+// Counters lie on a line of their own: they change hands while everybody reads the rest.
+struct alignas(64) Phase {
+    Work work;
+    const Work* tail = nullptr;  // [tail, tail_end): works of a single piece that follow
+    const Work* tail_end = nullptr;
+    alignas(64) std::atomic<int64_t> next{0};  // first unit nobody has taken
+    std::atomic<int64_t> done{0};              // units finished
+};
+
+namespace {
+
+// A job, a list of phases, is open while its caller waits. A worker announces itself (`active`) before it looks whether
+// the job is open; the caller closes the job before it looks whether anyone is active. So a worker that wakes late is
+// never waited for.
 class Team {
 public:
     explicit Team(int64_t workers) {
@@ -41,24 +62,23 @@ public:
 
     ~Team() { end(); }
 
-    void run(int64_t units, int64_t grain, RangeFunction fn, const void* context) {
-        fn_ = fn;
-        context_ = context;
-        units_ = units;
-        grain_ = grain;
-        next_.store(0);
+    void run(Phase* phases, int64_t count) {
+        phases_ = phases;
+        count_ = count;
+        for (int64_t i = 0; i < count; i++) {
+            phases[i].next.store(0, std::memory_order_relaxed);
+            phases[i].done.store(0, std::memory_order_relaxed);
+        }
+        current_.store(0, std::memory_order_relaxed);
         open_.store(true);
         epoch_.fetch_add(1);
         if (sleepers_.load() > 0) {
             std::lock_guard<std::mutex> lock(mutex_);  // a worker is either before its last look at epoch_ or asleep
             wake_.notify_all();
         }
-        take_pieces();
+        take_part();
         open_.store(false);
-        for (int spins = 0; active_.load() > 0; spins++) {
-            if (spins < spins_before_yield) pause();
-            else std::this_thread::yield();
-        }
+        for (int spins = 0; active_.load() > 0;) wait_a_moment(spins);
     }
 
 private:
@@ -72,11 +92,28 @@ private:
         for (auto& t : threads_) t.join();
     }
 
-    void take_pieces() {
-        for (;;) {
-            int64_t begin = next_.fetch_add(grain_);
-            if (begin >= units_) return;
-            fn_(context_, begin, std::min(begin + grain_, units_));
+    // Returns when every phase is done. What a unit wrote is seen by the next phase: it is released by its thread's
+    // addition to `done`, acquired by the addition that completes the phase, and released again with current_.
+    void take_part() {
+        int64_t at = current_.load(std::memory_order_acquire);
+        while (at < count_) {
+            Phase& phase = phases_[at];
+            const Work& work = phase.work;
+            int64_t finished = 0;
+            for (;;) {
+                int64_t begin = phase.next.fetch_add(work.grain, std::memory_order_relaxed);
+                if (begin >= work.units) break;
+                int64_t end = std::min(begin + work.grain, work.units);
+                work.fn(work.context, begin, end);
+                finished += end - begin;
+            }
+            if (finished > 0 && phase.done.fetch_add(finished, std::memory_order_acq_rel) + finished == work.units) {
+                for (const Work* w = phase.tail; w < phase.tail_end; w++) run_whole(*w);
+                current_.store(++at, std::memory_order_release);
+            } else {
+                int64_t before = at;
+                for (int spins = 0; (at = current_.load(std::memory_order_acquire)) == before;) wait_a_moment(spins);
+            }
         }
     }
 
@@ -93,17 +130,16 @@ private:
             seen = epoch_.load();
             if (stop_.load()) return;
             active_.fetch_add(1);
-            if (open_.load()) take_pieces();
+            if (open_.load()) take_part();
             active_.fetch_sub(1);
         }
     }
 
     // The job. Written only while no job is open and nobody is active in one.
-    RangeFunction fn_ = nullptr;
-    const void* context_ = nullptr;
-    int64_t units_ = 0, grain_ = 1;
+    Phase* phases_ = nullptr;
+    int64_t count_ = 0;
 
-    alignas(64) std::atomic<int64_t> next_{0};
+    alignas(64) std::atomic<int64_t> current_{0};  // the phase that is open: its counter may be taken from
     alignas(64) std::atomic<uint64_t> epoch_{0};
     alignas(64) std::atomic<bool> open_{false};
     alignas(64) std::atomic<int64_t> active_{0};
@@ -139,17 +175,50 @@ int64_t get_threads() {
     return wanted;
 }
 
-void parallel_for(int64_t units, int64_t grain, RangeFunction fn, const void* context) {
-    if (units <= 0) return;
-    if (units <= grain) return fn(context, 0, units);
-    std::lock_guard<std::mutex> lock(turn);
-    if (wanted == 1) return fn(context, 0, units);
+namespace {
+
+// Call with `turn` held.
+void run_on_team(Phase* phases, int64_t count) {
     if (!team) {
         static const int registered = pthread_atfork(nullptr, nullptr, forget_team_in_child);
         (void)registered;
         team = std::make_unique<Team>(wanted - 1);
     }
-    team->run(units, grain, fn, context);
+    team->run(phases, count);
+}
+
+}  // namespace
+
+void parallel_for(int64_t units, int64_t grain, RangeFunction fn, const void* context) {
+    if (units <= 0) return;
+    if (units <= grain) return fn(context, 0, units);
+    std::lock_guard<std::mutex> lock(turn);
+    if (wanted == 1) return fn(context, 0, units);
+    Phase phase;
+    phase.work = {fn, context, units, grain};
+    run_on_team(&phase, 1);
+}
+
+WorkList::WorkList(std::vector<Work> works) : works_(std::move(works)) {
+    auto split = [](const Work& w) { return w.units > w.grain; };
+    phases_.reset(new Phase[static_cast<size_t>(std::count_if(works_.begin(), works_.end(), split))]);
+    for (const Work& w : works_) {
+        if (split(w)) {
+            phases_[phase_count_].work = w;
+            phases_[phase_count_++].tail = &w + 1;
+        }
+        if (phase_count_ == 0) lead_++;
+        else phases_[phase_count_ - 1].tail_end = &w + 1;
+    }
+}
+
+WorkList::~WorkList() = default;
+
+void WorkList::run() {
+    std::lock_guard<std::mutex> lock(turn);
+    const size_t alone = wanted == 1 ? works_.size() : lead_;
+    for (size_t i = 0; i < alone; i++) run_whole(works_[i]);
+    if (wanted > 1 && phase_count_ > 0) run_on_team(phases_.get(), static_cast<int64_t>(phase_count_));
 }
 
 }  // namespace genkit

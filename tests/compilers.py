@@ -58,3 +58,15 @@ def tier_object(tier):
     source = "reference.cpp" if tier == "reference" else f"tier_{tier}.cpp"
     target = Path(OBJECTS.name) / f"{tier}.o"
     return compile_source(for_tier(tier)[0], ROOT / "cpp/cpu" / source, target, "-c", "-O3", *tiers().get(tier, []))
+
+
+def runs(command):
+    """(whether this command makes programs that run, why not): a sanitizer may lack its library or dislike the system."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder) / "empty.cpp", Path(folder) / "empty"
+        source.write_text("int main() { return 0; }\n")
+        for step in ([*command, str(source), "-o", str(program)], [str(program)]):
+            done = subprocess.run(step, capture_output=True, text=True)
+            if done.returncode:
+                return False, (done.stderr or f"exit {done.returncode}").strip().splitlines()[-1]
+    return True, ""

@@ -127,6 +127,8 @@ def test_each_layer_of_the_core_knows_only_the_one_below():
         **{path.name: {'"ops_check.h"', '"plan.h"'} for path in cpp.glob("ops*.cpp")},
         "ops_check.h": {'"ops.h"', '"cpu/table.h"', '"threads.h"', '"plan.h"'},
         "ops.h": {'"tensor.h"', '"kernels.h"'},
+        "plan.cpp": {'"plan.h"'},
+        "plan.h": {'"tensor.h"', '"threads.h"'},
         "tensor.cpp": {'"tensor.h"'},
         "tensor.h": {'"kernels.h"'},
         "threads.cpp": {'"threads.h"'},
@@ -180,6 +182,7 @@ def below(module):
         "errors.py": library | {"cli", "models", "nn", "checkpoints", "_core", "machine"},
         "machine.py": library | {"cli", "models", "nn", "checkpoints"},
         "kv_cache.py": library | {"cli", "models", "nn", "checkpoints"},
+        "plan.py": library - {"decoding"} | {"cli", "nn", "checkpoints"},
     }.get(parts[0], {"cli"})
 
 

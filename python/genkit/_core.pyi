@@ -4,9 +4,11 @@ Every op checks its arguments and raises ValueError with the failing values. Ops
 released and return new float32 tensors unless said otherwise. `n` is token rows, sequences are rows of a page table.
 """
 
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence, TypeVar
 
 import numpy
+
+T = TypeVar("T")
 
 PAGE_KEYS: int  # keys in a page of the KV cache
 
@@ -51,9 +53,9 @@ def rope_(x: Tensor, table: Tensor, head_dim: int, interleaved: bool = False) ->
     """In place: x [n, heads * head_dim] (row-strided views allowed); rotates the first 2 * half channels of each head."""
 def kv_write(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, sequences: Tensor,
              positions: Tensor, k_scales: Optional[Tensor] = None, v_scales: Optional[Tensor] = None) -> None:
-    """k, v [n, kv_heads * head_dim] views; pages f32|f16|bf16|i8 [pages, kv_heads, PAGE_KEYS, head_dim], ordered as
+    """k, v [n, kv_heads * head_dim] views; pages f32|f16|bf16|i8 [kv_heads, pages, PAGE_KEYS, head_dim], ordered as
     KvPages in kernels.h says; page_table i32 [sequences, max_pages]; sequences, positions i32 [n]; scales f32
-    [pages, kv_heads, PAGE_KEYS], for i8 pages only."""
+    [kv_heads, pages, PAGE_KEYS], for i8 pages only."""
 def rope_kv_write(x: Tensor, table: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor,
                   sequences: Tensor, positions: Tensor, interleaved: bool = False, k_scales: Optional[Tensor] = None,
                   v_scales: Optional[Tensor] = None) -> None:
@@ -82,7 +84,26 @@ def sample(logits: Tensor, sequences: Tensor, positions: Tensor, temperature: fl
            min_p: float, seed: int) -> Tensor:
     """[n, vocab], sequences and positions i64 [n] -> i32 [n] tokens; -1 where no token can be drawn (SampleArgs)."""
 def copy_pages(pages: Tensor, source: Tensor, target: Tensor) -> None:
-    """pages [count, ...]; copies page source[i] to target[i] (i32)."""
+    """pages [heads, count, ...]; copies page source[i] to target[i] (i32) in every head."""
+
+class Plan:
+    """The kernels that ops called while `record` ran, to be run again with the same addresses: what varies lies in tensors
+    whose contents change between replays. Keeps alive all it reads; its own intermediates share one arena."""
+
+    steps: int  # kernels
+    phases: int  # of them that are split over the team
+    arena: list[Tensor]  # u8, all memory of intermediates
+    @staticmethod
+    def record(body: Callable[[], T]) -> tuple["Plan", T]:
+        """Calls body. Its ops, on this thread, check arguments and allocate, and compute nothing before the first replay:
+        what it returns is then filled. Tensors made of numpy arrays meanwhile are constants. What body raises goes on."""
+    def replay(self) -> None:
+        """Raises ValueError for ids, sequences or positions that have come to lie outside what they index."""
+    def decode(self, token_ids: Tensor, positions: Tensor, draw_positions: Tensor, tokens: Tensor, nonfinite: Tensor,
+               stop_ids: Sequence[int], count: int, seconds: float) -> list[int]:
+        """Replays and feeds what was drawn, up to `count` times: Plan::decode in cpp/plan.h. token_ids and positions i32
+        [n] and draw_positions i64 [n] are advanced; tokens and nonfinite i32 [n] are what the recorded step made.
+        Returns tokens [steps, n], flat: up to a stop id, the first step past `seconds`, or before a step that failed."""
 
 def set_threads(count: int) -> None:
     """Size of the thread team, the caller included. Results do not depend on it."""

@@ -32,11 +32,11 @@ def page_bytes(layers: int, kv_heads: int, head_dim: int, dtype: str = "f32") ->
 
 
 class LayerPages(NamedTuple):
-    """A layer's keys and values, [pages, kv_heads, PAGE_KEYS, head_dim] in kernel order (KvPages in kernels.h)."""
+    """A layer's keys and values, [kv_heads, pages, PAGE_KEYS, head_dim] in kernel order (KvPages in kernels.h)."""
 
     k: _core.Tensor
     v: _core.Tensor
-    k_scales: Optional[_core.Tensor]  # f32 [pages, kv_heads, PAGE_KEYS] for int8, else None
+    k_scales: Optional[_core.Tensor]  # f32 [kv_heads, pages, PAGE_KEYS] for int8, else None
     v_scales: Optional[_core.Tensor]
 
 
@@ -66,7 +66,7 @@ class KVCache:
     def __init__(self, layers: int, kv_heads: int, head_dim: int, pages: int, dtype: str = "f32") -> None:
         if dtype not in KV_TYPES:
             raise ValueError(f"keys and values cannot be {dtype!r}; known: {', '.join(KV_TYPES)}")
-        shape = (pages, kv_heads, PAGE_KEYS, head_dim)
+        shape = (kv_heads, pages, PAGE_KEYS, head_dim)
         element = "i8" if dtype == "int8" else dtype
 
         def layer() -> LayerPages:
@@ -87,7 +87,7 @@ class KVCache:
              context_length: int = 0) -> Step:
         """Makes room for new tokens of some sequences and describes the forward pass over all of them."""
         for sequence, tokens in work:
-            self._extend(sequence, len(tokens))
+            self.extend(sequence, len(tokens))
         width = max(len(sequence.pages) for sequence, _ in work)
         table = np.zeros((len(work), width), np.int32)
         ids, positions, rows = [], [], []
@@ -116,11 +116,19 @@ class KVCache:
         sequence.pages.clear()
         sequence.length = 0
 
+    def truncate(self, sequence: Sequence, length: int) -> None:
+        """Takes back what lies beyond the first `length` tokens."""
+        spare = sequence.pages[pages_for(length) :]
+        sequence.pages = sequence.pages[: pages_for(length)]
+        sequence.length = length
+        self.release(Sequence(pages=spare))
+
     @property
     def free_pages(self) -> int:
         return len(self._free)
 
-    def _extend(self, sequence: Sequence, count: int) -> None:
+    def extend(self, sequence: Sequence, count: int) -> None:
+        """Makes room for `count` more tokens; the sequence's length says that they are there."""
         if sequence.length % PAGE_KEYS and count and self._references[sequence.pages[-1]] > 1:
             self._own_last_page(sequence)
         sequence.length += count

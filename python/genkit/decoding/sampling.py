@@ -179,16 +179,10 @@ class Sampler:
 
         check_finite(logits, positions)
         self.adjust_(logits, histories)
-        s = self.settings
-        tokens = _core.sample(
+        tokens = self.draw(
             logits,
             _core.Tensor.from_numpy(np.asarray(sequences, np.int64)),
             _core.Tensor.from_numpy(np.asarray(positions, np.int64)),
-            s.temperature,
-            s.top_k,
-            max(s.top_p, MIN_TOP_P),
-            s.min_p,
-            self.seed,
         ).numpy()
         if (tokens < 0).any():
             position = positions[int((tokens < 0).argmax())]
@@ -198,6 +192,21 @@ class Sampler:
             if history is not None:
                 history.append(token)
         return chosen
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether bias or penalties touch the logits before the draw."""
+        return bool(len(self._bias_ids)) or self._penalizes
+
+    def draw(self, logits: Tensor, sequences: Tensor, positions: Tensor) -> Tensor:
+        """One token a row, i32 [rows], from logits as they are; -1 where none can be drawn. sequences, positions: i64
+        [rows], as in `next`. Core ops only, so it can be recorded."""
+        from genkit import _core
+
+        s = self.settings
+        if s.temperature == 0:
+            return _core.argmax(logits)
+        return _core.sample(logits, sequences, positions, s.temperature, s.top_k, max(s.top_p, MIN_TOP_P), s.min_p, self.seed)
 
     def adjust_(self, logits: Tensor, histories: Sequence[History | None]) -> None:
         """Bias, then penalties, in place on f32 [rows, vocab]."""

@@ -1,0 +1,119 @@
+"""Steps of one token a sequence over a KV cache: recorded when first asked for, replayed in the core afterwards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Sequence as Sized
+
+import numpy as np
+
+from genkit import _core
+from genkit.kv_cache import KVCache, Sequence, Step, pages_for
+
+if TYPE_CHECKING:
+    from genkit.decoding.sampling import Sampler
+    from genkit.models import Model
+
+
+class _FixedStep(Step):
+    """A step whose tensors stay while their contents change. Notes when the model asks for what would not."""
+
+    asked = False
+
+    @property
+    def context_length(self) -> int:
+        self.asked = True
+        return self._context_length
+
+    @context_length.setter
+    def context_length(self, value: int) -> None:
+        self._context_length = value
+
+
+class _Rows:
+    """The step of `count` sequences of up to `pages` pages by a token each, as a plan. With a sampler the step draws the
+    next tokens as well."""
+
+    def __init__(self, model: "Model", cache: KVCache, count: int, pages: int, sampler: "Sampler | None") -> None:
+        def zeros(dtype: type, *shape: int) -> tuple[_core.Tensor, np.ndarray]:
+            tensor = _core.Tensor.from_numpy(np.zeros(shape, dtype))
+            return tensor, tensor.numpy()
+
+        self.ids, self._ids = zeros(np.int32, count)
+        self.positions, self._positions = zeros(np.int32, count)
+        self.draw_positions, self._draw_positions = zeros(np.int64, count)
+        page_table, self._page_table = zeros(np.int32, count, pages)
+        self.tokens = self.nonfinite = None
+        step = _FixedStep(self.ids, self.positions, _core.Tensor.from_numpy(np.arange(count, dtype=np.int32)), page_table,
+                          None, 0)
+
+        def record() -> _core.Tensor:
+            logits = model(step, cache)
+            if sampler is not None:
+                self.nonfinite = _core.nonfinite(logits)
+                # The number of a sequence is 0, whoever its batch mates are, so that it draws what it draws alone.
+                self.tokens = sampler.draw(logits, _core.Tensor.from_numpy(np.zeros(count, np.int64)), self.draw_positions)
+            return logits
+
+        self.plan, self.logits = _core.Plan.record(record)
+        self.varies = step.asked  # with the length of the context: no two steps are the same
+
+    def set(self, row: int, sequence: Sequence, token: int, fed: int) -> None:
+        """The sequence's token at position `fed` is next; its pages are there."""
+        self._ids[row] = token
+        self._positions[row] = fed
+        self._draw_positions[row] = fed + 1
+        self._page_table[row, : len(sequence.pages)] = sequence.pages
+
+
+class Decoder:
+    """Runs a model over one cache, a token at a time. Results are those of model(cache.step(...), cache) to the bit."""
+
+    def __init__(self, model: "Model", cache: KVCache, longest: int, sampler: "Sampler | None" = None) -> None:
+        """longest: tokens a sequence may come to hold. sampler: what `draw` draws with."""
+        self._model = model
+        self._cache = cache
+        self._pages = pages_for(longest)
+        self._sampler = sampler
+        self._recorded: dict[tuple[int, bool], _Rows] = {}
+
+    def step(self, work: Sized[tuple[Sequence, int]], context_length: int = 0) -> _core.Tensor:
+        """Feeds a token to each sequence -> logits [rows, vocab], good until the next call."""
+        rows = self._rows(len(work), draws=False)
+        if rows.varies:
+            step = self._cache.step([(sequence, [token]) for sequence, token in work], context_length=context_length)
+            return self._model(step, self._cache)
+        for row, (sequence, token) in enumerate(work):
+            self._cache.extend(sequence, 1)
+            rows.set(row, sequence, token, sequence.length - 1)
+        rows.plan.replay()
+        return rows.logits
+
+    def draw(self, work: Sized[tuple[Sequence, int]], count: int, seconds: float, stop_ids: Sized[int]) -> list[list[int]]:
+        """Feeds a token to each sequence and then what it draws, without returning to Python -> what each drew, equally
+        many: at most `count`, none after `seconds` or after a step that drew one of stop_ids. The last ones are not fed
+        yet. None at all, with nothing changed, where the caller has to `step` and look at the logits itself: some are not
+        finite, or every step is another."""
+        rows = self._rows(len(work), draws=True)
+        if rows.varies:
+            return [[] for _ in work]
+        fed = [sequence.length for sequence, _ in work]
+        for row, (sequence, token) in enumerate(work):
+            self._cache.extend(sequence, count)
+            rows.set(row, sequence, token, fed[row])
+        drawn = rows.plan.decode(rows.ids, rows.positions, rows.draw_positions, rows.tokens, rows.nonfinite, stop_ids,
+                                 count, seconds)
+        for (sequence, _), length in zip(work, fed):
+            self._cache.truncate(sequence, length + len(drawn) // len(work))
+        return [drawn[row :: len(work)] for row in range(len(work))]
+
+    @property
+    def varies(self) -> bool:
+        """Whether steps so far have asked for the length of the context: rows of unlike lengths cannot share one."""
+        return any(rows.varies for rows in self._recorded.values())
+
+    def _rows(self, count: int, draws: bool) -> _Rows:
+        key = count, draws
+        if key not in self._recorded:
+            sampler = self._sampler if draws else None
+            self._recorded[key] = _Rows(self._model, self._cache, count, self._pages, sampler)
+        return self._recorded[key]
