@@ -7,7 +7,7 @@ using ivec = __m256i;
 
 constexpr int64_t column_outputs = 8;     // of a panel: what a vector of sums holds
 constexpr int64_t columns = panel_outputs / column_outputs;
-constexpr int64_t many_rows_least = 9;   // from here it pays to take a block of nibbles apart first
+constexpr int64_t many_rows_least = 9;    // from here it pays to take a block of nibbles apart first
 constexpr int64_t slab_rows = 128;        // rows whose float sums wait in the cache while a panel is walked
 constexpr int64_t prefetch_ahead = 8192;  // bytes; a panel is one stream, and the next panel of the piece follows it
 
@@ -31,10 +31,6 @@ INLINE ivec add32(ivec a, ivec b) {
     asm("" : "+x"(sum));
     return sum;
 }
-template <int64_t n>
-struct Count {
-    constexpr int64_t operator()() const { return n; }
-};
 INLINE ivec no_sum() { return _mm256_setzero_si256(); }
 
 // ---- a block's header, for 8 outputs of a panel -----------------------------------------------------------------

@@ -17,7 +17,7 @@ namespace {
 #include "attention_pages.inl"
 #include "kv_write.inl"
 #include "attention.inl"
-#include "packed_write.inl"
+#include "packed.inl"
 #include "packed_avx2.inl"
 #include "install.inl"
 

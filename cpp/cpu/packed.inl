@@ -1,6 +1,12 @@
-// The end of a product with packed weights, over the vocabulary of vec_*.h: bias, activation, residual.
+// What products with packed weights of several tiers share, over the vocabulary of vec_*.h.
 
-// sums: a row's 32 of a panel.
+// A number the compiler knows.
+template <int64_t n>
+struct Count {
+    constexpr int64_t operator()() const { return n; }
+};
+
+// The end of a product: bias, activation, residual. sums: a row's 32 of a panel.
 inline __attribute__((noinline)) void write_row(const PackedLinearArgs& a, int64_t panel, int64_t m, const float* sums) {
     const int64_t outputs = a.gated ? a.n / 2 : a.n, width = a.gated ? 16 : panel_outputs, i = panel * width;
     float* out = a.out + m * a.out_stride + i;
