@@ -279,5 +279,6 @@ void install_avx512(Kernels& k);
 void install_avx512vnni(Kernels& k);
 void install_avx512bf16(Kernels& k);
 void install_neon(Kernels& k);
+void install_neon_dotprod(Kernels& k);
 
 }  // namespace genkit

@@ -37,11 +37,15 @@ def native():
     return None
 
 
+def for_arm(tier):
+    return tier.startswith("neon")
+
+
 def for_tier(tier):
     """(compiler or None, why there is none)."""
-    if tier == "reference" or (tier == "neon") != X86:
+    if tier == "reference" or for_arm(tier) != X86:
         return native(), "no C++ compiler on this machine"
-    other = "aarch64-linux-gnu-g++" if tier == "neon" else "x86_64-linux-gnu-g++"
+    other = "aarch64-linux-gnu-g++" if for_arm(tier) else "x86_64-linux-gnu-g++"
     return ([other] if shutil.which(other) else None), f"no cross compiler {other} on this machine"
 
 

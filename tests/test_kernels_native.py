@@ -16,8 +16,9 @@ def test_tier_agrees_with_the_reference(tier, tmp_path):
     if not compiler:
         pytest.skip(reason)
     run, link = [], []
-    if (tier == "neon") == compilers.X86:
-        run, link = [shutil.which("qemu-aarch64" if tier == "neon" else "qemu-x86_64")], ["-static"]
+    arm = compilers.for_arm(tier)
+    if arm == compilers.X86:
+        run, link = [shutil.which("qemu-aarch64" if arm else "qemu-x86_64"), "-cpu", "max"], ["-static"]
         if not run[0]:
             pytest.skip(f"no qemu user emulator for tier {tier} on this machine")
     elif tier not in _core.tiers():

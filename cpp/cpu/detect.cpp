@@ -54,6 +54,9 @@ CpuFeatures detect_cpu() {
     f.avx512bf16 = f.avx512vnni && bit(extended1.a, 5);
 #elif defined(__aarch64__)
     f.neon = true;
+#if defined(__linux__)
+    f.neon_dotprod = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#endif
 #endif
     return f;
 }

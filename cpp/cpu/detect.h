@@ -11,6 +11,7 @@ struct CpuFeatures {
     bool avx512vnni = false;  // and VNNI
     bool avx512bf16 = false;  // and BF16
     bool neon = false;        // aarch64: always
+    bool neon_dotprod = false;
 };
 
 CpuFeatures detect_cpu();

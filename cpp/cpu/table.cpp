@@ -33,6 +33,9 @@ std::vector<Tier> built_tiers() {
 #ifdef GENKIT_TIER_neon
     tiers.push_back({"neon", install_neon, cpu.neon});
 #endif
+#ifdef GENKIT_TIER_neon_dotprod
+    tiers.push_back({"neon_dotprod", install_neon_dotprod, cpu.neon_dotprod});
+#endif
     return tiers;
 }
 

@@ -18,10 +18,15 @@ namespace {
 #include "kv_write.inl"
 #include "attention.inl"
 #include "sample.inl"
+#include "packed.inl"
+#include "packed_avx2.inl"
 #include "install.inl"
 
 }  // namespace
 
-void install_avx2(Kernels& k) { install(k); }
+void install_avx2(Kernels& k) {
+    install(k);
+    k.packed_linear = packed_linear;
+}
 
 }  // namespace genkit

@@ -18,10 +18,23 @@ namespace {
 #include "kv_write.inl"
 #include "attention.inl"
 #include "sample.inl"
+#include "packed.inl"
+
+template <int lane>
+INLINE int32x4_t dot(int32x4_t sums, int8x16_t w, int8x16_t x) {
+    const int8x8_t four = vreinterpret_s8_s32(vdup_laneq_s32(vreinterpretq_s32_s8(x), lane));
+    const int16x8_t low = vmull_s8(vget_low_s8(w), four), high = vmull_s8(vget_high_s8(w), four);
+    return vpadalq_s16(sums, vpaddq_s16(low, high));  // a pair is at most 2 * 128 * 127
+}
+
+#include "packed_neon.inl"
 #include "install.inl"
 
 }  // namespace
 
-void install_neon(Kernels& k) { install(k); }
+void install_neon(Kernels& k) {
+    install(k);
+    k.packed_linear = packed_linear;
+}
 
 }  // namespace genkit
