@@ -96,7 +96,7 @@ def test_bad_arguments(model):
         model.generate(PROMPTS, batch_size=0)
     with pytest.raises(UsageError, match="on_text"):
         model.generate(PROMPTS, on_text=print)
-    with pytest.raises(UsageError, match="prompt"):
+    with pytest.raises(UsageError, match="token id: 1000000"):
         model.generate([[5], [10**6]])
     with pytest.raises(UsageError, match="prompt is empty"):
         model.generate([[5], []])
