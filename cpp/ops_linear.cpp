@@ -79,12 +79,13 @@ Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
     LinearArgs a{x.data<float>(), weight.bytes(), optional_data(bias), optional_data(residual), out.data<float>(),
                  rows, n, k, x.row_stride(), n, weight.dtype()};
     int64_t grain = (grain_for(products_a_piece, rows * k) + linear_tile - 1) / linear_tile * linear_tile;
+    OptionalTensor tiles;
     if (weight.dtype() == DType::bf16 && kernels().linear_takes_tiles) {
         const int64_t row_tiles = (rows + 15) / 16;
-        Tensor tiles({row_tiles, round_up(k, 32), tile_columns(rows)}, DType::u16);
-        TileRowsArgs t{a.x, tiles.data<uint16_t>(), rows, k, a.x_stride};
+        tiles = Tensor({row_tiles, round_up(k, 32), tile_columns(rows)}, DType::u16);
+        a.x_tiles = tiles->data<uint16_t>();
+        TileRowsArgs t{a.x, tiles->data<uint16_t>(), rows, k, a.x_stride};
         submit(kernels().tile_rows, t, row_tiles, grain_for(elements_a_piece, 16 * k));
-        a.x_tiles = t.tiles;
         grain = rows > tiled_rows_few ? tiled_outputs
                 : std::max(tiled_outputs_least, tiled_bytes / (k * 2) / tiled_outputs_least * tiled_outputs_least);
     }
