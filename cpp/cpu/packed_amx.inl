@@ -227,17 +227,22 @@ struct Workspace {
     alignas(64) float nowhere[pair_rows][32];          // what a drain adds to where nothing is pending
 };
 
-// Whole panels: bias and residual are looked at once, and columns are not counted.
-INLINE void write_whole_rows(const PackedLinearArgs& a, int64_t panel, int64_t m0, int64_t rows, const float (*acc)[32]) {
-    const int64_t i = panel * 32;
-    const vec bias0 = a.bias ? load(a.bias + i) : zero(), bias1 = a.bias ? load(a.bias + i + 16) : zero();
+// Row by row, a row's panels together: panel by panel costs three times as much.
+INLINE void write_rows(const PackedLinearArgs& a, int64_t begin, int64_t panels, int64_t m0, int64_t rows, const Workspace& s) {
+    const bool whole = !a.gated && (begin + panels) * 32 <= a.n;
     for (int64_t m = 0; m < rows; m++) {
-        const int64_t at = (m0 + m) * a.out_stride + i;
-        vec first = load(acc[m]), second = load(acc[m] + 16);
-        if (a.bias) first = first + bias0, second = second + bias1;
-        if (a.residual) first = first + load(a.residual + at), second = second + load(a.residual + at + 16);
-        store(a.out + at, first);
-        store(a.out + at + 16, second);
+        for (int64_t p = 0; p < panels; p++) {
+            vec first = load(s.acc[p][m]), second = load(s.acc[p][m] + 16);
+            if (!whole) {
+                write_row(a, begin + p, m0 + m, first, second);
+                continue;
+            }
+            const int64_t i = (begin + p) * 32, at = (m0 + m) * a.out_stride + i;
+            if (a.bias) first = first + load(a.bias + i), second = second + load(a.bias + i + 16);
+            if (a.residual) first = first + load(a.residual + at), second = second + load(a.residual + at + 16);
+            store(a.out + at, first);
+            store(a.out + at + 16, second);
+        }
     }
 }
 
@@ -326,14 +331,7 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t panels, in
         }
     }
     finish();
-    const int64_t outputs = a.gated ? a.n / 2 : a.n;
-    for (int64_t p = 0; p < panels; p++) {
-        if (!a.gated && (begin + p + 1) * 32 <= outputs) {
-            write_whole_rows(a, begin + p, m0, rows, s.acc[p]);
-            continue;
-        }
-        for (int64_t m = 0; m < rows; m++) write_row(a, begin + p, m0 + m, load(s.acc[p][m]), load(s.acc[p][m] + 16));
-    }
+    write_rows(a, begin, panels, m0, rows, s);
 }
 
 template <Packing packing, Correction correction>
