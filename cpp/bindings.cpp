@@ -179,5 +179,9 @@ PYBIND11_MODULE(_core, m) {
     m.def("isa_error", &isa_error);
     m.def("cpu_name", &cpu_name);
     m.def("cpu_features", &cpu_features);
+    m.def("amx_state", [] {
+        const AmxState state = amx_state();
+        return std::make_pair(state.usable, state.reason);
+    });
     m.def("plugin_abi", [] { return GENKIT_PLUGIN_ABI; });
 }

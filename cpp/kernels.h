@@ -58,6 +58,15 @@ struct LayerNormArgs {
     float eps;
 };
 
+// Rows of x as bf16 in tiles, for bf16 weights where linear_takes_tiles: [ceil(rows / 16)][ceil(k / 32)][16 pairs of k]
+// [tile_columns(rows)][2], to nearest even, zeros beyond rows and k. Denormals may be zeros. Unit: one tile of rows.
+struct TileRowsArgs {
+    const float* x;   // [rows, k], row stride x_stride
+    uint16_t* tiles;
+    int64_t rows, k, x_stride;
+};
+static constexpr int64_t tile_columns(int64_t rows) { return rows < 16 ? rows : 16; }
+
 // out[m, n] = sum_k x[m, k] * weight[n, k] + bias[n] + residual[m, n]. Unit: one n, for every m.
 // The k order of one output is the same for any m and any unit range (one row and many rows agree to the bit).
 struct LinearArgs {
@@ -68,6 +77,7 @@ struct LinearArgs {
     float* out;             // [rows, n], row stride out_stride
     int64_t rows, n, k, x_stride, out_stride;
     DType dtype;
+    const uint16_t* x_tiles = nullptr;  // x by tile_rows, read instead of x; null where linear does not take tiles
 };
 
 // table[r, i] = cos(positions[r] * inv_freq[i]) * scale, table[r, half + i] = sin(...) * scale. Unit: one row.
@@ -248,6 +258,7 @@ struct Kernels {
     void (*embedding)(const EmbeddingArgs&, int64_t begin, int64_t end);
     void (*rms_norm)(const RmsNormArgs&, int64_t begin, int64_t end);
     void (*layer_norm)(const LayerNormArgs&, int64_t begin, int64_t end);
+    void (*tile_rows)(const TileRowsArgs&, int64_t begin, int64_t end);
     void (*linear)(const LinearArgs&, int64_t begin, int64_t end);
     void (*quantize)(const QuantizeArgs&, int64_t begin, int64_t end);
     void (*packed_linear)(const PackedLinearArgs&, int64_t begin, int64_t end);
@@ -270,6 +281,7 @@ struct Kernels {
     void (*penalty)(const PenaltyArgs&, int64_t begin, int64_t end);
     void (*sample)(const SampleArgs&, int64_t begin, int64_t end);
     void (*copy_pages)(const CopyPagesArgs&, int64_t begin, int64_t end);
+    bool linear_takes_tiles = false;  // not a slot: what `linear` wants of bf16 weights' x
 };
 
 // Every tier's only exported symbol. Each is compiled with its own instruction-set flags.
@@ -278,6 +290,7 @@ void install_avx2(Kernels& k);
 void install_avx512(Kernels& k);
 void install_avx512vnni(Kernels& k);
 void install_avx512bf16(Kernels& k);
+void install_amx(Kernels& k);
 void install_neon(Kernels& k);
 void install_neon_dotprod(Kernels& k);
 

@@ -5,6 +5,8 @@ namespace genkit {
 namespace {
 
 constexpr int64_t linear_tile = 48;  // a multiple of every tier's tile of outputs
+// Where linear takes tiles: a piece's outputs with a slab of rows, and for few rows, its bytes of weights (about 10 us).
+constexpr int64_t tiled_outputs = 96, tiled_outputs_least = 32, tiled_rows_few = 32, tiled_bytes = 1 << 18;
 constexpr int64_t packed_products_a_piece = 1 << 18;  // about 5 us of one row from memory
 constexpr int64_t rounding_pieces = 8;  // a thread, of a weight
 
@@ -41,9 +43,12 @@ PackedWeight empty_packed(const char* op, int64_t n, int64_t k, const WeightForm
 
 int64_t scale_count(int64_t k, const WeightFormat& f) { return (round_up(k, tile_depth) + f.group - 1) / f.group; }
 
-// Small enough that every thread has several pieces, so that a slow one holds nobody up.
-int64_t packed_grain(int64_t panels, int64_t products) {
-    return std::max<int64_t>(1, std::min(grain_for(packed_products_a_piece, products), panels / (8 * get_threads())));
+// Small enough that every thread has several pieces, so that a slow one holds nobody up. Of many rows, two panels share a
+// pass over x, or four where x does not stay in a core's cache.
+int64_t packed_grain(int64_t panels, int64_t rows, int64_t k) {
+    const int64_t grain = std::min(grain_for(packed_products_a_piece, rows * k * panel_outputs), panels / (8 * get_threads()));
+    const int64_t shared = rows <= 8 ? 1 : rows * k <= 1 << 20 ? 2 : 4;
+    return std::max<int64_t>(1, std::max(grain, std::min(shared, panels / (4 * get_threads()))));
 }
 
 }  // namespace
@@ -74,6 +79,16 @@ Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
     LinearArgs a{x.data<float>(), weight.bytes(), optional_data(bias), optional_data(residual), out.data<float>(),
                  rows, n, k, x.row_stride(), n, weight.dtype()};
     int64_t grain = (grain_for(products_a_piece, rows * k) + linear_tile - 1) / linear_tile * linear_tile;
+    OptionalTensor tiles;
+    if (weight.dtype() == DType::bf16 && kernels().linear_takes_tiles) {
+        const int64_t row_tiles = (rows + 15) / 16;
+        tiles = Tensor({row_tiles, round_up(k, 32), tile_columns(rows)}, DType::u16);
+        a.x_tiles = tiles->data<uint16_t>();
+        TileRowsArgs t{a.x, tiles->data<uint16_t>(), rows, k, a.x_stride};
+        submit(kernels().tile_rows, t, row_tiles, grain_for(elements_a_piece, 16 * k));
+        grain = rows > tiled_rows_few ? tiled_outputs
+                : std::max(tiled_outputs_least, tiled_bytes / (k * 2) / tiled_outputs_least * tiled_outputs_least);
+    }
     submit(kernels().linear, a, n, grain);
     return out;
 }
@@ -113,7 +128,7 @@ Tensor packed_linear(const Tensor& x, const PackedWeight& weight, const Optional
                        q.codes.row_stride(), n, weight.format, weight.gated,
                        weight.gated ? activation_from_name(op, kind) : Activation::silu};
     submit(kernels().packed_linear, a, weight.panels.dim(0),
-           packed_grain(weight.panels.dim(0), rows * weight.k * panel_outputs));
+           packed_grain(weight.panels.dim(0), rows, weight.k));
     return out;
 }
 

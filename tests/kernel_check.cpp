@@ -2,6 +2,9 @@
 // a tier for another architecture can run under an emulator: built and run by test_kernels_native.py with
 // -DINSTALL_TIER=install_neon and the like. Exits 1 and names what differs.
 #include "../cpp/cpu/reference.cpp"
+#ifdef EMULATED_TILES
+#include "tile_emulator.h"
+#endif
 
 #include <cstdio>
 #include <cstdlib>
@@ -85,6 +88,17 @@ void check_convert() {
     }
 }
 
+// A row of x by one of a bf16 weight as tdpbf16ps is defined, 32 k at a time. Normal numbers only: it knows no denormals.
+float tile_product(const float* x, const float* weight, int64_t k) {
+    float sum = 0;
+    for (int64_t from = 0; from < k; from += 32) {
+        float parts[2] = {0, 0};
+        for (int64_t i = from; i < from + 32 && i < k; i++) parts[i % 2] = fmaf(x[i], weight[i], parts[i % 2]);
+        sum += parts[0] + parts[1];
+    }
+    return sum;
+}
+
 void check_linear(int64_t rows, int64_t n, int64_t k, DType dtype, bool extras) {
     const int64_t stride = k + 3;
     std::vector<float> x = rng.normals(rows * stride), wide = rng.normals(n * k), bias = rng.normals(n);
@@ -118,6 +132,63 @@ void check_linear(int64_t rows, int64_t n, int64_t k, DType dtype, bool extras) 
         check("linear row alone", alone, std::vector<float>(got.begin() + m * n, got.begin() + (m + 1) * n),
               std::vector<double>(static_cast<size_t>(n), 0));
     }
+}
+
+// bf16 weights by rows in tiles, where the tier's linear takes them.
+void check_tiled_linear(int64_t rows, int64_t n, int64_t k, bool extras) {
+    const int64_t stride = k + 3, row_tiles = (rows + 15) / 16, steps = (k + 31) / 32;
+    const std::string what = "tiled linear rows " + std::to_string(rows) + " n " + std::to_string(n) + " k " + std::to_string(k);
+    std::vector<float> x = rng.normals(rows * stride), bias = rng.normals(n), rounded(x.size()), wide(size_t(n * k));
+    const std::vector<bf16> weight = narrowed<bf16>(rng.normals(n * k)), x_bits = narrowed<bf16>(x);
+    for (size_t i = 0; i < x.size(); i++) rounded[i] = widen(x_bits[i]);
+    for (size_t i = 0; i < wide.size(); i++) wide[i] = widen(weight[i]);
+    std::vector<uint16_t> want_tiles(size_t(row_tiles * steps * 32 * tile_columns(rows)), 0xaaaa), tiles(want_tiles.size(), 0x5555);
+    plain.tile_rows({x.data(), want_tiles.data(), rows, k, stride}, 0, row_tiles);
+    const int64_t half = rng.below(row_tiles + 1);
+    fast.tile_rows({x.data(), tiles.data(), rows, k, stride}, 0, half);
+    fast.tile_rows({x.data(), tiles.data(), rows, k, stride}, half, row_tiles);
+    if (tiles != want_tiles) {
+        printf("%s: tile_rows differs\n", what.c_str());
+        failures++;
+    }
+    if (!fast.linear_takes_tiles) return;
+    std::vector<float> want = rng.normals(rows * n), got = want;
+    std::vector<double> allowed;
+    for (int64_t m = 0; m < rows; m++) {
+        for (int64_t j = 0; j < n; j++) {
+            double size = extras ? fabs(bias[size_t(j)]) + fabs(want[size_t(m * n + j)]) : 0;
+            for (int64_t i = 0; i < k; i++) size += fabs(double(rounded[size_t(m * stride + i)]) * wide[size_t(j * k + i)]);
+            allowed.push_back(eps * (double(k) / 8 + 32) * size);
+        }
+    }
+    LinearArgs a{rounded.data(), weight.data(), extras ? bias.data() : nullptr, extras ? want.data() : nullptr, want.data(),
+                 rows, n, k, stride, n, DType::bf16};
+    plain.linear(a, 0, n);
+    a.x = nullptr;
+    a.x_tiles = tiles.data();
+    a.out = got.data();
+    if (extras) a.residual = got.data();
+    const int64_t middle = rng.below(n + 1);
+    fast.linear(a, 0, middle);
+    fast.linear(a, middle, n);
+    check(what, got, want, allowed);
+    if (extras) return;
+    for (int64_t m = 0; m < rows; m++) {
+        for (int64_t j = 0; j < n; j++) want[size_t(m * n + j)] = tile_product(rounded.data() + m * stride, wide.data() + j * k, k);
+    }
+    check(what + " by definition", got, want, std::vector<double>(want.size(), 0));
+}
+
+void check_tiles() {
+    for (int64_t k : {1, 31, 32, 33, 96, 511, 512, 513, 1100, 1600}) {
+        for (int64_t rows : {1, 2, 7, 15, 16, 17, 31, 32, 33, 48, 49, 64, 70}) {
+            check_tiled_linear(rows, 1 + rng.below(70), k, false);
+            check_tiled_linear(rows, 1 + rng.below(70), k, true);
+        }
+    }
+    check_tiled_linear(5, 300, 64, true);
+    check_tiled_linear(40, 300, 600, true);   // more outputs than wait at once
+    check_tiled_linear(530, 50, 544, false);  // more rows than a slab
 }
 
 void check_rows(int64_t rows, int64_t dim) {
@@ -505,6 +576,8 @@ void check_integer_weights() {
                 check_packed(70, 330, f, false, {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 33});
                 check_packed(33, 600, f, false, {1, 4, 6, 20});
                 check_packed(66, 290, f, true, {1, 5, 18});
+                if (fast.linear_takes_tiles) check_packed(200, 600, f, false, {31, 32, 48, 49, 64, 70});  // tiles of rows
+                if (fast.linear_takes_tiles) check_packed(40, 100, f, false, {530});  // more rows than a slab
             }
         }
     }
@@ -542,6 +615,7 @@ int main() {
         check_attention(3, 1, 3, 16, 2100, 0, false, dtype);
         check_attention(3, 1, 1, 16, 2100, 1100, false, dtype);
     }
+    check_tiles();
     check_integer_weights();
     if (failures) printf("%d comparisons failed\n", failures);
     return failures ? 1 : 0;

@@ -32,6 +32,11 @@ def tensor(array, dtype="f32"):
     return _core.Tensor.from_numpy(array)
 
 
+def seen_by_linear(x, weight):
+    """x as the current tier's products with this weight take it: AMX rounds rows to bf16 for bf16 weights."""
+    return bf16_values(bf16_bits(x)) if weight.dtype == "bf16" and _core.slots()["linear"] == "amx" else x
+
+
 def ints(values, dtype=np.int32):
     return _core.Tensor.from_numpy(np.asarray(values, dtype=dtype))
 

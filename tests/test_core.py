@@ -217,6 +217,13 @@ def test_use_tier_refuses_by_name():
         _core.use_tier("sse9")
 
 
+def test_amx_is_a_tier_where_it_can_be_used_and_says_why_not():
+    usable, reason = _core.amx_state()
+    assert reason and usable == ("amx" in _core.tiers())
+    if "amx_int8" not in _core.cpu_features():
+        assert not usable and ("no tiles" in reason or "save tiles" in reason)
+
+
 def test_slots_name_the_tier_that_serves_them():
     tier = _core.current_tier()
     try:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kernel_helpers import DTYPES, EPS, assert_within, chain, products, pytest_tier, same_bits, strided, tensor, values
+from kernel_helpers import DTYPES, EPS, assert_within, chain, products, pytest_tier, same_bits, seen_by_linear, strided, tensor, values
 
 from genkit import _core
 
@@ -31,7 +31,7 @@ def test_linear(tier, dtype, k):
     for rows in (0, 1, 2, 3, 4, 5, 8, 24, 25, 33, 70):
         n = int(rng.integers(1, 64))
         x, weight, bias, residual = problem(rng, rows, n, k, dtype, scale=float(rng.choice([1e-3, 1.0, 100.0])))
-        want, size = products(x, values(weight))
+        want, size = products(seen_by_linear(x, weight), values(weight))
         what = f"rows {rows} n {n} k {k}"
         assert_within(_core.linear(tensor(x), weight).numpy(), want, EPS * chain(k) * size, what)
         got = _core.linear(strided(x, 1, 4), weight, tensor(bias), tensor(residual)).numpy()
@@ -72,7 +72,7 @@ def test_any_range_of_outputs_has_the_same_bits(tier, dtype):
 def test_large_products_on_several_threads(tier, threads, dtype):
     rng = np.random.default_rng(9)
     x, weight, _, _ = problem(rng, 90, 600, 520, dtype)
-    want, size = products(x, values(weight))
+    want, size = products(seen_by_linear(x, weight), values(weight))
     results = []
     for count in (1, 2, 3):
         threads(count)

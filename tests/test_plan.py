@@ -319,7 +319,7 @@ def test_a_step_that_is_never_the_same_stays_eager(tmp_path):
     tokens = [int(run.feed(prompt, logit_rows=[29])[0].argmax())]
     while len(tokens) < 50:
         tokens.append(int(run.feed(tokens[-1:], context_length=30)[0].argmax()))
-    assert genkit.load(copy).generate(prompt, max_tokens=50, ignore_eos=True).tokens == tokens
+    assert genkit.load(copy, kv_type="f32").generate(prompt, max_tokens=50, ignore_eos=True).tokens == tokens
 
 
 # ---- the plan itself -------------------------------------------------------------------------------------------

@@ -6,6 +6,11 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#ifdef __linux__
+#include <errno.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -37,9 +42,35 @@ uint64_t enabled_state() {
 
 bool state_has(uint64_t state, uint64_t mask) { return (state & mask) == mask; }
 constexpr uint64_t ymm_state = 0x6, zmm_state = 0xe6, tile_state = 0x60000;
+
+AmxState ask_for_amx() {
+    const Registers extended = cpuid(7);
+    if (!bit(extended.d, 24) || !bit(extended.d, 25) || !bit(extended.d, 22))  // tile, int8, bf16
+        return {false, "this processor has no tiles for int8 and bf16"};
+    if (!state_has(enabled_state(), tile_state)) return {false, "the system does not save tiles (Linux does from 5.16 on)"};
+#ifdef __linux__
+    constexpr int request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, the state's number
+    if (syscall(SYS_arch_prctl, request_permission, tile_data) != 0) {
+        const std::string error = std::strerror(errno);
+        return {false, "the system refuses permission to use tiles: " + error};
+    }
+    return {true, "tiles for int8 and bf16"};
+#else
+    return {false, "permission to use tiles can be asked for on Linux only"};
+#endif
+}
 #endif
 
 }  // namespace
+
+AmxState amx_state() {
+#if defined(__x86_64__)
+    static const AmxState state = ask_for_amx();
+    return state;
+#else
+    return {false, "this processor has no tiles for int8 and bf16"};
+#endif
+}
 
 CpuFeatures detect_cpu() {
     CpuFeatures f;
@@ -52,6 +83,7 @@ CpuFeatures detect_cpu() {
                bit(extended.b, 30) && bit(extended.b, 31);  // F, DQ, BW, VL
     f.avx512vnni = f.avx512 && bit(extended.c, 11);
     f.avx512bf16 = f.avx512vnni && bit(extended1.a, 5);
+    f.amx = f.avx512bf16 && amx_state().usable;
 #elif defined(__aarch64__)
     f.neon = true;
 #if defined(__linux__)

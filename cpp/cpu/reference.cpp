@@ -144,6 +144,20 @@ void layer_norm(const LayerNormArgs& a, int64_t begin, int64_t end) {
     }
 }
 
+void tile_rows(const TileRowsArgs& a, int64_t begin, int64_t end) {
+    const int64_t columns = tile_columns(a.rows), depth = round_up(a.k, 32);
+    for (int64_t tile = begin; tile < end; tile++) {
+        for (int64_t k = 0; k < depth; k++) {
+            for (int64_t i = 0; i < columns; i++) {
+                const int64_t m = tile * 16 + i;
+                bf16 x{0};
+                if (m < a.rows && k < a.k) narrow(a.x[m * a.x_stride + k], x);
+                a.tiles[((tile * depth + k - k % 2) * columns + i * 2) + k % 2] = x.bits;
+            }
+        }
+    }
+}
+
 void linear(const LinearArgs& a, int64_t begin, int64_t end) {
     with_type(a.dtype, [&](auto type) {
         auto* weight = static_cast<const typename decltype(type)::type*>(a.weight);
@@ -280,6 +294,7 @@ void install_reference(Kernels& k) {
     k.embedding = embedding;
     k.rms_norm = rms_norm;
     k.layer_norm = layer_norm;
+    k.tile_rows = tile_rows;
     k.linear = linear;
     k.quantize = quantize;
     k.packed_linear = packed_linear;

@@ -121,5 +121,7 @@ def use_tier(name: str) -> None:
     """Rebuilds the kernel table up to this tier (tests, GENKIT_ISA). Raises ValueError for one it cannot run."""
 def cpu_name() -> str: ...
 def cpu_features() -> list[str]: ...
+def amx_state() -> tuple[bool, str]:
+    """Whether AMX can be used, and in words what with or why not."""
 def plugin_abi() -> int:
     """Version of the CUDA plugin's interface this build expects."""

@@ -35,6 +35,7 @@ def examine() -> "dict[str, Any]":
     from genkit import _core, machine
 
     present, reason = machine.cuda_state()
+    amx, amx_reason = _core.amx_state()
     return {
         "version": version("genkit"),
         "python": platform.python_version(),
@@ -49,6 +50,7 @@ def examine() -> "dict[str, Any]":
         },
         "threads": {"default": machine.available_threads()},
         "memory": {"total": machine.memory_total(), "available": machine.memory_available()},
+        "amx": {"usable": amx, "reason": amx_reason},
         "cuda": {"present": present, "reason": reason},
         "default_model": {
             "path": str(genkit.DEFAULT_MODEL),
@@ -70,6 +72,7 @@ def report(facts: "dict[str, Any]") -> str:
             ("threads", f"{facts['threads']['default']} of {facts['processor']['logical_processors']} processors"
                         " (what affinity and the container's quota allow)"),
             ("memory", f"{format_bytes(memory['available'])} available of {format_bytes(memory['total'])}"),
+            ("amx", f"{'yes' if facts['amx']['usable'] else 'no'}: {facts['amx']['reason']}"),
             ("cuda", f"{'yes' if cuda['present'] else 'no'}: {cuda['reason']}"),
             ("default model", model["path"] if model["present"] else f"missing: {model['path']}"),
             ("tiers", f"{', '.join(tiers['available'])}; in use: {tiers['in_use']} ({cap})"),

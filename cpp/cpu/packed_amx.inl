@@ -1,0 +1,380 @@
+// Many rows by packed integer weights on AMX. A tile A is 16 rows by 64 codes of x as they lie, a tile B 64 codes by 16
+// outputs: a panel's int8 lines as they lie, or int4 ones unpacked to what multiplies the scale, which is an int8. Two A by
+// two B sum in four tiles over a group; then the sums are stored just before the tiles are cleared for the next group, and
+// converted, scaled and added while that group's products run.
+
+constexpr int64_t rows_below = 8;       // up to here the tier below is faster: it never unpacks to memory
+constexpr int64_t pair_rows = 32;       // rows of x that two tiles hold
+constexpr int64_t slab_rows = 512;      // rows for which a block is unpacked, their float sums in the second-level cache
+constexpr int64_t panels_most = 4;      // panels that share a pass over x
+constexpr int64_t close_codes = 1 << 20;  // codes of x that stay in the second-level cache: then two panels are enough
+constexpr int64_t most_groups = block_depth / sub_depth;
+constexpr int64_t copy_stride = block_depth + 64;  // an odd number of cache lines
+
+// Corrections a drain makes: none, x's sum times an integer (int8 codes less their zeros do not fit an int8) or a float.
+using Correction = Zero;
+
+// A panel's block, unpacked. Two sets of factors: a block's last sums are drained during the next block.
+struct PanelFactors {
+    alignas(64) float scales[most_groups][32];
+    alignas(64) int32_t zeros[most_groups][32];       // of integer zeros
+    alignas(64) float real_zeros[most_groups][32];
+};
+struct PanelBlock {
+    alignas(64) int8_t codes[block_depth / tile_depth][2][1024];
+    PanelFactors factors[2];
+    const void* tiles;  // codes, or the panel's own
+};
+
+// Factors of up to 32 rows of x in a block; two sets for the same reason.
+struct RowFactors {
+    alignas(64) float scales[pair_rows];
+    alignas(64) int32_t sums[pair_rows][most_groups];  // of a row's codes over each group,
+    alignas(64) float real_sums[pair_rows][most_groups];  // and as floats
+};
+
+// Sums in tiles or staged, and all it takes to add them to acc.
+struct Pending {
+    float* acc;  // [32 rows][32 outputs]
+    const PanelFactors* panel;
+    const RowFactors* rows;
+    int64_t group;
+};
+
+// ---- unpacking --------------------------------------------------------------------------------------------------
+
+// A byte of each lane in all four.
+INLINE ivec spread_byte(ivec lanes32) { return _mm512_mullo_epi32(lanes32, _mm512_set1_epi32(0x01010101)); }
+
+// What is taken from int4 codes of a group, in every byte.
+INLINE ivec byte_zeros(const Header& header, int64_t group, int64_t column) {
+    if (header.f.zero == Zero::real) return _mm512_setzero_si512();
+    if (header.f.zero == Zero::none) return _mm512_set1_epi8(8);
+    return spread_byte(widen_u8(header.at + header.zeros_at() + (group * 2 + column) * 16));
+}
+
+template <Packing packing>
+INLINE void unpack_panel(const WeightFormat& f, const uint8_t* block, int64_t tiles, PanelFactors& factors, PanelBlock& to) {
+    const Header header{f, block};
+    const int64_t groups = (tiles * tile_depth + f.group - 1) / f.group;
+    for (int64_t group = 0; group < groups; group++) {
+        for (int64_t c = 0; c < 2; c++) {
+            store(factors.scales[group] + c * 16, header.scales(group, c));
+            if (f.zero == Zero::real) store(factors.real_zeros[group] + c * 16, header.real_zeros(group, c));
+            if (packing == Packing::int8 && f.zero == Zero::integer) {
+                const uint8_t* zeros = block + header.zeros_at() + (group * 2 + c) * 16;
+                _mm512_store_si512(factors.zeros[group] + c * 16, widen_i8(zeros));
+            }
+        }
+    }
+    const uint8_t* line = block + header_bytes(f);
+    to.tiles = line;
+    if (packing == Packing::int8) return;
+    to.tiles = to.codes;
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        for (int64_t c = 0; c < 2; c++) {
+            int8_t* out = to.codes[tile][c];
+            ivec u[2], less[2];
+            if (packing == Packing::int4_two_level) {  // u c <= 225: bytes never carry into one another
+                header.subscales(tile, c, u[0], u[1]);
+                const ivec m = header.minima(tile, c);
+                less[0] = spread_byte(_mm512_and_si512(m, _mm512_set1_epi32(0xff)));
+                less[1] = spread_byte(_mm512_srli_epi32(m, 16));
+            } else {
+                less[0] = byte_zeros(header, tile * tile_depth / f.group, c);
+                less[1] = byte_zeros(header, (tile * tile_depth + sub_depth) / f.group, c);
+            }
+            for (int64_t l = 0; l < 8; l++, line += 64) {
+                const ivec bytes = load_line(line);
+                ivec low = low_nibbles(bytes), high = high_nibbles(bytes);
+                if (packing == Packing::int4_two_level) low = _mm512_mullo_epi16(low, u[0]), high = _mm512_mullo_epi16(high, u[1]);
+                _mm512_store_si512(out + l * 64, _mm512_sub_epi8(low, less[0]));
+                _mm512_store_si512(out + (l + 8) * 64, _mm512_sub_epi8(high, less[1]));
+            }
+        }
+    }
+}
+
+// Factors of rows [m, m + count) in a block, zeros beyond.
+template <Correction correction>
+INLINE void gather_rows(const PackedLinearArgs& a, int64_t m, int64_t count, int64_t block, int64_t tiles, RowFactors& to) {
+    const int64_t blocks = (a.k + block_depth - 1) / block_depth, subs = round_up(a.k, tile_depth) / sub_depth;
+    for (int64_t i = 0; i < count; i++) to.scales[i] = a.scales[(m + i) * blocks + block];
+    for (int64_t i = count; i < pair_rows; i++) to.scales[i] = 0.0f;
+    if (correction == Correction::none) return;
+    for (int64_t i = 0; i < pair_rows; i++) {
+        const int16_t* sums = a.sums + (m + i) * subs + block * (block_depth / sub_depth);
+        __m256i s = _mm256_setzero_si256();
+        if (i < count) s = _mm256_cvtepi16_epi32(_mm_maskz_loadu_epi16(__mmask8((1u << tiles * 2) - 1), sums));
+        // Neighbours added until a lane is a group; sums of the groups past the last one are zeros.
+        for (int64_t width = sub_depth; width < a.format.group; width *= 2) {
+            s = _mm256_hadd_epi32(s, _mm256_setzero_si256());
+            s = _mm256_permute4x64_epi64(s, 0xd8);
+        }
+        _mm256_store_si256(reinterpret_cast<__m256i*>(to.sums[i]), s);
+        if (correction == Correction::real) _mm256_store_ps(to.real_sums[i], _mm256_cvtepi32_ps(s));
+    }
+}
+
+// ---- products ---------------------------------------------------------------------------------------------------
+
+// Adds staged rows [first, end) of `tiles` times 16; tile i holds rows i / 2 * 16 + and outputs i % 2 * 16 +.
+template <Correction correction, int first, int end>
+INLINE void drain(const Pending& p, const int32_t* staged) {
+#pragma GCC unroll 64
+    for (int i = first; i < end; i++) {
+        const int tile = i / 16, row = tile / 2 * 16 + i % 16, column = tile % 2 * 16;
+        float* at = p.acc + row * 32 + column;
+        const vec x_scale = set1(p.rows->scales[row]);
+        ivec sum = load_line(staged + i * 16);
+        if (correction == Correction::integer) {
+            const ivec zeros = load_line(p.panel->zeros[p.group] + column);
+            sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(zeros, _mm512_set1_epi32(p.rows->sums[row][p.group])));
+        }
+        vec acc = fma(_mm512_cvtepi32_ps(sum), load(p.panel->scales[p.group] + column) * x_scale, load(at));
+        if (correction == Correction::real) {
+            acc = fma(set1(p.rows->real_sums[row][p.group]), load(p.panel->real_zeros[p.group] + column) * x_scale, acc);
+        }
+        store(at, acc);
+    }
+}
+
+// The first of the staged rows to drain in a slot: a slot follows each product of the first `spread` steps. Later ones where
+// there is time, since a row just stored is not at hand yet.
+template <int tiles, int spread>
+constexpr int drain_begin(int slot) {
+    constexpr int slots = tiles * spread, lag = spread == 1 ? 0 : spread == 2 ? 1 : 2;
+    return slot <= lag ? 0 : tiles * 4 * (slot - lag) / (slots - lag) * 4;
+}
+template <int tiles, int spread>
+constexpr bool drains_what_is_stored() {
+    for (int slot = 0; slot < tiles * spread; slot++) {
+        if (drain_begin<tiles, spread>(slot + 1) > (slot + 1 < tiles ? slot + 1 : tiles) * 16) return false;
+    }
+    return drain_begin<tiles, spread>(tiles * spread) == tiles * 16;
+}
+
+// What a slot does before its product (the first step clears a tile) and after.
+template <Correction correction, int tiles, int spread, int slot>
+INLINE void clear_tile(int32_t* staged) {
+    if constexpr (slot < tiles) {
+        tile_store<slot>(staged + slot * 256, 64);
+        tile_zero<slot>();
+    }
+}
+template <Correction correction, int tiles, int spread, int slot>
+INLINE void drain_slot(const Pending& p, const int32_t* staged) {
+    static_assert(drains_what_is_stored<tiles, spread>(), "a row is stored before it is drained");
+    if constexpr (slot < tiles * spread) {
+        drain<correction, drain_begin<tiles, spread>(slot), drain_begin<tiles, spread>(slot + 1)>(p, staged);
+    }
+}
+
+// A step of the products. index: of the step; beyond spread it only multiplies.
+template <Correction correction, int tiles, int spread, int index>
+INLINE void product_step(const int8_t* x, int64_t x_stride, const int8_t* w, const Pending& p, int32_t* staged) {
+    tile_load<4>(x, x_stride);
+    tile_load<6>(w, 64);
+    clear_tile<correction, tiles, spread, index * tiles>(staged);
+    tile_dot_i8<0, 4, 6>();
+    drain_slot<correction, tiles, spread, index * tiles>(p, staged);
+    tile_load<7>(w + 1024, 64);
+    clear_tile<correction, tiles, spread, index * tiles + 1>(staged);
+    tile_dot_i8<1, 4, 7>();
+    drain_slot<correction, tiles, spread, index * tiles + 1>(p, staged);
+    if constexpr (tiles == 4) {
+        tile_load<5>(x + 16 * x_stride, x_stride);
+        clear_tile<correction, tiles, spread, index * tiles + 2>(staged);
+        tile_dot_i8<2, 5, 6>();
+        drain_slot<correction, tiles, spread, index * tiles + 2>(p, staged);
+        clear_tile<correction, tiles, spread, index * tiles + 3>(staged);
+        tile_dot_i8<3, 5, 7>();
+        drain_slot<correction, tiles, spread, index * tiles + 3>(p, staged);
+    }
+}
+
+// A group's products, over the drain of the sums p left in the tiles. Steps of 64 codes, or one of 32.
+template <Correction correction, int tiles, int spread>
+void sum_group(const int8_t* x, int64_t x_stride, const int8_t* w, int64_t steps, const Pending& pending, int32_t* staged) {
+    const Pending p = pending;  // in registers: what lies in memory is read again after every tile instruction
+    product_step<correction, tiles, spread, 0>(x, x_stride, w, p, staged);
+    if constexpr (spread >= 2) product_step<correction, tiles, spread, 1>(x + 64, x_stride, w + 2048, p, staged);
+    if constexpr (spread >= 4) {
+        product_step<correction, tiles, spread, 2>(x + 128, x_stride, w + 4096, p, staged);
+        product_step<correction, tiles, spread, 3>(x + 192, x_stride, w + 6144, p, staged);
+    }
+    for (int64_t step = spread; step < steps; step++) {
+        product_step<correction, tiles, spread, spread>(x + step * 64, x_stride, w + step * 2048, p, staged);
+    }
+}
+
+template <Correction correction, int tiles>
+INLINE void sum_group_of(const int8_t* x, int64_t x_stride, const int8_t* w, int64_t steps, const Pending& p, int32_t* staged) {
+    if (steps == 4) return sum_group<correction, tiles, 4>(x, x_stride, w, steps, p, staged);
+    if (steps >= 2) return sum_group<correction, tiles, 2>(x, x_stride, w, steps, p, staged);
+    sum_group<correction, tiles, 1>(x, x_stride, w, steps, p, staged);
+}
+
+// ---- panels -----------------------------------------------------------------------------------------------------
+
+// All a call needs beside its arguments.
+struct Workspace {
+    alignas(64) float acc[panels_most][slab_rows][32];
+    PanelBlock panels[panels_most];
+    RowFactors rows[2];
+    alignas(64) int32_t staged[4 * 256];
+    alignas(64) int8_t copy[pair_rows * copy_stride];  // of the last rows where they do not fill their tiles
+    alignas(64) float nowhere[pair_rows][32];          // what a drain adds to where nothing is pending
+};
+
+// Row by row, a row's panels together: panel by panel costs three times as much.
+INLINE void write_rows(const PackedLinearArgs& a, int64_t begin, int64_t panels, int64_t m0, int64_t rows, const Workspace& s) {
+    const bool whole = !a.gated && (begin + panels) * 32 <= a.n;
+    for (int64_t m = 0; m < rows; m++) {
+        for (int64_t p = 0; p < panels; p++) {
+            vec first = load(s.acc[p][m]), second = load(s.acc[p][m] + 16);
+            if (!whole) {
+                write_row(a, begin + p, m0 + m, first, second);
+                continue;
+            }
+            const int64_t i = (begin + p) * 32, at = (m0 + m) * a.out_stride + i;
+            if (a.bias) first = first + load(a.bias + i), second = second + load(a.bias + i + 16);
+            if (a.residual) first = first + load(a.residual + at), second = second + load(a.residual + at + 16);
+            store(a.out + at, first);
+            store(a.out + at + 16, second);
+        }
+    }
+}
+
+// Rows [m0, m0 + rows) by panels [begin, begin + panels).
+template <Packing packing, Correction correction>
+void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t panels, int64_t m0, int64_t rows, Workspace& s) {
+    const WeightFormat& f = a.format;
+    const int64_t depth = round_up(a.k, tile_depth), blocks = (a.k + block_depth - 1) / block_depth;
+    const int64_t pairs = (rows + pair_rows - 1) / pair_rows, padded = round_up(rows, 16), width = a.gated ? 16 : 32;
+    for (int64_t p = 0; p < panels; p++) {
+        const uint8_t* first = a.weight + (begin + p) * panel_bytes(f, a.k);
+        for (int64_t i = 0; i < panel_bytes(f, a.k) && i < block_bytes(f); i += 64) __builtin_prefetch(first + i, 0, 2);
+    }
+    for (int64_t p = 0; p < panels; p++) {
+        for (int64_t m = 0; m < padded; m++) {
+            store(s.acc[p][m], zero());
+            store(s.acc[p][m] + 16, zero());
+        }
+    }
+    Pending pending{};
+    int pending_tiles = 0;
+    int64_t parity = 0;
+    // The rest of the sums, when the next product is of other tiles or there is none.
+    auto finish = [&] {
+        if (pending_tiles >= 2) {
+            tile_store<0>(s.staged, 64);
+            tile_store<1>(s.staged + 256, 64);
+            drain<correction, 0, 32>(pending, s.staged);
+        }
+        if (pending_tiles == 4) {
+            tile_store<2>(s.staged + 512, 64);
+            tile_store<3>(s.staged + 768, 64);
+            drain<correction, 32, 64>(pending, s.staged);
+        }
+        pending = {s.nowhere[0], &s.panels[0].factors[0], &s.rows[0], 0};
+    };
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t left = (depth - block * block_depth) / tile_depth, tiles = left < 4 ? left : 4;
+        const int64_t groups = (tiles * tile_depth + f.group - 1) / f.group;
+        for (int64_t p = 0; p < panels; p++) {
+            const uint8_t* at = a.weight + (begin + p) * panel_bytes(f, a.k) + block * block_bytes(f);
+            unpack_panel<packing>(f, at, tiles, s.panels[p].factors[block % 2], s.panels[p]);
+        }
+        // The next block is fetched meanwhile, some lines with every group; so are the outputs of a share of the rows.
+        const uint8_t* next = a.weight + begin * panel_bytes(f, a.k) + (block + 1) * block_bytes(f);
+        const int64_t lines = block + 1 < blocks ? block_bytes(f) / 64 : 0;
+        const int64_t lines_a_pair = (lines + pairs - 1) / pairs;
+        for (int64_t pair = 0; pair < pairs; pair++, parity ^= 1) {
+            const int64_t m = m0 + pair * pair_rows, here = rows - pair * pair_rows;
+            const int64_t count = here < pair_rows ? here : pair_rows;
+            const int now_tiles = count <= 16 ? 2 : 4;
+            const int8_t* x = a.codes + m * a.codes_stride + block * block_depth;
+            int64_t x_stride = a.codes_stride;
+            if (count % 16 != 0) {
+                for (int64_t i = 0; i < count; i++) {
+                    for (int64_t t = 0; t < tiles; t++) {
+                        _mm512_store_si512(s.copy + i * copy_stride + t * 64, load_line(x + i * x_stride + t * 64));
+                    }
+                }
+                x = s.copy;
+                x_stride = copy_stride;
+            }
+            gather_rows<correction>(a, m, count, block, tiles, s.rows[parity]);
+            for (int64_t i = block; i < count; i += blocks) {
+                const float* out = a.out + (m + i) * a.out_stride + begin * width;
+                for (int64_t j = 0; j < panels * width; j += 16) __builtin_prefetch(out + j, 1);
+            }
+            for (int64_t p = 0; p < panels; p++) {
+                for (int64_t i = 0; i < lines_a_pair; i++) {
+                    __builtin_prefetch(next + p * panel_bytes(f, a.k) + (pair * lines_a_pair + i) * 64, 0, 2);
+                }
+                if (pending_tiles != now_tiles) {
+                    finish();
+                    pending_tiles = now_tiles;
+                }
+                const int8_t* w = static_cast<const int8_t*>(s.panels[p].tiles);
+                for (int64_t group = 0; group < groups; group++) {
+                    const int64_t k = group * f.group, steps = f.group == sub_depth ? 1 : (f.group < tiles * tile_depth - k
+                                                                ? f.group : tiles * tile_depth - k) / tile_depth;
+                    const int8_t* at = w + k / tile_depth * 2048 + k % tile_depth / sub_depth * 512;
+                    if (now_tiles == 4) sum_group_of<correction, 4>(x + k, x_stride, at, steps, pending, s.staged);
+                    else sum_group_of<correction, 2>(x + k, x_stride, at, steps, pending, s.staged);
+                    pending = {s.acc[p][pair * pair_rows], &s.panels[p].factors[block % 2], &s.rows[parity], group};
+                }
+            }
+        }
+    }
+    finish();
+    write_rows(a, begin, panels, m0, rows, s);
+}
+
+template <Packing packing, Correction correction>
+void many_rows(const PackedLinearArgs& a, int64_t begin, int64_t end) {
+    Workspace s;
+    for (int64_t i = 0; i < pair_rows * copy_stride; i++) s.copy[i] = 0;
+    for (int64_t i = 0; i < pair_rows; i++) {
+        store(s.nowhere[i], zero());
+        store(s.nowhere[i] + 16, zero());
+    }
+    const int64_t depth = a.format.group == sub_depth ? sub_depth : tile_depth;  // of a product
+    TileShapes shapes;
+    for (int tile = 0; tile < 4; tile++) shapes.set(tile, 16, 64);
+    for (int tile = 4; tile < 6; tile++) shapes.set(tile, 16, depth);
+    for (int tile = 6; tile < 8; tile++) shapes.set(tile, depth / 4, 64);
+    tile_config(shapes);
+    const int64_t at_once = a.rows * a.k <= close_codes ? 2 : panels_most;
+    const int64_t slabs = (a.rows + slab_rows - 1) / slab_rows, slab = round_up((a.rows + slabs - 1) / slabs, pair_rows);
+    for (int64_t panel = begin; panel < end; panel += at_once) {
+        const int64_t panels = end - panel < at_once ? end - panel : at_once;
+        for (int64_t m = 0; m < a.rows; m += slab) {
+            slab_by_panels<packing, correction>(a, panel, panels, m, a.rows - m < slab ? a.rows - m : slab, s);
+        }
+    }
+    tile_release();
+}
+
+template <Packing packing>
+void many_rows_of(const PackedLinearArgs& a, int64_t begin, int64_t end) {
+    if constexpr (packing != Packing::int4_two_level) {
+        if (a.format.zero == Zero::real) return many_rows<packing, Correction::real>(a, begin, end);
+    }
+    if constexpr (packing == Packing::int8) {
+        if (a.format.zero == Zero::integer) return many_rows<packing, Correction::integer>(a, begin, end);
+    }
+    many_rows<packing, Correction::none>(a, begin, end);
+}
+
+void packed_linear(const PackedLinearArgs& a, int64_t begin, int64_t end) {
+    if (a.rows <= rows_below) return below.packed_linear(a, begin, end);
+    switch (a.format.packing) {
+        case Packing::int4_two_level: return many_rows_of<Packing::int4_two_level>(a, begin, end);
+        case Packing::int4: return many_rows_of<Packing::int4>(a, begin, end);
+        case Packing::int8: return many_rows_of<Packing::int8>(a, begin, end);
+    }
+}

@@ -1,0 +1,37 @@
+// The tier for AMX: products of integer weights and of bf16 weights in tiles. Everything has internal linkage but
+// install_amx: nothing compiled with this file's flags may be kept by the linker for other processors
+// (tests/test_isolation.py).
+#include <immintrin.h>
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc's own header initializes "undefined" registers so
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
+#include "../kernels.h"
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace genkit {
+namespace {
+
+Kernels below{};  // the slots as they were: tiles do not pay everywhere
+
+#include "vec_avx512.h"
+#include "functions.inl"
+#include "tiles.inl"
+#include "packed_vnni.inl"
+#include "packed_amx.inl"
+#include "linear_amx.inl"
+
+}  // namespace
+
+void install_amx(Kernels& k) {
+    below = k;
+    k.linear = linear;
+    k.tile_rows = tile_rows;
+    k.linear_takes_tiles = true;
+    k.packed_linear = packed_linear;
+}
+
+}  // namespace genkit
