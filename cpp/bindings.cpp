@@ -132,9 +132,13 @@ PYBIND11_MODULE(_core, m) {
     m.def("rope_table", &rope_table, "positions"_a, "inv_freq"_a, "scale"_a = 1.0f, nogil());
     m.def("rope_", &rope_, "x"_a, "table"_a, "head_dim"_a, "interleaved"_a = false, nogil());
     m.def("kv_write", &kv_write, "k"_a, "v"_a, "k_pages"_a, "v_pages"_a, "page_table"_a, "sequences"_a, "positions"_a,
+          "k_scales"_a = std::nullopt, "v_scales"_a = std::nullopt, nogil());
+    m.def("rope_kv_write", &rope_kv_write, "x"_a, "table"_a, "k"_a, "v"_a, "k_pages"_a, "v_pages"_a, "page_table"_a,
+          "sequences"_a, "positions"_a, "interleaved"_a = false, "k_scales"_a = std::nullopt, "v_scales"_a = std::nullopt,
           nogil());
     m.def("attention", &attention, "q"_a, "k_pages"_a, "v_pages"_a, "page_table"_a, "sequences"_a, "positions"_a,
-          "scale"_a, "window"_a = 0, "alibi_slopes"_a = std::nullopt, nogil());
+          "scale"_a, "window"_a = 0, "alibi_slopes"_a = std::nullopt, "k_scales"_a = std::nullopt,
+          "v_scales"_a = std::nullopt, nogil());
     m.def("activation", &activation, "x"_a, "kind"_a, nogil());
     m.def("gated", &gated, "x"_a, "kind"_a, nogil());
     m.def("add", &add, "a"_a, "b"_a, nogil());

@@ -15,13 +15,11 @@
 
 namespace genkit {
 
-enum class Activation : int32_t { silu, gelu, gelu_tanh };
-
-// Keys a page holds, and keys a tile of the K page holds (see KvWriteArgs).
+// Keys a page holds, and keys a tile of the K page holds (see KvPages).
 constexpr int64_t page_keys = 64;
 constexpr int64_t tile_keys = 16;
-// Token rows an attention unit holds.
-constexpr int64_t attention_rows = 8;
+// Keys after which attention starts a new partial result.
+constexpr int64_t attention_split = 1024;
 
 // out[i] = (out_dtype) in[i], round to nearest even. Unit: one element. f32, f16, bf16 on either side.
 struct ConvertArgs {
@@ -72,36 +70,6 @@ struct LinearArgs {
     DType dtype;
 };
 
-// Activations for integer weights: for each 256 along k, scale = max |x| / 127 and code = round(x * (127 / max |x|)) to
-// nearest even, in f32; sums are of 32 codes each. Codes past k are 0. A block whose largest is below 2^-100 is zeros; one
-// with a NaN or an infinity has codes 0 and scale NaN, so that its row's outputs are NaN. Unit: one row.
-struct QuantizeArgs {
-    const float* x;   // [rows, k], row stride x_stride
-    int8_t* codes;    // [rows, round_up(k, 64)], row stride codes_stride, a multiple of 64
-    float* scales;    // [rows, ceil(k / 256)]
-    int16_t* sums;    // [rows, round_up(k, 64) / 32]
-    int64_t k, x_stride, codes_stride;
-};
-
-// out[m, n] = sum_k x[m, k] * weight[n, k] + bias[n] + residual[m, n] over packed integer weights. Unit: one panel for
-// every m. An output is acc = fma(float(sum of codes x codes), scale of the weight * scale of x, acc) over groups (256 at
-// most) in ascending order, after each fma(float(sum of x), b * scale of x, acc) with real zeros; the sums of integers are
-// exact and below 2^24. So every tier gives the same bits. gated: columns 0..15 of a panel are gates, 16..31 ups, and
-// out[m, i] = f(gate + bias) * (up + bias), [rows, n / 2]; biases lie as in an ungated weight, gates then ups.
-struct PackedLinearArgs {
-    const int8_t* codes;    // x, see QuantizeArgs
-    const float* scales;
-    const int16_t* sums;
-    const uint8_t* weight;  // panels, see packed.h
-    const float* bias;      // [n] or null
-    const float* residual;  // [rows, n], row stride out_stride, or null; may be out itself; not with gated
-    float* out;             // row stride out_stride
-    int64_t rows, n, k, codes_stride, out_stride;
-    WeightFormat format;
-    bool gated;
-    Activation kind;
-};
-
 // table[r, i] = cos(positions[r] * inv_freq[i]) * scale, table[r, half + i] = sin(...) * scale. Unit: one row.
 // The angle is a product in f32, as in the models' own training code.
 struct RopeTableArgs {
@@ -121,37 +89,56 @@ struct RopeArgs {
     bool interleaved;
 };
 
-// Stores keys and values of new tokens into their pages. Unit: one row (token).
-// Token r goes to page page_table[sequences[r], positions[r] / page_keys], slot positions[r] % page_keys.
-// A K page is [kv_head][page_keys / tile_keys][head_dim][tile_keys] f32: sixteen keys of one channel are one vector.
-// A V page is [kv_head][page_keys][head_dim] f32. Page p starts at p * kv_heads * page_keys * head_dim.
-struct KvWriteArgs {
-    const float* k;             // [rows, kv_heads, head_dim], row stride kv_stride
-    const float* v;             // the same
-    float* k_pages;
-    float* v_pages;
+// Where the keys and values of rows lie. Key p of row r is in page page_table[sequences[r], p / page_keys], slot
+// p % page_keys. Page n starts at n * kv_heads * page_keys * head_dim, and holds for each kv head
+//   f32:            K [page_keys / tile_keys][head_dim][tile_keys]        V [page_keys][head_dim]
+//   f16, bf16, i8:  K [page_keys / tile_keys][head_dim / 2][tile_keys][2] V [page_keys / 2][head_dim][2]
+// so a vector holds one channel, or a pair, of neighbouring keys of K, and neighbouring channels of V. The last channel of
+// an odd head_dim is not paired: [tile_keys] at the end of its tile.
+// i8: key = code * k_scales[n, kv_head, slot], scale = max |key| / 127, code = round_to_even(key / scale); values alike. The
+// scale is NaN where an element is not finite, and so is what attends to it. f16 and bf16 round to nearest even.
+struct KvPages {
+    void* k;
+    void* v;
+    float* k_scales;            // [pages, kv_heads, page_keys] for i8, or null
+    float* v_scales;
     const int32_t* page_table;  // [sequences, max_pages]
     const int32_t* sequences;   // [rows]
     const int32_t* positions;   // [rows]
-    int64_t kv_heads, head_dim, kv_stride, max_pages;
+    int64_t kv_heads, head_dim, max_pages;
+    DType dtype;                // f32 | f16 | bf16 | i8
+};
+
+// Stores keys and values of new tokens into their pages, token r at position positions[r]. Unit: one row (token).
+struct KvWriteArgs {
+    const float* k;  // [rows, kv_heads, head_dim], row stride kv_stride
+    const float* v;  // the same
+    int64_t kv_stride;
+    KvPages pages;
+};
+
+// RopeArgs' rotation of the query and key heads of a row, then KvWriteArgs' storing of it. Unit: one row (token).
+struct RopeKvWriteArgs {
+    RopeArgs rope;
+    KvWriteArgs write;
 };
 
 // out[r, h, :] = sum_j softmax_j(scale * q[r, h, :] . k[j, h / group, :] + slope[h] * (j - pos)) * v[j, h / group, :]
-// over keys j <= pos = positions[r] of the row's own sequence, j > pos - window when window > 0.
-// group = heads / kv_heads. Unit: (attention_rows token rows, one kv head), kv head fastest; units =
-// ceil(rows / attention_rows) * kv_heads. Rows of one unit may belong to different sequences.
-// Pages are visited in ascending order with an online softmax (Milakov and Gimelshein 2018; Dao et al. 2022), whose
-// order of sums depends on key positions only.
+// over keys j <= pos = positions[r] of the row's own sequence, j > pos - window when window > 0. group = heads / kv_heads.
+// Online softmax (Milakov and Gimelshein 2018; Dao et al. 2022) page by page in ascending order; every attention_split
+// keys a new partial (sum of p v, maximum, sum of p) begins, and partials are merged in ascending order. So the order of
+// sums depends on key positions only. Tiers with bf16 dot products round scale * q and p to bf16 for pages of bf16 and i8.
+// Unit of `attention`: unit_rows token rows, of any sequences, one kv head: units = ceil(rows / unit_rows) * kv_heads, kv
+// head fastest. With `partials`, one split of keys as well: units = ceil(rows / unit_rows) * splits * kv_heads; then
+// `attention_merge` makes out of them. Its unit: one row's one head. Both ways give the same bits.
 struct AttentionArgs {
     const float* q;             // [rows, heads, head_dim], row stride q_stride
-    const float* k_pages;       // see KvWriteArgs
-    const float* v_pages;
-    const int32_t* page_table;  // [sequences, max_pages]
-    const int32_t* sequences;   // [rows]
-    const int32_t* positions;   // [rows]
     const float* alibi_slopes;  // [heads] or null
     float* out;                 // [rows, heads, head_dim], row stride out_stride
-    int64_t rows, heads, kv_heads, head_dim, q_stride, out_stride, max_pages, window;
+    float* partials;            // [rows, heads, splits, head_dim + 2] or null
+    KvPages pages;
+    int64_t rows, heads, q_stride, out_stride, window, unit_rows;
+    int64_t splits;             // of partials: ceil(max_pages * page_keys / attention_split)
     float scale;
 };
 
@@ -241,10 +228,10 @@ static constexpr int64_t sample_scratch_bytes(int64_t dim) { return dim * 8; }
 
 // Copies whole pages (copy on write of a shared page). Unit: one pair.
 struct CopyPagesArgs {
-    float* pages;
+    char* pages;
     const int32_t* from;  // [pairs]
     const int32_t* to;    // [pairs]
-    int64_t page_size;    // elements
+    int64_t page_bytes;
 };
 
 // One slot per kernel. reference.cpp fills every slot; each better tier overwrites the slots it improves.
@@ -262,7 +249,9 @@ struct Kernels {
     void (*rope_table)(const RopeTableArgs&, int64_t begin, int64_t end);
     void (*rope)(const RopeArgs&, int64_t begin, int64_t end);
     void (*kv_write)(const KvWriteArgs&, int64_t begin, int64_t end);
+    void (*rope_kv_write)(const RopeKvWriteArgs&, int64_t begin, int64_t end);
     void (*attention)(const AttentionArgs&, int64_t begin, int64_t end);
+    void (*attention_merge)(const AttentionArgs&, int64_t begin, int64_t end);
     void (*activation)(const ActivationArgs&, int64_t begin, int64_t end);
     void (*gated)(const GatedArgs&, int64_t begin, int64_t end);
     void (*add)(const AddArgs&, int64_t begin, int64_t end);
@@ -280,6 +269,7 @@ void install_reference(Kernels& k);
 void install_avx2(Kernels& k);
 void install_avx512(Kernels& k);
 void install_avx512vnni(Kernels& k);
+void install_avx512bf16(Kernels& k);
 void install_neon(Kernels& k);
 
 }  // namespace genkit

@@ -44,10 +44,14 @@ Tensor unpack(const Tensor& ids, const PackedWeight& weight);
 Tensor rope_table(const Tensor& positions, const Tensor& inv_freq, float scale);
 void rope_(const Tensor& x, const Tensor& table, int64_t head_dim, bool interleaved);
 void kv_write(const Tensor& k, const Tensor& v, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,
-              const Tensor& sequences, const Tensor& positions);
+              const Tensor& sequences, const Tensor& positions, const OptionalTensor& k_scales,
+              const OptionalTensor& v_scales);
+void rope_kv_write(const Tensor& x, const Tensor& table, const Tensor& k, const Tensor& v, const Tensor& k_pages,
+                   const Tensor& v_pages, const Tensor& page_table, const Tensor& sequences, const Tensor& positions,
+                   bool interleaved, const OptionalTensor& k_scales, const OptionalTensor& v_scales);
 Tensor attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,
                  const Tensor& sequences, const Tensor& positions, float scale, int64_t window,
-                 const OptionalTensor& alibi_slopes);
+                 const OptionalTensor& alibi_slopes, const OptionalTensor& k_scales, const OptionalTensor& v_scales);
 Tensor activation(const Tensor& x, const std::string& kind);
 Tensor gated(const Tensor& x, const std::string& kind);
 Tensor add(const Tensor& a, const Tensor& b);

@@ -4,13 +4,29 @@
 namespace genkit {
 namespace {
 
-// What kv_write and attention share: the pages, and where each row's keys are. Every page named must exist.
-void check_pages(const char* op, int64_t rows, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,
-                 const Tensor& sequences, const Tensor& positions) {
-    check_f32(op, "k_pages", k_pages, {-1, -1, page_keys, -1});
-    check_f32(op, "v_pages", v_pages, {k_pages.dim(0), k_pages.dim(1), page_keys, k_pages.dim(3)});
+void check_scales(const char* op, const char* name, const OptionalTensor& scales, const Tensor& pages) {
+    if (pages.dtype() != DType::i8) {
+        if (scales) fail(op, std::string(name) + " are for i8 pages; these are " + pages.shape_text());
+        return;
+    }
+    if (!scales) fail(op, std::string(name) + " are missing; i8 pages need them");
+    check_f32(op, name, *scales, {pages.dim(0), pages.dim(1), page_keys});
+    check_contiguous(op, name, *scales);
+}
+
+// The pages, and where each row's keys are. Every page named must exist.
+KvPages kv_pages(const char* op, int64_t rows, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,
+                 const Tensor& sequences, const Tensor& positions, const OptionalTensor& k_scales,
+                 const OptionalTensor& v_scales) {
+    check_dtype(op, "k_pages", k_pages, {DType::f32, DType::f16, DType::bf16, DType::i8});
+    check_shape(op, "k_pages", k_pages, {-1, -1, page_keys, -1});
+    check_dtype(op, "v_pages", v_pages, {k_pages.dtype()});
+    check_shape(op, "v_pages", v_pages, {k_pages.dim(0), k_pages.dim(1), page_keys, k_pages.dim(3)});
+    if (k_pages.dim(3) > 512) fail(op, "k_pages " + k_pages.shape_text() + ": head_dim is at most 512");
     check_contiguous(op, "k_pages", k_pages);
     check_contiguous(op, "v_pages", v_pages);
+    check_scales(op, "k_scales", k_scales, k_pages);
+    check_scales(op, "v_scales", v_scales, v_pages);
     check_dtype(op, "page_table", page_table, {DType::i32});
     check_shape(op, "page_table", page_table, {-1, -1});
     check_contiguous(op, "page_table", page_table);
@@ -33,52 +49,89 @@ void check_pages(const char* op, int64_t rows, const Tensor& k_pages, const Tens
                              std::to_string(page) + "; expected 0 to " + std::to_string(pages - 1));
         }
     }
+    return {k_pages.bytes(), v_pages.bytes(), optional_data(k_scales), optional_data(v_scales), table,
+            sequences.data<int32_t>(), positions.data<int32_t>(), k_pages.dim(1), k_pages.dim(3), max_pages, k_pages.dtype()};
+}
+
+KvWriteArgs kv_write_args(const char* op, const Tensor& k, const Tensor& v, const KvPages& pages) {
+    const int64_t width = pages.kv_heads * pages.head_dim;
+    check_f32(op, "k", k, {-1, width});
+    check_f32(op, "v", v, {k.dim(0), width});
+    if (k.row_stride() != v.row_stride() && k.dim(0) > 1)
+        fail(op, "k and v have row strides " + std::to_string(k.row_stride()) + " and " + std::to_string(v.row_stride()));
+    return {k.data<float>(), v.data<float>(), k.row_stride(), pages};
 }
 
 }  // namespace
 
 void kv_write(const Tensor& k, const Tensor& v, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,
-              const Tensor& sequences, const Tensor& positions) {
+              const Tensor& sequences, const Tensor& positions, const OptionalTensor& k_scales,
+              const OptionalTensor& v_scales) {
     const char* op = "kv_write";
     check_f32(op, "k", k, {-1, -1});
-    check_pages(op, k.dim(0), k_pages, v_pages, page_table, sequences, positions);
-    int64_t kv_heads = k_pages.dim(1), head_dim = k_pages.dim(3);
-    check_shape(op, "k", k, {-1, kv_heads * head_dim});
-    check_f32(op, "v", v, {k.dim(0), kv_heads * head_dim});
-    if (k.row_stride() != v.row_stride() && k.dim(0) > 1)
-        fail(op, "k and v have row strides " + std::to_string(k.row_stride()) + " and " + std::to_string(v.row_stride()));
-    KvWriteArgs a{k.data<float>(), v.data<float>(), k_pages.data<float>(), v_pages.data<float>(),
-                  page_table.data<int32_t>(), sequences.data<int32_t>(), positions.data<int32_t>(), kv_heads, head_dim,
-                  k.row_stride(), page_table.dim(1)};
-    submit(kernels().kv_write, a, k.dim(0), grain_for(elements_a_piece, k.dim(1)));
+    KvWriteArgs a = kv_write_args(op, k, v, kv_pages(op, k.dim(0), k_pages, v_pages, page_table, sequences, positions,
+                                                     k_scales, v_scales));
+    submit(kernels().kv_write, a, k.dim(0), grain_for(elements_a_piece, 2 * k.dim(1)));
+}
+
+void rope_kv_write(const Tensor& x, const Tensor& table, const Tensor& k, const Tensor& v, const Tensor& k_pages,
+                   const Tensor& v_pages, const Tensor& page_table, const Tensor& sequences, const Tensor& positions,
+                   bool interleaved, const OptionalTensor& k_scales, const OptionalTensor& v_scales) {
+    const char* op = "rope_kv_write";
+    check_f32(op, "k", k, {-1, -1});
+    KvWriteArgs write = kv_write_args(op, k, v, kv_pages(op, k.dim(0), k_pages, v_pages, page_table, sequences, positions,
+                                                         k_scales, v_scales));
+    const int64_t head_dim = write.pages.head_dim;
+    check_f32(op, "x", x, {k.dim(0), -1});
+    check_f32(op, "table", table, {k.dim(0), -1});
+    check_contiguous(op, "table", table);
+    if (head_dim < 1 || x.dim(1) % head_dim != 0 || table.dim(1) % 2 != 0 || table.dim(1) > head_dim)
+        fail(op, "x " + x.shape_text() + " and table " + table.shape_text() + " do not fit head_dim " + std::to_string(head_dim));
+    RopeKvWriteArgs a{{x.data<float>(), table.data<float>(), x.dim(1) / head_dim, head_dim, table.dim(1) / 2, x.row_stride(),
+                       interleaved}, write};
+    submit(kernels().rope_kv_write, a, k.dim(0), grain_for(elements_a_piece, x.dim(1) + k.dim(1)));
 }
 
 Tensor attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,
                  const Tensor& sequences, const Tensor& positions, float scale, int64_t window,
-                 const OptionalTensor& alibi_slopes) {
+                 const OptionalTensor& alibi_slopes, const OptionalTensor& k_scales, const OptionalTensor& v_scales) {
     const char* op = "attention";
     check_f32(op, "q", q, {-1, -1});
-    int64_t rows = q.dim(0);
-    check_pages(op, rows, k_pages, v_pages, page_table, sequences, positions);
-    int64_t kv_heads = k_pages.dim(1), head_dim = k_pages.dim(3);
-    int64_t heads = head_dim > 0 ? q.dim(1) / head_dim : 0;
-    if (heads < 1 || kv_heads < 1 || heads * head_dim != q.dim(1) || heads % kv_heads != 0 || head_dim > 512)
+    const int64_t rows = q.dim(0);
+    const KvPages pages = kv_pages(op, rows, k_pages, v_pages, page_table, sequences, positions, k_scales, v_scales);
+    const int64_t heads = pages.head_dim > 0 ? q.dim(1) / pages.head_dim : 0;
+    if (heads < 1 || pages.kv_heads < 1 || heads * pages.head_dim != q.dim(1) || heads % pages.kv_heads != 0)
         fail(op, "q " + q.shape_text() + " does not fit pages " + k_pages.shape_text() +
-                     ": expected a multiple of kv_heads * head_dim columns, head_dim at most 512");
+                     ": expected a multiple of kv_heads * head_dim columns");
     check_finite(op, "scale", scale);
     if (window < 0) fail(op, "window is " + std::to_string(window) + "; expected 0 (unlimited) or more");
     if (alibi_slopes) check_vector(op, "alibi_slopes", *alibi_slopes, DType::f32, heads);
-    Tensor out({rows, heads * head_dim}, DType::f32);
-    AttentionArgs a{q.data<float>(), k_pages.data<float>(), v_pages.data<float>(), page_table.data<int32_t>(),
-                    sequences.data<int32_t>(), positions.data<int32_t>(), optional_data(alibi_slopes), out.data<float>(),
-                    rows, heads, kv_heads, head_dim, q.row_stride(), heads * head_dim, page_table.dim(1), window, scale};
-    submit(kernels().attention, a, (rows + attention_rows - 1) / attention_rows * kv_heads, 1);
+
+    // Units of about 64 queries read a page once for all of them. Fewer, and then keys split too, where threads would be
+    // idle: the bits do not depend on it.
+    const int64_t threads = get_threads(), group = heads / pages.kv_heads;
+    int64_t unit_rows = std::max<int64_t>(1, 64 / group);
+    auto units = [&] { return (rows + unit_rows - 1) / unit_rows * pages.kv_heads; };
+    while (unit_rows > 1 && units() < threads) unit_rows /= 2;
+    const int64_t splits = (pages.max_pages * page_keys + attention_split - 1) / attention_split;
+    const bool split = units() < 2 * threads && threads > 1 && splits > 1;
+
+    Tensor out({rows, heads * pages.head_dim}, DType::f32);
+    AttentionArgs a{q.data<float>(), optional_data(alibi_slopes), out.data<float>(), nullptr, pages, rows, heads,
+                    q.row_stride(), heads * pages.head_dim, window, unit_rows, splits, scale};
+    if (!split) {
+        submit(kernels().attention, a, units(), 1);
+        return out;
+    }
+    Tensor partials({rows, heads, splits, pages.head_dim + 2}, DType::f32);
+    a.partials = partials.data<float>();
+    submit(kernels().attention, a, units() * splits, 1);
+    submit(kernels().attention_merge, a, rows * heads, grain_for(elements_a_piece, splits * pages.head_dim));
     return out;
 }
 
 void copy_pages(const Tensor& pages, const Tensor& source, const Tensor& target) {
     const char* op = "copy_pages";
-    check_dtype(op, "pages", pages, {DType::f32});
     check_contiguous(op, "pages", pages);
     if (pages.rank() < 1) fail(op, "pages " + pages.shape_text() + " has no page axis");
     int64_t pairs = source.rank() == 1 ? source.dim(0) : -1;
@@ -86,7 +139,8 @@ void copy_pages(const Tensor& pages, const Tensor& source, const Tensor& target)
     check_vector(op, "target", target, DType::i32, pairs);
     check_range(op, "source", source, pages.dim(0));
     check_range(op, "target", target, pages.dim(0));
-    CopyPagesArgs a{pages.data<float>(), source.data<int32_t>(), target.data<int32_t>(), pages.row_stride()};
+    CopyPagesArgs a{pages.bytes(), source.data<int32_t>(), target.data<int32_t>(),
+                    pages.row_stride() * dtype_size(pages.dtype())};
     submit(kernels().copy_pages, a, pairs, 1);
 }
 

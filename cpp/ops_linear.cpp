@@ -6,7 +6,7 @@ namespace {
 
 constexpr int64_t linear_tile = 48;  // a multiple of every tier's tile of outputs
 constexpr int64_t packed_products_a_piece = 1 << 18;  // about 5 us of one row from memory
-constexpr int64_t rows_rounded_at_once = 2048;  // of a weight: its codes go from one kernel to the next through the cache
+constexpr int64_t rounding_pieces = 8;  // a thread, of a weight
 
 constexpr const char* packing_names[] = {"int4_two_level", "int4", "int8"};
 constexpr const char* zero_names[] = {"none", "integer", "real"};
@@ -123,30 +123,37 @@ PackedWeight quantize_weight(const Tensor& weight, const WeightFormat& format, b
     check_shape(op, "weight", weight, {-1, -1});
     check_contiguous(op, "weight", weight);
     if (format.zero != Zero::none) fail(op, "rounding makes no zeros");
+    if (format.scale_dtype != DType::f16) fail(op, "rounding makes f16 scales");
     const int64_t n = weight.dim(0), k = weight.dim(1), depth = round_up(k, tile_depth);
     PackedWeight packed = empty_packed(op, n, k, format, gated);
-    // The rows of a number of panels at a time; a gated panel's rows are two runs, so those weights go in halves.
-    const int64_t panels = packed.panels.dim(0), row_bytes = weight.row_stride() * dtype_size(weight.dtype());
-    const int64_t outputs = gated ? panel_outputs / 2 : panel_outputs, half = gated ? n / 2 : n;
-    const int64_t panels_at_once = std::min(panels, std::max<int64_t>(1, rows_rounded_at_once / panel_outputs));
-    const int64_t rows_at_once = panels_at_once * panel_outputs;
-    Tensor codes({rows_at_once, depth}, DType::u8), scales({rows_at_once, scale_count(k, format)}, DType::u16);
-    Tensor subscales({rows_at_once, depth / sub_depth}, DType::u8), minima({rows_at_once, depth / sub_depth}, DType::u8);
-    for (int64_t first = 0; first < panels; first += panels_at_once) {
-        const int64_t begin = first * outputs, end = std::min(half, (first + panels_at_once) * outputs), rows = end - begin;
-        for (int64_t part = 0; part < (gated ? 2 : 1); part++) {
-            const int64_t at = part * rows;  // in the buffers: gates, then ups, as pack expects of a weight of 2 * rows
-            QuantizeWeightArgs a{weight.bytes() + (part * half + begin) * row_bytes,
-                                 {codes.data<uint8_t>() + at * depth, scales.data<uint16_t>() + at * scales.dim(1),
-                                  subscales.data<uint8_t>() + at * subscales.dim(1), minima.data<uint8_t>() + at * minima.dim(1),
-                                  nullptr},
-                                 k, format, weight.dtype()};
-            submit(kernels().quantize_weight, a, rows, grain_for(elements_a_piece, k));
+    // A panel at a time, so that its codes go from one kernel to the next through the cache of one core; each piece of the
+    // work has a buffer for one. A gated panel's rows are two runs: gates and ups.
+    const int64_t panels = packed.panels.dim(0), run = gated ? panel_outputs / 2 : panel_outputs, half = gated ? n / 2 : n;
+    const int64_t grain = (panels + rounding_pieces * get_threads() - 1) / (rounding_pieces * get_threads());
+    const int64_t pieces = (panels + grain - 1) / grain, row_scales = scale_count(k, format), row_subs = depth / sub_depth;
+    Tensor codes({pieces, panel_outputs * depth}, DType::u8), scales({pieces, panel_outputs * row_scales}, DType::u16);
+    Tensor subscales({pieces, panel_outputs * row_subs}, DType::u8), minima({pieces, panel_outputs * row_subs}, DType::u8);
+    auto round_panels = [&](int64_t begin, int64_t end) {
+        const int64_t piece = begin / grain;
+        const WeightCodes out{codes.data<uint8_t>() + piece * codes.dim(1), scales.data<uint16_t>() + piece * scales.dim(1),
+                              subscales.data<uint8_t>() + piece * subscales.dim(1),
+                              minima.data<uint8_t>() + piece * minima.dim(1), nullptr};
+        for (int64_t panel = begin; panel < end; panel++) {
+            const int64_t rows = std::min(run, half - panel * run);
+            for (int64_t part = 0; part < (gated ? 2 : 1); part++) {
+                const int64_t at = part * rows;  // in the buffers: gates, then ups, as pack expects of a weight of 2 * rows
+                const char* first = weight.bytes() + (part * half + panel * run) * k * dtype_size(weight.dtype());
+                QuantizeWeightArgs a{first, {out.codes + at * depth, out.scales + at * row_scales, out.subscales + at * row_subs,
+                                             out.minima + at * row_subs, nullptr}, k, format, weight.dtype()};
+                kernels().quantize_weight(a, 0, rows);
+            }
+            PackArgs p{out, packed.panels.data<uint8_t>() + panel * packed.panels.dim(1), gated ? 2 * rows : rows, k, format, gated};
+            kernels().pack(p, 0, 1);
         }
-        PackArgs p{{codes.data<uint8_t>(), scales.data<uint16_t>(), subscales.data<uint8_t>(), minima.data<uint8_t>(), nullptr},
-                   packed.panels.data<uint8_t>() + first * packed.panels.dim(1), gated ? 2 * rows : rows, k, format, gated};
-        submit(kernels().pack, p, (rows + outputs - 1) / outputs, 1);
-    }
+    };
+    parallel_for(panels, grain, [](const void* job, int64_t begin, int64_t end) {
+        (*static_cast<const decltype(round_panels)*>(job))(begin, end);
+    }, &round_panels);
     return packed;
 }
 

@@ -22,6 +22,8 @@ namespace genkit {
 
 enum class DType : int32_t { f32, f16, bf16, i8, u8, i16, u16, i32, i64 };
 
+enum class Activation : int32_t { silu, gelu, gelu_tanh };
+
 enum class Packing : int32_t { int4_two_level, int4, int8 };
 enum class Zero : int32_t { none, integer, real };
 
@@ -58,6 +60,36 @@ struct WeightCodes {
     uint8_t* subscales;  // [n, depth / 32] u; int4_two_level
     uint8_t* minima;     // [n, depth / 32] m; int4_two_level
     void* zeros;         // [n, ceil(depth / group)] u8, i8 or scale_dtype; null without
+};
+
+// Activations for integer weights: for each 256 along k, scale = max |x| / 127 and code = round(x * (127 / max |x|)) to
+// nearest even, in f32; sums are of 32 codes each. Codes past k are 0. A block whose largest is below 2^-100 is zeros; one
+// with a NaN or an infinity has codes 0 and scale NaN, so that its row's outputs are NaN. Unit: one row.
+struct QuantizeArgs {
+    const float* x;   // [rows, k], row stride x_stride
+    int8_t* codes;    // [rows, round_up(k, 64)], row stride codes_stride, a multiple of 64
+    float* scales;    // [rows, ceil(k / 256)]
+    int16_t* sums;    // [rows, round_up(k, 64) / 32]
+    int64_t k, x_stride, codes_stride;
+};
+
+// out[m, n] = sum_k x[m, k] * weight[n, k] + bias[n] + residual[m, n] over packed integer weights. Unit: one panel for
+// every m. An output is acc = fma(float(sum of codes x codes), scale of the weight * scale of x, acc) over groups (256 at
+// most) in ascending order, after each fma(float(sum of x), b * scale of x, acc) with real zeros; the sums of integers are
+// exact and below 2^24. So every tier gives the same bits. gated: columns 0..15 of a panel are gates, 16..31 ups, and
+// out[m, i] = f(gate + bias) * (up + bias), [rows, n / 2]; biases lie as in an ungated weight, gates then ups.
+struct PackedLinearArgs {
+    const int8_t* codes;    // x, see QuantizeArgs
+    const float* scales;
+    const int16_t* sums;
+    const uint8_t* weight;  // panels, see packed.h
+    const float* bias;      // [n] or null
+    const float* residual;  // [rows, n], row stride out_stride, or null; may be out itself; not with gated
+    float* out;             // row stride out_stride
+    int64_t rows, n, k, codes_stride, out_stride;
+    WeightFormat format;
+    bool gated;
+    Activation kind;
 };
 
 // Rounds rows of w to codes (round to nearest; see reference_packed.inl for the scales). Unit: one row.

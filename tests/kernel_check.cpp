@@ -5,10 +5,14 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
 using namespace genkit;
+
+#define QUOTED(x) #x
+#define TEXT(x) QUOTED(x)
 
 namespace {
 
@@ -205,45 +209,87 @@ void check_rows(int64_t rows, int64_t dim) {
     }
 }
 
-void check_attention(int64_t rows, int64_t kv_heads, int64_t group, int64_t dim, int64_t longest, int64_t window, bool alibi) {
+// K and V pages of a type, full of NaN (0xff, which is -1 as int8; its scales are NaN): what was not written must not be seen.
+struct Pages {
+    std::vector<char> k, v;
+    std::vector<float> k_scales, v_scales;
+    Pages(int64_t keys, int64_t dim, DType dtype)
+        : k(size_t(keys * dim * (dtype == DType::f32 ? 4 : dtype == DType::i8 ? 1 : 2)), char(0xff)), v(k),
+          k_scales(dtype == DType::i8 ? size_t(keys) : 0, NAN), v_scales(k_scales) {}
+};
+
+void check_attention(int64_t rows, int64_t kv_heads, int64_t group, int64_t dim, int64_t longest, int64_t window, bool alibi,
+                     DType dtype) {
     const int64_t sequences = 3, max_pages = longest / page_keys + 1, pages = sequences * max_pages;
-    const int64_t heads = kv_heads * group, stride = heads * dim + 7, page_size = kv_heads * page_keys * dim;
-    std::vector<float> k(size_t(pages * page_size), NAN), v = k;  // what was not written must not be seen
-    std::vector<int32_t> table, sequence, position;
+    const int64_t heads = kv_heads * group, stride = heads * dim + 7, width = kv_heads * dim;
+    Pages cache(pages * kv_heads * page_keys, dim, dtype), other = cache;
+    std::vector<int32_t> table, owner, key, sequence, position;
     for (int64_t p = 0; p < pages; p++) table.push_back(int32_t((p * 5 + 1) % pages));
+    auto where = [&](Pages& p, const std::vector<int32_t>& s, const std::vector<int32_t>& at) {
+        return KvPages{p.k.data(), p.v.data(), p.k_scales.data(), p.v_scales.data(), table.data(), s.data(), at.data(), kv_heads,
+                       dim, max_pages, dtype};
+    };
     for (int64_t s = 0; s < sequences; s++) {
         for (int64_t p = 0; p < longest; p++) {
-            const std::vector<float> key = rng.normals(kv_heads * dim), value = rng.normals(kv_heads * dim);
-            const int32_t at = int32_t(s), pos = int32_t(p);
-            plain.kv_write({key.data(), value.data(), k.data(), v.data(), table.data(), &at, &pos, kv_heads, dim,
-                            kv_heads * dim, max_pages}, 0, 1);
+            owner.push_back(int32_t(s));
+            key.push_back(int32_t(p));
         }
     }
+    const int64_t tokens = sequences * longest, middle = rng.below(tokens);
+    const std::vector<float> k = rng.normals(tokens * width), v = rng.normals(tokens * width);
+    plain.kv_write({k.data(), v.data(), width, where(cache, owner, key)}, 0, tokens);
+    const KvWriteArgs write{k.data(), v.data(), width, where(other, owner, key)};
+    fast.kv_write(write, middle, tokens);
+    fast.kv_write(write, 0, middle);
+    const std::string what = " rows " + std::to_string(rows) + " group " + std::to_string(group) + " dim " +
+                             std::to_string(dim) + " type " + std::to_string(int(dtype));
+    auto same_floats = [](const std::vector<float>& a, const std::vector<float>& b) {
+        return a.empty() || memcmp(a.data(), b.data(), a.size() * 4) == 0;
+    };
+    if (cache.k != other.k || cache.v != other.v || !same_floats(cache.k_scales, other.k_scales) ||
+        !same_floats(cache.v_scales, other.v_scales)) {
+        printf("kv_write%s differs\n", what.c_str());
+        failures++;
+    }
+
     for (int64_t r = 0; r < rows; r++) {
         sequence.push_back(int32_t(r * sequences / rows));
         position.push_back(int32_t(rng.below(longest)));
     }
     const std::vector<float> q = rng.normals(rows * stride), slopes = rng.normals(heads, 0.1f);
-    std::vector<float> want(size_t(rows * heads * dim)), got = want;
-    AttentionArgs a{q.data(), k.data(), v.data(), table.data(), sequence.data(), position.data(),
-                    alibi ? slopes.data() : nullptr, want.data(), rows, heads, kv_heads, dim, stride, heads * dim,
-                    max_pages, window, float(1 / sqrt(double(dim)))};
-    const int64_t units = (rows + attention_rows - 1) / attention_rows * kv_heads;
+    const int64_t splits = (max_pages * page_keys + attention_split - 1) / attention_split;
+    std::vector<float> want(size_t(rows * heads * dim)), got = want, partials(size_t(rows * heads * splits * (dim + 2)));
+    AttentionArgs a{q.data(), alibi ? slopes.data() : nullptr, want.data(), nullptr, where(cache, sequence, position), rows,
+                    heads, stride, heads * dim, window, 1 + rng.below(rows), splits, float(1 / sqrt(double(dim)))};
+    const int64_t units = (rows + a.unit_rows - 1) / a.unit_rows * kv_heads;
     plain.attention(a, 0, units);
     a.out = got.data();
     fast.attention(a, 0, units);
     // A score is off by at most dim * eps * scale * |q| |k| <= dim * eps * sqrt(dim) * 9, ALiBi by an ulp of 0.3 * longest;
     // a weight by e times that, and |v| <= 3. Random errors are far below this bound: a twentieth of it is allowed.
+    // Queries and weights in bf16 add a few times 2^-9.
     const double score_error = eps * (double(dim) * sqrt(double(dim)) * 9 + (alibi ? 0.3 * double(longest) : 0));
     const double bound = 3 * (2 * score_error + eps * double(longest));
-    check("attention rows " + std::to_string(rows) + " group " + std::to_string(group) + " dim " + std::to_string(dim), got,
-          want, std::vector<double>(want.size(), bound / 20 + 8 * eps));
+    const bool rounded = strstr(TEXT(INSTALL_TIER), "bf16") && (dtype == DType::bf16 || dtype == DType::i8);
+    check("attention" + what, got, want, std::vector<double>(want.size(), bound / 20 + 8 * eps + (rounded ? 0.06 : 0)));
+
+    auto split = [&](Kernels& tier, const std::vector<float>& whole) {  // partials, merged, have the same bits
+        std::vector<float> merged(whole.size());
+        AttentionArgs b = a;
+        b.partials = partials.data();
+        b.out = merged.data();
+        tier.attention(b, 0, units * splits);
+        tier.attention_merge(b, 0, rows * heads);
+        check("attention in splits" + what, merged, whole, std::vector<double>(whole.size(), 0));
+    };
+    split(plain, want);
+    split(fast, got);
     for (int64_t r = 0; r < rows; r++) {  // a row alone has the same bits
         std::vector<float> alone(size_t(heads * dim));
         AttentionArgs b = a;
         b.q += r * stride;
-        b.sequences += r;
-        b.positions += r;
+        b.pages.sequences += r;
+        b.pages.positions += r;
         b.out = alone.data();
         b.rows = 1;
         fast.attention(b, 0, kv_heads);
@@ -262,6 +308,163 @@ void check_philox() {  // known answers of Random123
     if (memcmp(got, want, sizeof got) != 0) {
         printf("philox differs from its known answers\n");
         failures++;
+    }
+}
+
+// ---- integer weights: the same bits as the reference -------------------------------------------------------------
+
+template <class T>
+void same(const std::string& what, const std::vector<T>& got, const std::vector<T>& want) {
+    for (size_t i = 0; i < want.size(); i++) {
+        if (memcmp(&got[i], &want[i], sizeof(T)) != 0) {
+            printf("%s: element %zu is %.9g, the reference %.9g\n", what.c_str(), i, double(got[i]), double(want[i]));
+            failures++;
+            return;
+        }
+    }
+}
+
+std::string name_of(const WeightFormat& f) {
+    const char* packings[] = {"int4_two_level", "int4", "int8"};
+    const char* zeros[] = {"", " integer zeros", " real zeros"};
+    return packings[int(f.packing)] + (" group " + std::to_string(f.group)) + zeros[int(f.zero)] +
+           (f.scale_dtype == DType::bf16 ? " bf16" : "");
+}
+
+// Row-major codes of a random weight, within the ranges ops.cpp checks.
+struct RandomCodes {
+    int64_t n, k;
+    WeightFormat f;
+    std::vector<uint8_t> codes, u, m, zeros;
+    std::vector<uint16_t> scales, real_zeros;
+
+    RandomCodes(int64_t n_, int64_t k_, const WeightFormat& f_) : n(n_), k(k_), f(f_) {
+        const int64_t depth = round_up(k, tile_depth), groups = n * ((depth + f.group - 1) / f.group);
+        for (int64_t i = 0; i < n * depth; i++) codes.push_back(uint8_t(rng.below(f.packing == Packing::int8 ? 256 : 16)));
+        for (int64_t i = 0; i < n * depth / sub_depth; i++) {
+            const int64_t sub = 1 + rng.below(15), least = 15 * sub > 127 ? 15 * sub - 127 : 0;
+            u.push_back(uint8_t(sub));
+            m.push_back(uint8_t(least + rng.below(129 - least)));
+        }
+        for (int64_t i = 0; i < groups; i++) {
+            scales.push_back(real(rng.normal() * 0.01f));
+            real_zeros.push_back(real(rng.normal()));
+            zeros.push_back(uint8_t(rng.below(f.packing == Packing::int8 ? 256 : 17)));
+        }
+    }
+    uint16_t real(float x) const {
+        return f.scale_dtype == DType::bf16 ? narrowed<bf16>({x})[0].bits : narrowed<f16>({x})[0].bits;
+    }
+    WeightCodes args() {
+        return {codes.data(), scales.data(), u.data(), m.data(),
+                f.zero == Zero::integer ? static_cast<void*>(zeros.data()) : real_zeros.data()};
+    }
+};
+
+void check_quantize(int64_t rows, int64_t k) {
+    const int64_t stride = k + 3, depth = round_up(k, tile_depth);
+    std::vector<float> x = rng.normals(rows * stride, 2);
+    if (rows > 3) {
+        for (int64_t i = 0; i < k; i++) {
+            x[size_t(stride + i)] *= 1e-38f;
+            x[size_t(2 * stride + i)] = floorf(x[size_t(2 * stride + i)] * 20) / 2;
+        }
+        x[size_t(3 * stride + rng.below(k))] = rng.below(2) ? NAN : -INFINITY;
+    }
+    std::vector<int8_t> want(size_t(rows * depth)), got = want;
+    std::vector<int16_t> want_sums(size_t(rows * depth / sub_depth)), got_sums = want_sums;
+    std::vector<float> want_scales(size_t(rows * ((k + block_depth - 1) / block_depth))), got_scales = want_scales;
+    plain.quantize({x.data(), want.data(), want_scales.data(), want_sums.data(), k, stride, depth}, 0, rows);
+    const int64_t middle = rng.below(rows + 1);
+    fast.quantize({x.data(), got.data(), got_scales.data(), got_sums.data(), k, stride, depth}, 0, middle);
+    fast.quantize({x.data(), got.data(), got_scales.data(), got_sums.data(), k, stride, depth}, middle, rows);
+    const std::string what = "quantize " + std::to_string(rows) + " x " + std::to_string(k);
+    same(what, got, want);
+    same(what + " sums", got_sums, want_sums);
+    check(what + " scales", got_scales, want_scales, relative(want_scales, 0));
+}
+
+void check_quantize_weight(int64_t n, int64_t k, const WeightFormat& f, DType dtype) {
+    std::vector<float> wide = rng.normals(n * k, 0.02f);
+    for (int64_t i = 0; n > 2 && i < k; i++) wide[size_t(i)] *= 1e-5f, wide[size_t(k + i)] = 0;  // denormal scales, and none
+    if (n > 3) wide[size_t(3 * k - 1)] = NAN;
+    if (n > 4) wide[size_t(4 * k - 1)] = 1e30f;  // its scale is not an f16
+    const std::vector<f16> half = narrowed<f16>(wide);
+    const std::vector<bf16> brain = narrowed<bf16>(wide);
+    const void* weight = dtype == DType::f16 ? static_cast<const void*>(half.data())
+                         : dtype == DType::bf16 ? static_cast<const void*>(brain.data()) : wide.data();
+    RandomCodes want(n, k, f), got = want;
+    plain.quantize_weight({weight, want.args(), k, f, dtype}, 0, n);
+    const int64_t middle = rng.below(n + 1);
+    fast.quantize_weight({weight, got.args(), k, f, dtype}, 0, middle);
+    fast.quantize_weight({weight, got.args(), k, f, dtype}, middle, n);
+    const std::string what = "quantize_weight " + std::to_string(n) + " x " + std::to_string(k) + " " + name_of(f);
+    same(what, got.codes, want.codes);
+    same(what + " scales", got.scales, want.scales);
+    same(what + " u", got.u, want.u);
+    same(what + " m", got.m, want.m);
+}
+
+void check_packed(int64_t n, int64_t k, const WeightFormat& f, bool gated, std::initializer_list<int64_t> row_counts) {
+    const std::string what = " n " + std::to_string(n) + " k " + std::to_string(k) + (gated ? " gated " : " ") + name_of(f);
+    RandomCodes c(n, k, f);
+    const int64_t panels = gated ? (n / 2 + 15) / 16 : (n + panel_outputs - 1) / panel_outputs;
+    std::vector<uint8_t> want_panels(size_t(panels * panel_bytes(f, k)), 0xaa), got_panels(want_panels.size(), 0x55);
+    plain.pack({c.args(), want_panels.data(), n, k, f, gated}, 0, panels);
+    const int64_t middle = rng.below(panels + 1);
+    fast.pack({c.args(), got_panels.data(), n, k, f, gated}, 0, middle);
+    fast.pack({c.args(), got_panels.data(), n, k, f, gated}, middle, panels);
+    same("pack" + what, got_panels, want_panels);
+
+    std::vector<int32_t> ids;
+    for (int64_t i = 0; i < n; i++) ids.push_back(int32_t(n - 1 - i));
+    std::vector<float> got_rows(size_t(n * k)), want_rows = got_rows;
+    plain.unpack({ids.data(), want_panels.data(), want_rows.data(), n, k, f, gated}, 0, n);
+    fast.unpack({ids.data(), want_panels.data(), got_rows.data(), n, k, f, gated}, 0, n);
+    same("unpack" + what, got_rows, want_rows);
+
+    for (int64_t rows : row_counts) {
+        const int64_t depth = round_up(k, tile_depth), stride = depth + 64, out_n = gated ? n / 2 : n, out_stride = out_n + 3;
+        const std::vector<float> x = rng.normals(rows * k), bias = rng.normals(n);
+        std::vector<int8_t> codes(size_t(rows * stride), 77);
+        std::vector<int16_t> sums(size_t(rows * depth / sub_depth));
+        std::vector<float> scales(size_t(rows * ((k + block_depth - 1) / block_depth)));
+        plain.quantize({x.data(), codes.data(), scales.data(), sums.data(), k, k, stride}, 0, rows);
+        std::vector<float> want = rng.normals(rows * out_stride), got = want;
+        PackedLinearArgs a{codes.data(), scales.data(), sums.data(), want_panels.data(), bias.data(),
+                           gated ? nullptr : want.data(), want.data(), rows, n, k, stride, out_stride, f, gated, Activation::silu};
+        plain.packed_linear(a, 0, panels);
+        a.out = got.data();
+        if (!gated) a.residual = got.data();
+        const int64_t split = rng.below(panels + 1);
+        fast.packed_linear(a, 0, split);
+        fast.packed_linear(a, split, panels);
+        const std::string product = "packed_linear rows " + std::to_string(rows) + what;
+        if (gated) check(product, got, want, relative(want, 64, 1e-30));  // gates are of size 20 at most
+        else same(product, got, want);
+    }
+}
+
+void check_integer_weights() {
+    for (int64_t k : {1, 31, 64, 100, 256, 257, 600, 2048}) check_quantize(1 + rng.below(7), k), check_quantize(5, k);
+    for (Packing packing : {Packing::int4_two_level, Packing::int4, Packing::int8}) {
+        for (int64_t group : {32, 64, 128, 256}) {
+            if (packing == Packing::int4_two_level && group != 256) continue;
+            for (DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+                const WeightFormat f{packing, group, Zero::none, DType::f16};
+                check_quantize_weight(1, 1, f, dtype);
+                check_quantize_weight(6, 300, f, dtype);
+                check_quantize_weight(5, 544, f, dtype);
+            }
+            for (Zero zero : {Zero::none, Zero::integer, Zero::real}) {
+                if (packing == Packing::int4_two_level && zero != Zero::none) continue;
+                const WeightFormat f{packing, group, zero, zero == Zero::integer ? DType::bf16 : DType::f16};
+                check_packed(1, 1, f, false, {1, 3});
+                check_packed(70, 330, f, false, {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 33});
+                check_packed(33, 600, f, false, {1, 4, 6, 20});
+                check_packed(66, 290, f, true, {1, 5, 18});
+            }
+        }
     }
 }
 
@@ -284,12 +487,17 @@ int main() {
             }
         }
     }
-    for (int64_t dim : {2, 16, 20, 64, 80, 96, 128}) {
-        check_attention(1, 2, 7, dim, 130, 0, false);
-        check_attention(19, 1, 3, dim, 200, 0, true);
-        check_attention(11, 2, 1, dim, 200, 70, false);
-        check_attention(9, 1, 18, dim, 65, 1, false);
+    for (DType dtype : {DType::f32, DType::f16, DType::bf16, DType::i8}) {
+        for (int64_t dim : {2, 16, 20, 33, 64, 80, 96, 128}) {
+            check_attention(1, 2, 7, dim, 130, 0, false, dtype);
+            check_attention(19, 1, 3, dim, 200, 0, true, dtype);
+            check_attention(11, 2, 1, dim, 200, 70, false, dtype);
+            check_attention(9, 1, 18, dim, 65, 1, false, dtype);
+        }
+        check_attention(3, 1, 3, 16, 2100, 0, false, dtype);
+        check_attention(3, 1, 1, 16, 2100, 1100, false, dtype);
     }
+    check_integer_weights();
     if (failures) printf("%d comparisons failed\n", failures);
     return failures ? 1 : 0;
 }

@@ -65,7 +65,7 @@ def test_instructions_stay_in_their_tier(tier_object):
     uses = {name for name, pattern in patterns.items() if re.search(pattern, code)}
     avx512 = {"zmm", "ymm", "vex", "fma"}
     assert uses == {"reference": set(), "avx2": {"ymm", "vex", "fma"}, "avx512": avx512,
-                    "avx512vnni": avx512 | {"vnni"}}[tier]
+                    "avx512vnni": avx512 | {"vnni"}, "avx512bf16": avx512 | {"bf16"}}[tier]
     if tier == "avx2":
         assert not re.search(r"%k[1-7]|%[xy]mm(1[6-9]|2\d|3[01])", code), "AVX-512 registers"
 

@@ -1,31 +1,65 @@
-"""attention on every tier: against float64 with bounds from norms, and the same bits whatever rows share a unit."""
+"""Attention and its pages on every tier and type: against float64 with bounds from norms, pages to the bit against numpy,
+and the same bits whatever rows, units, splits or threads there are."""
 
 import numpy as np
 import pytest
-from kernel_helpers import EPS, assert_within, ints, pytest_tier, same_bits, strided, tensor
+from kernel_helpers import EPS, assert_within, bf16_bits, bf16_values, ints, pytest_tier, same_bits, strided, tensor
 
 from genkit import _core
 
 tier = pytest_tier()
 PAGE = _core.PAGE_KEYS
+TYPES = ("f32", "f16", "bf16", "i8")
+
+
+def new_pages(shape, dtype):
+    """K and V pages, and their scales for i8, full of NaN (bytes 0xff, which is -1 as i8; its scales are NaN)."""
+    pages = [_core.Tensor(shape, dtype) for _ in range(2)]
+    pages += [_core.Tensor(shape[:3], "f32") if dtype == "i8" else None for _ in range(2)]
+    for t in pages:
+        if t is not None:
+            np.frombuffer(t.bytes(), np.uint8)[:] = 0xFF
+    return pages
+
+
+def kv_write(k, v, pages, *where):
+    _core.kv_write(tensor(k), tensor(v), pages[0], pages[1], *where, pages[2], pages[3])
+
+
+def quantized(x):
+    """i8 codes and scales [..., 1] of keys or values [..., head_dim], as KvPages has them."""
+    with np.errstate(all="ignore"):
+        scale = (np.abs(x).max(-1, keepdims=True) / np.float32(127)).astype(np.float32)
+        scale[~np.isfinite(x).all(-1)] = np.nan
+        codes = np.where(scale > 0, np.clip(np.rint(x / scale), -127, 127), 0)
+    return codes.astype(np.int8), scale
+
+
+def stored(x, dtype):
+    """What keys or values become in a page, as float64."""
+    if dtype == "i8":
+        codes, scale = quantized(x)
+        return codes.astype(np.float64) * scale
+    return x.astype(np.float64) if dtype == "f32" else bf16_values(bf16_bits(x)) if dtype == "bf16" else \
+        x.astype(np.float16).astype(np.float64)
 
 
 class Case:
     """Sequences of given lengths in shuffled pages; slots that were never written hold NaN."""
 
-    def __init__(self, seed, heads, kv_heads, head_dim, lengths, rows, alibi=False, window=0):
+    def __init__(self, seed, heads, kv_heads, head_dim, lengths, rows, alibi=False, window=0, dtype="f32"):
         rng = np.random.default_rng(seed)
-        self.heads, self.kv_heads, self.head_dim, self.window = heads, kv_heads, head_dim, window
+        self.heads, self.kv_heads, self.head_dim, self.window, self.dtype = heads, kv_heads, head_dim, window, dtype
         self.max_pages = max(lengths) // PAGE + 1
         pages = len(lengths) * self.max_pages
         self.table = rng.permutation(pages).reshape(len(lengths), self.max_pages)
-        self.keys = [rng.standard_normal((n, kv_heads, head_dim)).astype(np.float32) for n in lengths]
-        self.values = [rng.standard_normal((n, kv_heads, head_dim)).astype(np.float32) for n in lengths]
-        shape = (pages, kv_heads, PAGE, head_dim)
-        self.k_pages, self.v_pages = (tensor(np.full(shape, np.nan)) for _ in range(2))
+        keys = [rng.standard_normal((n, kv_heads, head_dim)).astype(np.float32) for n in lengths]
+        values = [(rng.standard_normal((n, kv_heads, head_dim)) * rng.choice([.5, 2, 8], (n, kv_heads, 1))).astype(np.float32)
+                  for n in lengths]
+        self.pages = new_pages((pages, kv_heads, PAGE, head_dim), dtype)
         for s, n in enumerate(lengths):
-            _core.kv_write(tensor(self.keys[s].reshape(n, -1)), tensor(self.values[s].reshape(n, -1)), self.k_pages,
-                           self.v_pages, ints(self.table), ints([s] * n), ints(range(n)))
+            kv_write(keys[s].reshape(n, -1), values[s].reshape(n, -1), self.pages, ints(self.table), ints([s] * n), ints(range(n)))
+        self.keys, self.values = [stored(k, dtype) for k in keys], [stored(v, dtype) for v in values]
         self.sequences = np.sort(rng.integers(0, len(lengths), rows))
         self.positions = np.array([rng.integers(0, lengths[s]) for s in self.sequences], dtype=np.int32)
         self.positions[::3] = [lengths[s] - 1 for s in self.sequences[::3]]
@@ -34,56 +68,67 @@ class Case:
         self.scale = float(np.float32(head_dim**-0.5))
 
     def run(self, rows=slice(None)):
-        return _core.attention(strided(self.q[rows], 3, 2), self.k_pages, self.v_pages, ints(self.table),
+        return _core.attention(strided(self.q[rows], 3, 2), *self.pages[:2], ints(self.table),
                                ints(self.sequences[rows]), ints(self.positions[rows]), self.scale, self.window,
-                               None if self.slopes is None else tensor(self.slopes)).numpy().copy()
+                               None if self.slopes is None else tensor(self.slopes), *self.pages[2:]).numpy().copy()
 
     def expected(self):
-        """float64 results and the error allowed: a weight is off by e to twice the error of a score."""
+        """float64 results and the error allowed: a weight is off by e to twice the error of a score. Where a tier has bf16
+        dot products, bf16 and i8 pages see queries and weights rounded to bf16: the queries here too, for the weights
+        half a unit of their 8 bits is allowed, twice for i8, whose total is not of rounded weights."""
+        rounded = _core.current_tier() == "avx512bf16" and self.dtype in ("bf16", "i8")
+        log2e = np.float32(1.44269504)
+        unit = np.float32(2.0**-16 if self.dtype == "i8" else 1)
+        factor = np.float32(self.scale) * log2e * unit
+        queries = bf16_values(bf16_bits(self.q * factor)) / float(factor) if rounded else self.q.astype(np.float64)
         want, allowed = np.zeros((2, *self.q.shape))
         for r, (s, position) in enumerate(zip(self.sequences, self.positions)):
             first = max(0, position - self.window + 1) if self.window else 0
             seen = slice(first, position + 1)
             for h in range(self.heads):
                 part = slice(h * self.head_dim, (h + 1) * self.head_dim)
-                q, k = self.q[r, part].astype(np.float64), self.keys[s][seen, h * self.kv_heads // self.heads].astype(np.float64)
-                v = self.values[s][seen, h * self.kv_heads // self.heads].astype(np.float64)
+                q, k = queries[r, part], self.keys[s][seen, h * self.kv_heads // self.heads]
+                v = self.values[s][seen, h * self.kv_heads // self.heads]
                 score = k @ q * self.scale
-                error = EPS * self.head_dim / 2 * (np.abs(k) @ np.abs(q)) * self.scale + EPS * 4 * np.abs(score)
+                error = EPS * self.head_dim / 2 * (np.abs(k) @ np.abs(q)) * self.scale + EPS * 5 * np.abs(score)
                 if self.slopes is not None:
                     bias = float(self.slopes[h]) * (np.arange(first, position + 1) - position)
                     score, error = score + bias, error + 2 * EPS * np.abs(bias)
                 shifted = score - score.max()
                 p = np.exp(shifted) / np.exp(shifted).sum()
                 relative = error + error.max() + EPS * (np.minimum(-shifted, 90) + len(p) / 4 + 16)
+                relative = relative + (2.0**-8 if rounded else 0)
                 relative = relative + (p * relative).sum()
                 want[r, part] = p @ v
-                allowed[r, part] = (p * relative) @ np.abs(v)
+                allowed[r, part] = (p * relative) @ np.abs(v) + 1e-30
         return want, allowed
 
 
-SHAPES = [(4, 4, 16), (4, 2, 20), (3, 1, 64), (7, 1, 64), (8, 2, 80), (14, 2, 96), (2, 2, 128), (36, 2, 18), (5, 5, 2), (2, 1, 512)]
+SHAPES = [(4, 4, 16), (4, 2, 20), (3, 1, 64), (7, 1, 64), (8, 2, 80), (14, 2, 96), (2, 2, 128), (36, 2, 18), (5, 5, 2), (3, 1, 33), (2, 1, 512)]
 
 
 @pytest.mark.parametrize("heads,kv_heads,head_dim", SHAPES)
 @pytest.mark.parametrize("alibi", (False, True))
-def test_attention(tier, heads, kv_heads, head_dim, alibi):
+@pytest.mark.parametrize("dtype", TYPES)
+def test_attention(tier, heads, kv_heads, head_dim, alibi, dtype):
     for seed, lengths, rows in ((1, (1,), 1), (2, (5, 130, 64), 19), (3, (200, 65), 9)):
-        case = Case(seed, heads, kv_heads, head_dim, lengths, rows, alibi)
+        case = Case(seed, heads, kv_heads, head_dim, lengths, rows, alibi, dtype=dtype)
         assert_within(case.run(), *case.expected(), f"lengths {lengths}")
 
 
 @pytest.mark.parametrize("window", (1, 2, 15, 63, 64, 65, 100, 1000))
-def test_sliding_window(tier, window):
+@pytest.mark.parametrize("dtype", TYPES)
+def test_sliding_window(tier, window, dtype):
     for heads, kv_heads, head_dim in ((4, 2, 20), (7, 1, 64)):
-        case = Case(window, heads, kv_heads, head_dim, (190, 70, 300), 21, window=window)
+        case = Case(window, heads, kv_heads, head_dim, (190, 70, 300), 21, window=window, dtype=dtype)
         assert_within(case.run(), *case.expected())
 
 
 @pytest.mark.parametrize("heads,kv_heads,head_dim,window,alibi",
                          ((4, 4, 64, 0, False), (7, 1, 20, 0, True), (14, 2, 96, 70, False), (40, 2, 16, 3, True)))
-def test_bits_do_not_depend_on_mates_chunks_or_threads(tier, heads, kv_heads, head_dim, window, alibi):
-    case = Case(5, heads, kv_heads, head_dim, (150, 260, 64), 33, alibi, window)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_bits_do_not_depend_on_mates_chunks_or_threads(tier, heads, kv_heads, head_dim, window, alibi, dtype):
+    case = Case(5, heads, kv_heads, head_dim, (150, 260, 64), 33, alibi, window, dtype)
     before = _core.get_threads()
     try:
         _core.set_threads(1)
@@ -96,7 +141,27 @@ def test_bits_do_not_depend_on_mates_chunks_or_threads(tier, heads, kv_heads, he
         _core.set_threads(before)
 
 
-def test_prefill_in_any_chunks_has_the_same_bits(tier):
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("window", (0, 1500))
+def test_splits_of_long_contexts(tier, dtype, window):
+    """Partials of key blocks are merged: by one unit with one thread, by attention_merge where threads would be idle."""
+    case = Case(11, 3, 1, 24, (3000, 1024, 1025, 100), 7, window=window, dtype=dtype)
+    case.positions[-7:] = [case.keys[s].shape[0] - 1 - i % 2 for i, s in enumerate(case.sequences)]
+    before = _core.get_threads()
+    try:
+        _core.set_threads(1)
+        want = case.run()
+        assert_within(want, *case.expected())
+        for threads in (2, 5):
+            _core.set_threads(threads)
+            assert same_bits(case.run(), want)
+            assert same_bits(np.concatenate([case.run(slice(r, r + 1)) for r in range(7)]), want)
+    finally:
+        _core.set_threads(before)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_prefill_in_any_chunks_has_the_same_bits(tier, dtype):
     """The same prompt written and attended in one piece, in pieces and token by token."""
     rng = np.random.default_rng(6)
     length, heads, kv_heads, dim = 140, 6, 2, 24
@@ -104,17 +169,85 @@ def test_prefill_in_any_chunks_has_the_same_bits(tier):
     k, v = rng.standard_normal((2, length, kv_heads * dim)).astype(np.float32)
     results = []
     for chunk in (length, 64, 37, 1):
-        pages = [tensor(np.full((3, kv_heads, PAGE, dim), np.nan)) for _ in range(2)]
+        pages = new_pages((3, kv_heads, PAGE, dim), dtype)
         parts = []
         for begin in range(0, length, chunk):
             part = slice(begin, min(begin + chunk, length))
             positions = np.arange(length)[part]
             where = ints([[2, 0, 1]]), ints(positions * 0), ints(positions)
-            _core.kv_write(tensor(k[part]), tensor(v[part]), *pages, *where)
-            parts.append(_core.attention(tensor(q[part]), *pages, *where, 0.2).numpy().copy())
+            kv_write(k[part], v[part], pages, *where)
+            parts.append(_core.attention(tensor(q[part]), *pages[:2], *where, 0.2, k_scales=pages[2],
+                                         v_scales=pages[3]).numpy().copy())
         results.append(np.concatenate(parts))
     assert np.isfinite(results[0]).all()
     assert all(same_bits(results[0], other) for other in results[1:])
+
+
+# ---- pages -----------------------------------------------------------------------------------------------------
+
+
+def from_page(page, dtype, values):
+    """A K page [PAGE, head_dim], or a V page, put in order of keys and channels."""
+    dim = page.shape[1]
+    if dtype == "f32":
+        return page if values else page.reshape(-1, dim, 16).transpose(0, 2, 1).reshape(PAGE, dim)
+    if values:
+        return page.reshape(-1, dim, 2).transpose(0, 2, 1).reshape(PAGE, dim)
+    tiles = page.reshape(PAGE // 16, dim * 16)
+    pairs = tiles[:, :dim // 2 * 32].reshape(PAGE // 16, dim // 2, 16, 2).transpose(0, 2, 1, 3).reshape(PAGE, dim // 2 * 2)
+    return np.hstack([pairs, tiles[:, dim // 2 * 32:].reshape(PAGE, dim % 2)])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dim", (1, 8, 33, 64, 96))
+def test_pages_hold_what_numpy_says(tier, dtype, dim):
+    rng = np.random.default_rng(dim)
+    rows, kv_heads = 90, 2
+    k, v = (rng.standard_normal((2, rows, kv_heads, dim)) * rng.choice([1e-3, 1, 30], (2, rows, kv_heads, 1))).astype(np.float32)
+    k[3, 1], v[4, 0] = 0, 0
+    k[5, 0], k[6, 0] = 1e-45, np.float32(300 * 2.0**-149)  # scales of 0, and of 2 units where 2.36 would be right
+    k[7, 1] = [127, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5, 3.5][:dim] + [0.0] * max(0, dim - 8)  # ties at scale 1
+    v[8, 1, dim // 2], k[9, 0, 0], v[10, 0, -1] = np.nan, np.inf, -np.inf
+    pages = new_pages((2, kv_heads, PAGE, dim), dtype)
+    order = rng.permutation(rows)
+    for part in np.split(order, [1, 7, 50]):  # any order, whole batches: tokens of a pair come apart
+        kv_write(k[part].reshape(len(part), -1), v[part].reshape(len(part), -1), pages, ints([[1, 0]]), ints(part * 0), ints(part))
+    for t, x, values in ((0, k, False), (1, v, True)):
+        raw = pages[t].numpy()
+        got = np.stack([np.concatenate([from_page(raw[n, h], dtype, values) for n in (1, 0)])[:rows] for h in range(kv_heads)], 1)
+        if dtype == "i8":
+            codes, scale = quantized(x)
+            assert same_bits(got, codes)
+            scales = pages[2 + t].numpy()
+            np.testing.assert_array_equal(np.concatenate([scales[1], scales[0]], 1).T[:rows], scale[..., 0])
+        else:
+            with np.errstate(all="ignore"):
+                wanted = {"f32": x, "f16": x.astype(np.float16), "bf16": bf16_bits(x)}[dtype]
+            np.testing.assert_array_equal(got, wanted)
+
+
+def test_rope_kv_write_is_rope_then_kv_write(tier):
+    rng = np.random.default_rng(12)
+    rows, heads, kv_heads, dim = 5, 4, 2, 24
+    width = (heads + 2 * kv_heads) * dim
+    x = rng.standard_normal((rows, width)).astype(np.float32)
+    where = ints([[0, 1]]), ints([0] * rows), ints(range(62, 62 + rows))
+    at, end = heads * dim, (heads + kv_heads) * dim
+    for dtype in TYPES:
+        for half, interleaved in ((12, False), (12, True), (5, False)):
+            table = tensor(rng.standard_normal((rows, 2 * half)))
+            one, two = tensor(x), tensor(x)
+            pages, others = (new_pages((2, kv_heads, PAGE, dim), dtype) for _ in range(2))
+            _core.rope_(one.columns(0, end), table, dim, interleaved)
+            _core.kv_write(one.columns(at, end), one.columns(end, width), *pages[:2], *where, *pages[2:])
+            _core.rope_kv_write(two.columns(0, end), table, two.columns(at, end), two.columns(end, width), *others[:2], *where,
+                                interleaved, *others[2:])
+            assert same_bits(one.numpy(), two.numpy()) and not same_bits(one.numpy(), x)
+            for a, b in zip(pages, others):
+                assert a is None or bytes(a.bytes()) == bytes(b.bytes())
+
+
+# ---- what must be seen, and what must not ------------------------------------------------------------------------
 
 
 def test_no_rows_and_equal_scores(tier):
@@ -135,12 +268,38 @@ def test_large_scores_do_not_overflow(tier):
     assert_within(got, *case.expected())
 
 
-def test_nan_in_a_later_key_is_not_seen_earlier(tier):
-    case = Case(9, 2, 1, 20, (100,), 8)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("poison", (np.nan, np.inf, -np.inf))
+@pytest.mark.parametrize("of", ("key", "value"))
+def test_what_is_not_finite_shows_in_later_rows_only(tier, dtype, poison, of):
+    case = Case(9, 2, 1, 20, (100,), 8, dtype=dtype)
+    case.q[:] = np.abs(case.q)
+    case.positions[:3] = 49, 50, 51
     clean = case.run()
-    row = np.full((1, 20), np.nan, np.float32)
-    _core.kv_write(tensor(row), tensor(row), case.k_pages, case.v_pages, ints(case.table), ints([0]), ints([50]))
+    k, v = np.ones((2, 1, 20), np.float32)
+    (k if of == "key" else v)[0, 7] = poison
+    kv_write(k, v, case.pages, ints(case.table), ints([0]), ints([50]))
     got = case.run()
     earlier = case.positions < 50
-    assert earlier.any() and not earlier.all()
-    assert same_bits(got[earlier], clean[earlier]) and np.isnan(got[~earlier]).all()
+    assert earlier.any() and not earlier.all() and np.isfinite(clean).all()
+    assert same_bits(got[earlier], clean[earlier])
+    if of == "key" and poison == -np.inf and dtype != "i8":
+        assert not np.isinf(got).any()  # a score of -infinity is a key nobody looks at
+    else:
+        later = got[~earlier].reshape(-1, 2, 20)
+        seen = ~np.isfinite(later)
+        assert seen[..., 7].all() if of == "value" else seen.all()
+
+
+@pytest.mark.parametrize("call,message", (
+    (lambda p, q, w: _core.attention(q, p[0], p[1], *w, 1.0), "k_scales are missing"),
+    (lambda p, q, w: _core.kv_write(q, q, p[0], p[1], *w, p[2]), "v_scales are missing"),
+    (lambda p, q, w: _core.kv_write(q, q, p[0], p[1], *w, p[2], p[2].reshape((1, 128))), "v_scales"),
+    (lambda p, q, w: _core.attention(q, p[0], tensor(np.zeros((1, 2, PAGE, 8))), *w, 1.0), "v_pages"),
+    (lambda p, q, w: _core.attention(q, *[tensor(np.zeros((1, 2, PAGE, 8)))] * 2, *w, 1.0, k_scales=p[2]), "are for i8 pages"),
+    (lambda p, q, w: _core.rope_kv_write(q, tensor(np.zeros((1, 10))), q, q, p[0], p[1], *w, False, p[2], p[3]), "do not fit"),
+))
+def test_wrong_pages_are_refused(call, message):
+    pages = new_pages((1, 2, PAGE, 8), "i8")
+    with pytest.raises(ValueError, match=message):
+        call(pages, tensor(np.ones((1, 16))), (ints([[0]]), ints([0]), ints([0])))

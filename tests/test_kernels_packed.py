@@ -349,6 +349,8 @@ def test_bad_arguments_name_themselves():
         _core.packed_linear(tensor(np.ones((1, 64))), packed, kind="silu")
     with pytest.raises(ValueError, match="n 3 is odd"):
         _core.quantize_weight(tensor(np.ones((3, 64))), _core.WeightFormat("int8", 256), gated=True)
+    with pytest.raises(ValueError, match="rounding makes f16 scales"):
+        _core.quantize_weight(tensor(np.ones((3, 64))), _core.WeightFormat("int8", 256, scale_dtype="bf16"))
     c = Codes(rng, 4, 64, ("int4", 32, "none", "f16"))
     c.codes[2, 5] = 16
     with pytest.raises(ValueError, match="codes holds 16"):

@@ -5,7 +5,7 @@ import pytest
 
 from genkit import _core
 from genkit.errors import ResourceError
-from genkit.kv_cache import PAGE_KEYS, KVCache, Sequence
+from genkit.kv_cache import KV_TYPES, PAGE_KEYS, KVCache, Sequence, page_bytes
 
 LAYERS, KV_HEADS, HEAD_DIM = 2, 3, 8
 
@@ -24,17 +24,18 @@ def write(cache, rng, sequence, count):
     """Random keys and values for `count` more tokens of a sequence, into every layer; returns what was written."""
     step = cache.step([(sequence, [0] * count)])
     written = []
-    for k_pages, v_pages in cache.layers:
+    for pages in cache.layers:
         k, v = rng.standard_normal((2, count, KV_HEADS * HEAD_DIM)).astype(np.float32)
         tensors = [_core.Tensor.from_numpy(a) for a in (k, v)]
-        _core.kv_write(*tensors, k_pages, v_pages, step.page_table, step.sequences, step.positions)
+        _core.kv_write(*tensors, pages.k, pages.v, step.page_table, step.sequences, step.positions,
+                       pages.k_scales, pages.v_scales)
         written.append((k, v))
     return written
 
 
 def values(cache, sequence, layer=0):
     """The sequence's V rows as [length, kv_heads * head_dim]."""
-    pages = cache.layers[layer][1].numpy()[sequence.pages]  # [pages, kv_heads, PAGE_KEYS, head_dim]
+    pages = cache.layers[layer].v.numpy()[sequence.pages]  # [pages, kv_heads, PAGE_KEYS, head_dim]
     return pages.transpose(0, 2, 1, 3).reshape(-1, KV_HEADS * HEAD_DIM)[: sequence.length]
 
 
@@ -93,3 +94,31 @@ def test_release_gives_back_what_nobody_else_holds(cache, rng):
 def test_a_full_cache_says_so(cache):
     with pytest.raises(ResourceError, match="all 8 pages of 64 tokens"):
         cache.step([(Sequence(), [0] * (8 * PAGE_KEYS + 1))])
+
+
+@pytest.mark.parametrize("dtype", KV_TYPES)
+def test_page_bytes_are_what_the_cache_holds(dtype):
+    cache = KVCache(LAYERS, KV_HEADS, HEAD_DIM, 8, dtype)
+    held = sum(t.nbytes for layer in cache.layers for t in layer if t is not None)
+    assert held == 8 * page_bytes(LAYERS, KV_HEADS, HEAD_DIM, dtype)
+    assert cache.layers[0].k.dtype == ("i8" if dtype == "int8" else dtype)
+    assert page_bytes(1, 1, 64, dtype) == 2 * PAGE_KEYS * {"f32": 256, "f16": 128, "bf16": 128, "int8": 68}[dtype]
+
+
+@pytest.mark.parametrize("dtype", KV_TYPES)
+def test_copy_on_write_keeps_every_bit_of_what_was_shared(rng, dtype):
+    cache = KVCache(LAYERS, KV_HEADS, HEAD_DIM, 8, dtype)
+    parent = Sequence()
+    write(cache, rng, parent, PAGE_KEYS + 10)
+    child = cache.fork(parent)
+    before = [[t.numpy()[parent.pages[1]].copy() for t in layer if t is not None] for layer in cache.layers]
+    assert all(tensor.any() for layer in before for tensor in layer)
+    cache.step([(child, [0])])  # makes the page its own
+    for layer, was in zip(cache.layers, before):
+        for tensor, old in zip((t for t in layer if t is not None), was):
+            np.testing.assert_array_equal(tensor.numpy()[child.pages[1]], old)
+
+
+def test_an_unknown_type_is_refused():
+    with pytest.raises(ValueError, match="'fp8'; known: f32, f16, bf16, int8"):
+        KVCache(LAYERS, KV_HEADS, HEAD_DIM, 8, "fp8")

@@ -87,7 +87,7 @@ class Both:
     def assert_equal_keys(self):
         for sequences in zip(*self.sequences):
             for layers in zip(*(cache.layers for cache in self.caches)):
-                for pages in zip(*layers):
+                for pages in zip(layers[0][:2], layers[1][:2]):
                     (a, b) = (array.numpy()[s.pages] for array, s in zip(pages, sequences))
                     assert np.array_equal(a, b)
 

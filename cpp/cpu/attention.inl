@@ -1,82 +1,132 @@
-// Attention over the paged cache, one unit: up to attention_rows token rows by one kv head, so all its queries (rows by
-// heads of the group) read the same pages. Lanes are keys for the scores, so no sum runs across lanes, and channels for
-// the values; each score is one chain of FMAs over channels, each output channel one chain over keys in ascending
-// order, page by page (online softmax). What a query computes depends on its own position only.
+// Attention over the paged cache. A unit's queries (token rows by heads of one kv head's group) read each page together.
+// Lanes are keys for the scores, so no sum runs across lanes, and channels for the values; each score is one chain of
+// products over channels, each output channel one chain over keys in ascending order, page by page (online softmax, in
+// powers of two). What a query computes depends on its own position only.
 
-constexpr int64_t query_block = 4;       // queries that share loads of keys and values
-constexpr int64_t heads_at_once = 16;    // heads of a group served in one pass over the pages
+constexpr int64_t query_block = 4;         // queries that share loads of keys and values
+constexpr int64_t heads_at_once = 16;      // heads of a group served in one pass over the pages
+constexpr int64_t queries_at_once = 64;    // queries served in one pass; fewer for a large head_dim
+constexpr int64_t scratch_elements = 8192; // of queries, and of their sums
 constexpr int64_t tile_vecs = tile_keys / lanes;
-constexpr int64_t score_tiles = lanes == 16 ? 4 : 1;   // tiles of keys scored at once
-constexpr int64_t value_vecs = lanes == 8 ? 2 : 4;     // vectors of channels summed at once
+constexpr int64_t accumulators = lanes == 8 ? 8 : 16;  // vectors summed at once
 
 struct Query {
-    const float* q;
-    float* out;      // sum of p v so far, in its final place
+    const void* q;   // times scale and log2 e, as Products<T>::Factor
+    float* sum;      // of p v over this split's keys so far
+    vec total;       // of p, by lane
     float largest;   // of the scores so far
-    float total;     // of p so far
-    float slope;
+    float slope;     // times log2 e
     int64_t position, first;  // keys [first, position] are seen
+    float* out;      // splits merged so far
+    float merged_largest, merged_total;
+    float* partials; // where each split's result goes instead, or null
 };
 
-// score[i][j] = q_i . k_j for `tiles` tiles of keys. Their values, needed next, are fetched on the way.
-template <int64_t queries, int64_t tiles>
-INLINE void score_keys(const Query* const query[], const float* keys, const float* values, int64_t dim,
-                       float (*score)[page_keys]) {
-    vec acc[queries][tiles * tile_vecs];
-    for (int64_t i = 0; i < queries; i++) {
-        for (int64_t t = 0; t < tiles * tile_vecs; t++) acc[i][t] = zero();
-    }
-    const float* q[queries];
-    for (int64_t i = 0; i < queries; i++) q[i] = query[i]->q;
-    for (int64_t d = 0; d < dim; d++) {
-        for (int64_t t = 0; t < tiles; t++) __builtin_prefetch(values + (d * tiles + t) * tile_keys);
-        vec k[tiles * tile_vecs];
-        for (int64_t t = 0; t < tiles * tile_vecs; t++) {
-            k[t] = load(keys + (t / tile_vecs * dim + d) * tile_keys + t % tile_vecs * lanes);
-        }
-        for (int64_t i = 0; i < queries; i++) {
-            const vec broadcast = set1(q[i][d]);
-            for (int64_t t = 0; t < tiles * tile_vecs; t++) acc[i][t] = fma(broadcast, k[t], acc[i][t]);
-        }
-    }
-    for (int64_t i = 0; i < queries; i++) {
-        for (int64_t t = 0; t < tiles * tile_vecs; t++) store(score[i] + t * lanes, acc[i][t]);
-    }
+// 2^x for x <= 0 within an ulp. x = n + r, |r| <= 1/2, and 2^r = 1 + r p(r) with p a minimax fit (relative error 2e-9).
+INLINE vec power_of_two(vec x) {
+    x = max(set1(-150.0f), x);  // a NaN stays one
+    const vec n = round(x), r = x - n;
+    vec p = set1(0.00015353362f);
+    p = fma(p, r, set1(0.0013398875f));
+    p = fma(p, r, set1(0.00961843692f));
+    p = fma(p, r, set1(0.0555033237f));
+    p = fma(p, r, set1(0.240226477f));
+    p = fma(p, r, set1(0.693147182f));
+    return scale_by_power(fma(p, r, set1(1.0f)), n);
 }
 
-// out_i[d] += sum_j p[i][j] v[j][d] over keys [low, high) for `vecs` vectors of channels, `count` channels at the tail.
-template <int64_t queries, int64_t vecs, class Count>
-INLINE void sum_channels(const Query* const query[], const float (*p)[page_keys], const float* values, int64_t dim,
-                         int64_t low, int64_t high, int64_t channel, Count count) {
+// score[i][j] = q_i . k_j for `tiles` tiles of keys. Their values, needed next, are fetched on the way.
+template <class T, int64_t queries, int64_t tiles>
+INLINE void score_keys(const Query* const query[], const T* keys, const T* values, int64_t dim, float (*score)[page_keys]) {
+    using P = Products<T>;
+    constexpr int64_t vecs = tiles * tile_vecs;
     vec acc[queries][vecs];
     for (int64_t i = 0; i < queries; i++) {
-        for (int64_t t = 0; t < vecs; t++) acc[i][t] = load(query[i]->out + channel + t * lanes, count);
+        for (int64_t t = 0; t < vecs; t++) acc[i][t] = zero();
     }
-    for (int64_t j = low; j < high; j++) {
-        vec v[vecs];
-        for (int64_t t = 0; t < vecs; t++) v[t] = load(values + j * dim + channel + t * lanes, count);
+    const typename P::Factor* q[queries];
+    for (int64_t i = 0; i < queries; i++) q[i] = static_cast<const typename P::Factor*>(query[i]->q);
+    auto add_channels = [&](int64_t d, const typename P::Operand* k) __attribute__((always_inline)) {
         for (int64_t i = 0; i < queries; i++) {
-            const vec broadcast = set1(p[i][j]);
-            for (int64_t t = 0; t < vecs; t++) acc[i][t] = fma(broadcast, v[t], acc[i][t]);
+            for (int64_t t = 0; t < vecs; t++) acc[i][t] = P::add(acc[i][t], q[i] + d, k[t]);
         }
+    };
+    auto at = [&](int64_t t, int64_t d) __attribute__((always_inline)) { return (t / tile_vecs * dim + d) * tile_keys; };
+    typename P::Operand k[vecs];
+    for (int64_t d = 0; d + P::step <= dim; d += P::step) {
+        for (int64_t t = 0; t < tiles; t++) __builtin_prefetch(values + at(t * tile_vecs, d));
+        for (int64_t t = 0; t < vecs; t++) k[t] = P::get(keys + at(t, d) + t % tile_vecs * lanes * P::step, Whole());
+        add_channels(d, k);
+    }
+    if (dim % P::step) {
+        for (int64_t t = 0; t < vecs; t++) k[t] = P::get_single(keys + at(t, dim - 1) + t % tile_vecs * lanes, lanes);
+        add_channels(dim - 1, k);
     }
     for (int64_t i = 0; i < queries; i++) {
-        for (int64_t t = 0; t < vecs; t++) store(query[i]->out + channel + t * lanes, acc[i][t], count);
+        for (int64_t t = 0; t < vecs; t++) store(score[i] + t * lanes, acc[i][t]);
     }
 }
 
-template <int64_t queries>
-INLINE void sum_values(const Query* const query[], const float (*p)[page_keys], const float* values, int64_t dim,
-                       int64_t low, int64_t high) {
+// Scores of tiles [tile, tiles) of a page, as many at a time as there are accumulators for.
+template <class T, int64_t queries, int64_t at_once>
+INLINE void score_tiles(const Query* const query[], const T* keys, const T* values, int64_t dim, int64_t tile, int64_t tiles,
+                        float (*score)[page_keys]) {
+    for (; tile + at_once <= tiles; tile += at_once) {
+        const int64_t at = tile * dim * tile_keys;
+        score_keys<T, queries, at_once>(query, keys + at, values + at, dim,
+                                        reinterpret_cast<float(*)[page_keys]>(&score[0][tile * tile_keys]));
+    }
+    if constexpr (at_once > 1) score_tiles<T, queries, at_once / 2>(query, keys, values, dim, tile, tiles, score);
+}
+
+// sum_i[d] += sum_j p[i][j] v[j][d] over keys [low, high) for `vecs` vectors of channels, `count` channels at the tail.
+// The next page's keys are fetched on the way.
+template <class T, int64_t queries, int64_t vecs, class Count>
+INLINE void sum_channels(const Query* const query[], const typename Products<T>::Factor (*p)[page_keys], const T* values,
+                         const T* next, int64_t dim, int64_t low, int64_t high, int64_t channel, Count count) {
+    using P = Products<T>;
+    vec acc[queries][vecs];
+    for (int64_t i = 0; i < queries; i++) {
+        for (int64_t t = 0; t < vecs; t++) acc[i][t] = load(query[i]->sum + channel + t * lanes, count);
+    }
+    auto add_keys = [&](int64_t j, auto part) __attribute__((always_inline)) {
+        typename P::Operand v[vecs];
+        for (int64_t t = 0; t < vecs; t++) {
+            v[t] = part(P::get(values + j * dim + (channel + t * lanes) * P::step, count));
+        }
+        for (int64_t i = 0; i < queries; i++) {
+            for (int64_t t = 0; t < vecs; t++) acc[i][t] = P::add(acc[i][t], p[i] + j, v[t]);
+        }
+    };
+    int64_t j = low / P::step * P::step;
+    if (j < low) {
+        add_keys(j, [](typename P::Operand x) __attribute__((always_inline)) { return P::only_second(x); });
+        j += P::step;
+    }
+    for (; j + P::step <= high; j += P::step) {
+        if (next) {
+            for (int64_t t = 0; t < vecs; t++) __builtin_prefetch(next + j * dim + (channel + t * lanes) * P::step);
+        }
+        add_keys(j, [](typename P::Operand x) __attribute__((always_inline)) { return x; });
+    }
+    if (j < high) add_keys(j, [](typename P::Operand x) __attribute__((always_inline)) { return P::only_first(x); });
+    for (int64_t i = 0; i < queries; i++) {
+        for (int64_t t = 0; t < vecs; t++) store(query[i]->sum + channel + t * lanes, acc[i][t], count);
+    }
+}
+
+template <class T, int64_t queries, int64_t vecs>
+INLINE void sum_values(const Query* const query[], const typename Products<T>::Factor (*p)[page_keys], const T* values,
+                       const T* next, int64_t dim, int64_t low, int64_t high, int64_t channel = 0) {
     if (low >= high) return;
-    int64_t channel = 0;
-    for (; channel + value_vecs * lanes <= dim; channel += value_vecs * lanes) {
-        sum_channels<queries, value_vecs>(query, p, values, dim, low, high, channel, Whole());
+    for (; channel + vecs * lanes <= dim; channel += vecs * lanes) {
+        sum_channels<T, queries, vecs>(query, p, values, next, dim, low, high, channel, Whole());
     }
-    for (; channel + lanes <= dim; channel += lanes) {
-        sum_channels<queries, 1>(query, p, values, dim, low, high, channel, Whole());
+    if constexpr (vecs > 1) {
+        sum_values<T, queries, vecs / 2>(query, p, values, next, dim, low, high, channel);
+    } else if (channel < dim) {
+        sum_channels<T, queries, 1>(query, p, values, next, dim, low, high, channel, dim - channel);
     }
-    if (channel < dim) sum_channels<queries, 1>(query, p, values, dim, low, high, channel, dim - channel);
 }
 
 // Keys of a page, as numbers within it, that a query sees.
@@ -87,43 +137,76 @@ INLINE int64_t last_key(const Query& query, int64_t page) {
     return query.position < (page + 1) * page_keys ? query.position - page * page_keys + 1 : page_keys;
 }
 
-// Scores -> p = exp(score - largest), with largest, total and out brought to the new largest. Unseen keys may hold
-// anything: their scores are replaced, and p is 0.
-INLINE void soften(const AttentionArgs& a, Query& query, int64_t page, float* score) {
-    const vec low = set1(float(first_key(query, page))), high = set1(float(last_key(query, page)));
+// Scores -> p = 2^(score - largest) as factors of the values, with largest, total and sum brought to the new largest.
+// Unseen keys may hold anything: their scores are replaced, and p is 0.
+template <class T>
+INLINE void soften(const AttentionArgs& a, Query& query, int64_t page, const float* k_scales, const float* v_scales,
+                   const float* score, typename Products<T>::Factor* p) {
+    using P = Products<T>;
+    constexpr bool scaled = sizeof(T) == 1;
+    const int64_t low = first_key(query, page), high = last_key(query, page);
+    const bool whole = low == 0 && high == page_keys;
     const vec slope = set1(query.slope), distance = set1(float(page * page_keys - query.position));
-    vec best = set1(query.largest);
-    for (int64_t j = 0; j < page_keys; j += lanes) {
-        const vec key = iota() + set1(float(j));
-        vec s = fma(slope, key + distance, load(score + j) * set1(a.scale));
-        s = select(less(key, low), set1(-infinity), select(less(key, high), s, set1(-infinity)));
-        best = max(s, best);
-        store(score + j, s);
+    vec s[page_keys / lanes], best = set1(query.largest);
+    for (int64_t t = 0; t < page_keys / lanes; t++) {
+        s[t] = load(score + t * lanes);
+        if (scaled) s[t] = s[t] * load(k_scales + t * lanes);
     }
+    const vec lane = iota();
+    auto seen = [&](int64_t t, vec x, float unseen) __attribute__((always_inline)) {
+        const vec key = lane + set1(float(t * lanes));
+        return select(less(key, set1(float(low))), set1(unseen), select(less(key, set1(float(high))), x, set1(unseen)));
+    };
+    if (a.alibi_slopes) {
+        for (int64_t t = 0; t < page_keys / lanes; t++) s[t] = fma(slope, lane + set1(float(t * lanes)) + distance, s[t]);
+    }
+    if (!whole) {
+        for (int64_t t = 0; t < page_keys / lanes; t++) s[t] = seen(t, s[t], -infinity);
+    }
+    for (int64_t t = 0; t < page_keys / lanes; t++) best = max(s[t], best);  // passes a NaN over; the sums keep it
     const float largest = reduce_max(best);
-    vec sums = zero();
-    for (int64_t j = 0; j < page_keys; j += lanes) {
-        const vec p = exp(load(score + j) - set1(largest));
-        sums = sums + p;
-        store(score + j, p);
-    }
     if (largest != query.largest) {
-        const vec shrink = exp(set1(query.largest - largest));
-        float factor[lanes];
-        store(factor, shrink);
-        query.total *= factor[0];
-        each(0, a.head_dim, [&](int64_t d, auto count) {
-            store(query.out + d, load(query.out + d, count) * shrink, count);
-        });
+        if (query.largest != -infinity) {
+            const vec shrink = power_of_two(set1(query.largest - largest));
+            query.total = query.total * shrink;
+            each(0, a.pages.head_dim, [&](int64_t d, auto count) {
+                store(query.sum + d, load(query.sum + d, count) * shrink, count);
+            });
+        }
         query.largest = largest;
     }
-    query.total += reduce_add(sums);
+    vec total = query.total;
+    for (int64_t t = 0; t < page_keys / lanes; t++) {
+        vec w = power_of_two(s[t] - set1(largest));
+        if (scaled) {
+            total = total + w;
+            w = w * (load(v_scales + t * lanes) * set1(P::unit));
+            if (!whole) w = seen(t, w, 0.0f);
+            P::put(p + t * lanes, w);
+        } else {
+            total = total + P::put(p + t * lanes, w);
+        }
+    }
+    query.total = total;
 }
 
-template <int64_t queries>
-void attend_page(const AttentionArgs& a, Query* const query[], int64_t page, const float* keys, const float* values) {
-    float score[queries][page_keys];
-    int64_t low = page_keys, high = 0;            // keys some query sees
+// One page's part of what an attention unit reads.
+template <class T>
+struct Page {
+    const T* keys;
+    const T* values;
+    const T* next;  // keys of the page after it, to be fetched, or null
+    const float* k_scales;
+    const float* v_scales;
+};
+
+template <class T, int64_t queries>
+void attend_page(const AttentionArgs& a, Query* const query[], int64_t page, const Page<T>& at) {
+    using P = Products<T>;
+    const int64_t dim = a.pages.head_dim;
+    alignas(64) float score[queries][page_keys];
+    alignas(64) typename P::Factor p[queries][page_keys];
+    int64_t low = page_keys, high = 0;                // keys some query sees
     int64_t shared_low = 0, shared_high = page_keys;  // keys all of them see
     for (int64_t i = 0; i < queries; i++) {
         const int64_t first = first_key(*query[i], page), last = last_key(*query[i], page);
@@ -132,87 +215,197 @@ void attend_page(const AttentionArgs& a, Query* const query[], int64_t page, con
         shared_low = first > shared_low ? first : shared_low;
         shared_high = last < shared_high ? last : shared_high;
     }
+    shared_low = (shared_low + P::step - 1) / P::step * P::step;
+    shared_high = shared_high / P::step * P::step;
     if (shared_low >= shared_high) shared_low = shared_high = page_keys;
-    int64_t tile = low / tile_keys;
-    const int64_t tiles = (high + tile_keys - 1) / tile_keys;
-    auto score_at = [&](int64_t t) { return reinterpret_cast<float(*)[page_keys]>(&score[0][t * tile_keys]); };
-    if (score_tiles > 1 && tile == 0 && tiles == score_tiles) {
-        score_keys<queries, score_tiles>(query, keys, values, a.head_dim, score);
-        tile = tiles;
-    }
-    for (; tile < tiles; tile++) {
-        const int64_t at = tile * a.head_dim * tile_keys;
-        score_keys<queries, 1>(query, keys + at, values + at, a.head_dim, score_at(tile));
-    }
-    for (int64_t i = 0; i < queries; i++) soften(a, *query[i], page, score[i]);
 
+    constexpr int64_t room = accumulators / (queries * tile_vecs);
+    constexpr int64_t tiles_at_once = room >= 4 ? 4 : room >= 2 ? 2 : 1;
+    score_tiles<T, queries, tiles_at_once>(query, at.keys, at.values, dim, low / tile_keys,
+                                           (high + tile_keys - 1) / tile_keys, score);
+    for (int64_t i = 0; i < queries; i++) soften<T>(a, *query[i], page, at.k_scales, at.v_scales, score[i], p[i]);
+
+    constexpr int64_t vecs = queries == 1 ? 8 : queries == 2 ? accumulators / 2 : accumulators / 4;
     auto sum_alone = [&](int64_t i, int64_t from, int64_t to) {
-        sum_values<1>(query + i, score + i, values, a.head_dim, from, to);
+        sum_values<T, 1, 8>(query + i, p + i, at.values, nullptr, dim, from, to);
     };
     for (int64_t i = 0; i < queries; i++) {
         const int64_t last = last_key(*query[i], page);
         sum_alone(i, first_key(*query[i], page), shared_low < last ? shared_low : last);
     }
-    sum_values<queries>(query, score, values, a.head_dim, shared_low, shared_high);
+    sum_values<T, queries, vecs>(query, p, at.values, at.next, dim, shared_low, shared_high);
     for (int64_t i = 0; i < queries; i++) sum_alone(i, shared_high, last_key(*query[i], page));
 }
 
-// Rows [row, row_end), all of one sequence, by heads [head, head_end) of one kv head.
-void attend(const AttentionArgs& a, int64_t row, int64_t row_end, int64_t kv_head, int64_t head, int64_t head_end) {
-    Query query[attention_rows * heads_at_once];
-    int64_t queries = 0, page = INT64_MAX, last_page = 0;
-    for (int64_t r = row; r < row_end; r++) {
-        for (int64_t h = head; h < head_end; h++) {
-            Query& q = query[queries++];
-            q.q = a.q + r * a.q_stride + h * a.head_dim;
-            q.out = a.out + r * a.out_stride + h * a.head_dim;
-            q.largest = -infinity;
-            q.total = 0.0f;
-            q.slope = a.alibi_slopes ? a.alibi_slopes[h] : 0.0f;
-            q.position = a.positions[r];
-            q.first = a.window > 0 && q.position >= a.window ? q.position - a.window + 1 : 0;
-            page = q.first / page_keys < page ? q.first / page_keys : page;
-            last_page = q.position / page_keys > last_page ? q.position / page_keys : last_page;
-            each(0, a.head_dim, [&](int64_t d, auto count) { store(q.out + d, zero(), count); });
-        }
+// Adds a split's sum, largest score and total to what was merged before it.
+INLINE void merge(float* out, float& merged_largest, float& merged_total, const float* sum, float largest, float total,
+                  int64_t dim, bool first) {
+    if (first) {
+        merged_largest = largest;
+        merged_total = total;
+        each(0, dim, [&](int64_t d, auto count) { store(out + d, load(sum + d, count), count); });
+        return;
     }
-    for (; page <= last_page; page++) {
-        const int64_t number = a.page_table[a.sequences[row] * a.max_pages + page];
-        const float* keys = a.k_pages + (number * a.kv_heads + kv_head) * page_keys * a.head_dim;
-        const float* values = a.v_pages + (number * a.kv_heads + kv_head) * page_keys * a.head_dim;
+    const float both = largest > merged_largest ? largest : merged_largest;
+    const vec shrink = power_of_two(set1(merged_largest - both)), share = power_of_two(set1(largest - both));
+    float factor[2][lanes];
+    store(factor[0], shrink);
+    store(factor[1], share);
+    merged_largest = both;
+    merged_total = merged_total * factor[0][0] + total * factor[1][0];
+    each(0, dim, [&](int64_t d, auto count) {
+        store(out + d, fma(load(sum + d, count), share, load(out + d, count) * shrink), count);
+    });
+}
+
+INLINE void normalize(float* out, float total, int64_t dim) {
+    const vec scale = set1(1.0f / total);
+    each(0, dim, [&](int64_t d, auto count) { store(out + d, load(out + d, count) * scale, count); });
+}
+
+INLINE int64_t first_seen(const AttentionArgs& a, int64_t row) {
+    const int64_t position = a.pages.positions[row];
+    return a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
+}
+
+constexpr int64_t split_pages = attention_split / page_keys;
+
+// All queries over the pages of one split.
+template <class T>
+void attend_split(const AttentionArgs& a, Query* query, int64_t queries, int64_t row, int64_t kv_head, int64_t split) {
+    const KvPages& pages = a.pages;
+    int64_t page = (split + 1) * split_pages, end = 0;
+    for (int64_t i = 0; i < queries; i++) {
+        Query& q = query[i];
+        page = q.first / page_keys < page ? q.first / page_keys : page;
+        end = q.position / page_keys >= end ? q.position / page_keys + 1 : end;
+        q.largest = -infinity;
+        q.total = zero();
+        each(0, pages.head_dim, [&](int64_t d, auto count) { store(q.sum + d, zero(), count); });
+    }
+    page = page > split * split_pages ? page : split * split_pages;
+    end = end < (split + 1) * split_pages ? end : (split + 1) * split_pages;
+    const int32_t* numbers = pages.page_table + pages.sequences[row] * pages.max_pages;
+    for (; page < end; page++) {
+        const int64_t keys_at = (numbers[page] * pages.kv_heads + kv_head) * page_keys;
+        Page<T> at{static_cast<const T*>(pages.k) + keys_at * pages.head_dim,
+                   static_cast<const T*>(pages.v) + keys_at * pages.head_dim, nullptr, nullptr, nullptr};
+        if (page + 1 < end) {
+            at.next = static_cast<const T*>(pages.k) + (numbers[page + 1] * pages.kv_heads + kv_head) * page_keys * pages.head_dim;
+        }
+        if (sizeof(T) == 1) {
+            at.k_scales = pages.k_scales + keys_at;
+            at.v_scales = pages.v_scales + keys_at;
+        }
         Query* block[query_block];
         int64_t filled = 0;
         for (int64_t i = 0; i < queries; i++) {
             if (query[i].first / page_keys <= page && page <= query[i].position / page_keys) block[filled++] = &query[i];
             if (filled == query_block) {
-                attend_page<query_block>(a, block, page, keys, values);
+                attend_page<T, query_block>(a, block, page, at);
+                at.next = nullptr;  // fetched by the first
                 filled = 0;
             }
         }
-        if (filled == 3) attend_page<3>(a, block, page, keys, values);
-        if (filled == 2) attend_page<2>(a, block, page, keys, values);
-        if (filled == 1) attend_page<1>(a, block, page, keys, values);
+        if (filled == 3) attend_page<T, 3>(a, block, page, at);
+        if (filled == 2) attend_page<T, 2>(a, block, page, at);
+        if (filled == 1) attend_page<T, 1>(a, block, page, at);
     }
-    for (int64_t i = 0; i < queries; i++) {
-        const vec scale = set1(1.0f / query[i].total);
-        each(0, a.head_dim, [&](int64_t d, auto count) {
-            store(query[i].out + d, load(query[i].out + d, count) * scale, count);
-        });
+}
+
+// Rows [row, row_end), all of one sequence, by heads [head, head_end) of one kv head, over splits [split, split_end).
+template <class T>
+void attend(const AttentionArgs& a, int64_t row, int64_t row_end, int64_t kv_head, int64_t head, int64_t head_end,
+            int64_t split, int64_t split_end) {
+    using P = Products<T>;
+    constexpr float log2e = 1.44269504f;
+    const int64_t dim = a.pages.head_dim, padded = (dim + 1) / 2 * 2;
+    alignas(64) typename P::Factor q_scratch[scratch_elements];
+    alignas(64) float sum_scratch[scratch_elements];
+    Query query[queries_at_once];
+    int64_t queries = 0, first_split = INT64_MAX, last_split = 0;
+    for (int64_t r = row; r < row_end; r++) {
+        for (int64_t h = head; h < head_end; h++) {
+            Query& q = query[queries];
+            typename P::Factor* factors = q_scratch + queries * padded;
+            if (padded > dim) factors[dim] = {};
+            each(0, dim, [&](int64_t d, auto count) {
+                store(factors + d, load(a.q + r * a.q_stride + h * dim + d, count) * set1(a.scale * log2e * P::unit), count);
+            });
+            q.q = factors;
+            q.sum = sum_scratch + queries * padded;
+            q.slope = a.alibi_slopes ? a.alibi_slopes[h] * log2e : 0.0f;
+            q.position = a.pages.positions[r];
+            q.first = first_seen(a, r);
+            q.out = a.out + r * a.out_stride + h * dim;
+            q.partials = a.partials ? a.partials + (r * a.heads + h) * a.splits * (dim + 2) : nullptr;
+            first_split = q.first / attention_split < first_split ? q.first / attention_split : first_split;
+            last_split = q.position / attention_split > last_split ? q.position / attention_split : last_split;
+            queries++;
+        }
+    }
+    split = split > first_split ? split : first_split;
+    for (; split < split_end && split <= last_split; split++) {
+        attend_split<T>(a, query, queries, row, kv_head, split);
+        for (int64_t i = 0; i < queries; i++) {
+            Query& q = query[i];
+            if (split < q.first / attention_split || split > q.position / attention_split) continue;
+            const float total = reduce_add(q.total);
+            if (q.partials) {
+                float* partial = q.partials + split * (dim + 2);
+                each(0, dim, [&](int64_t d, auto count) { store(partial + d, load(q.sum + d, count), count); });
+                partial[dim] = q.largest;
+                partial[dim + 1] = total;
+            } else {
+                merge(q.out, q.merged_largest, q.merged_total, q.sum, q.largest, total, dim, split == q.first / attention_split);
+            }
+        }
+    }
+    if (a.partials) return;
+    for (int64_t i = 0; i < queries; i++) normalize(query[i].out, query[i].merged_total, dim);
+}
+
+// Rows [row, row_end) by one kv head over splits [split, split_end): as many queries at once as the scratch holds.
+template <class T>
+void attend_rows(const AttentionArgs& a, int64_t row, int64_t row_end, int64_t kv_head, int64_t split, int64_t split_end) {
+    const int64_t group = a.heads / a.pages.kv_heads, padded = (a.pages.head_dim + 1) / 2 * 2;
+    const int64_t heads = group < heads_at_once ? group : heads_at_once;
+    const int64_t room = scratch_elements / padded < queries_at_once ? scratch_elements / padded : queries_at_once;
+    const int64_t rows_at_once = room / heads;  // at least 1: 8192 / 512 is heads_at_once
+    while (row < row_end) {
+        int64_t same = row + 1;  // end of the rows of this sequence
+        while (same < row_end && same < row + rows_at_once && a.pages.sequences[same] == a.pages.sequences[row]) same++;
+        for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head += heads) {
+            const int64_t head_end = head + heads < (kv_head + 1) * group ? head + heads : (kv_head + 1) * group;
+            attend<T>(a, row, same, kv_head, head, head_end, split, split_end);
+        }
+        row = same;
     }
 }
 
 void attention(const AttentionArgs& a, int64_t begin, int64_t end) {
-    const int64_t group = a.heads / a.kv_heads;
-    for (int64_t unit = begin; unit < end; unit++) {
-        const int64_t kv_head = unit % a.kv_heads;
-        const int64_t last = (unit / a.kv_heads + 1) * attention_rows;
-        const int64_t unit_end = last < a.rows ? last : a.rows;
-        for (int64_t row = unit / a.kv_heads * attention_rows, row_end; row < unit_end; row = row_end) {
-            for (row_end = row + 1; row_end < unit_end && a.sequences[row_end] == a.sequences[row];) row_end++;
-            for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head += heads_at_once) {
-                const int64_t rest = (kv_head + 1) * group - head;
-                attend(a, row, row_end, kv_head, head, head + (rest < heads_at_once ? rest : heads_at_once));
-            }
+    const int64_t kv_heads = a.pages.kv_heads, splits = a.partials ? a.splits : 1;
+    with_page_type(a.pages.dtype, [&](auto type) {
+        for (int64_t unit = begin; unit < end; unit++) {
+            const int64_t row = unit / kv_heads / splits * a.unit_rows, split = unit / kv_heads % splits;
+            const int64_t row_end = row + a.unit_rows < a.rows ? row + a.unit_rows : a.rows;
+            attend_rows<typename decltype(type)::type>(a, row, row_end, unit % kv_heads, a.partials ? split : 0,
+                                                       a.partials ? split + 1 : INT64_MAX);
         }
+    });
+}
+
+void attention_merge(const AttentionArgs& a, int64_t begin, int64_t end) {
+    const int64_t dim = a.pages.head_dim;
+    for (int64_t unit = begin; unit < end; unit++) {
+        const int64_t row = unit / a.heads;
+        const int64_t first = first_seen(a, row) / attention_split, last = a.pages.positions[row] / attention_split;
+        float* out = a.out + row * a.out_stride + unit % a.heads * dim;
+        float largest, total;
+        for (int64_t s = first; s <= last; s++) {
+            const float* sum = a.partials + (unit * a.splits + s) * (dim + 2);
+            merge(out, largest, total, sum, sum[dim], sum[dim + 1], dim, s == first);
+        }
+        normalize(out, total, dim);
     }
 }

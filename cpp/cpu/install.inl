@@ -6,11 +6,18 @@ void install(Kernels& k) {
     k.layer_norm = layer_norm;
     k.linear = linear;
     k.rope = rope;
+    k.kv_write = kv_write;
+    k.rope_kv_write = rope_kv_write;
     k.attention = attention;
+    k.attention_merge = attention_merge;
     k.activation = activation;
     k.gated = gated;
     k.add = add;
     k.softmax = softmax;
     k.argmax = argmax;
     k.nonfinite = nonfinite;
+    k.quantize = quantize;
+    k.quantize_weight = quantize_weight;
+    k.pack = pack;
+    k.unpack = unpack;
 }

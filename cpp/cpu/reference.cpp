@@ -22,6 +22,8 @@ uint32_t to_bits(float f) {
     return bits;
 }
 
+bool is_nan_or_inf(float x) { return (to_bits(x) & 0x7f800000u) == 0x7f800000u; }
+
 struct f16 {
     uint16_t bits;
 };
@@ -242,8 +244,6 @@ void softmax(const SoftmaxArgs& a, int64_t begin, int64_t end) {
 
 // ---- logits ---------------------------------------------------------------------------------------------------
 
-bool is_nan_or_inf(float x) { return (to_bits(x) & 0x7f800000u) == 0x7f800000u; }
-
 // The largest of x, the lowest index among equals. -1 if an element is NaN or +infinity, or if none is finite.
 int32_t argmax_row(const float* x, int64_t dim) {
     float largest = -INFINITY;
@@ -288,7 +288,9 @@ void install_reference(Kernels& k) {
     k.rope_table = rope_table;
     k.rope = rope;
     k.kv_write = kv_write;
+    k.rope_kv_write = rope_kv_write;
     k.attention = attention;
+    k.attention_merge = attention_merge;
     k.activation = activation;
     k.gated = gated;
     k.add = add;

@@ -27,6 +27,9 @@ std::vector<Tier> built_tiers() {
 #ifdef GENKIT_TIER_avx512vnni
     tiers.push_back({"avx512vnni", install_avx512vnni, cpu.avx512vnni});
 #endif
+#ifdef GENKIT_TIER_avx512bf16
+    tiers.push_back({"avx512bf16", install_avx512bf16, cpu.avx512bf16});
+#endif
 #ifdef GENKIT_TIER_neon
     tiers.push_back({"neon", install_neon, cpu.neon});
 #endif
@@ -35,8 +38,8 @@ std::vector<Tier> built_tiers() {
 
 constexpr const char* slot_names[] = {
     "convert", "embedding", "rms_norm", "layer_norm", "linear", "quantize", "packed_linear", "quantize_weight", "pack",
-    "unpack", "rope_table", "rope", "kv_write", "attention", "activation", "gated", "add", "softmax", "argmax", "nonfinite",
-    "top_k", "penalty", "sample", "copy_pages"};
+    "unpack", "rope_table", "rope", "kv_write", "rope_kv_write", "attention", "attention_merge", "activation", "gated", "add",
+    "softmax", "argmax", "nonfinite", "top_k", "penalty", "sample", "copy_pages"};
 constexpr size_t slot_count = sizeof(slot_names) / sizeof(slot_names[0]);
 static_assert(sizeof(Kernels) == slot_count * sizeof(void (*)()), "slot_names must list the slots of Kernels in order");
 

@@ -18,6 +18,9 @@ namespace {
 #include "functions.inl"
 #include "simd.inl"
 #include "linear.inl"
+#include "rounding.inl"
+#include "attention_pages.inl"
+#include "kv_write.inl"
 #include "attention.inl"
 #include "install.inl"
 

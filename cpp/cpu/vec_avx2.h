@@ -20,6 +20,9 @@ INLINE vec min(vec a, vec b) { return _mm256_min_ps(a, b); }
 INLINE vec max(vec a, vec b) { return _mm256_max_ps(a, b); }
 INLINE vec abs(vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
 INLINE vec round(vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE vec max_size(vec a, vec b) {
+    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
 INLINE vec scale_by_power(vec x, vec n) {  // in two steps, so that results may be denormal or infinite
     const __m256i all = _mm256_cvtps_epi32(n);
     const __m256i half = _mm256_srai_epi32(all, 1);
@@ -79,4 +82,61 @@ INLINE __m128i narrow_bf16(vec x) {
     const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
     return _mm256_castsi256_si128(packed);
+}
+
+// Bytes.
+INLINE vec load(const uint8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+INLINE vec load(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+
+using bytes = __m256i;
+
+INLINE bytes round_bytes(const vec* x) {
+    const __m256i low = _mm256_packs_epi32(_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1]));
+    const __m256i high = _mm256_packs_epi32(_mm256_cvtps_epi32(x[2]), _mm256_cvtps_epi32(x[3]));
+    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+INLINE bytes clamp(bytes x, int low, int high) {
+    return _mm256_min_epi8(_mm256_max_epi8(x, _mm256_set1_epi8(char(low))), _mm256_set1_epi8(char(high)));
+}
+INLINE bytes add(bytes x, int y) { return _mm256_add_epi8(x, _mm256_set1_epi8(char(y))); }
+INLINE void store(void* p, bytes x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+INLINE int sum(bytes x) {
+    const bytes by_eight = _mm256_sad_epu8(_mm256_xor_si256(x, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+    const __m128i y = _mm_add_epi32(_mm256_castsi256_si128(by_eight), _mm256_extracti128_si256(by_eight, 1));
+    return _mm_cvtsi128_si32(_mm_add_epi32(y, _mm_unpackhi_epi64(y, y))) - 128 * 32;
+}
+
+// Pairs side by side in memory: the first and the second of each of 8 pairs.
+struct Pair {
+    vec first, second;
+};
+INLINE __m256i load_pairs(const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+INLINE __m256i load_pairs(const uint16_t* p, int64_t count) {
+    return _mm256_maskload_epi32(reinterpret_cast<const int*>(p), first_lanes(count));
+}
+INLINE __m256i load_pairs(const int8_t* p) {  // widened to 16 bits
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+INLINE __m256i load_pairs(const int8_t* p, int64_t count) {
+    alignas(16) int8_t whole[16] = {};
+    for (int64_t i = 0; i < 2 * count; i++) whole[i] = p[i];
+    return load_pairs(whole);
+}
+INLINE __m256i first_high(__m256i pairs) { return _mm256_slli_epi32(pairs, 16); }
+INLINE __m256i second_high(__m256i pairs) { return _mm256_and_si256(pairs, _mm256_set1_epi32(int(0xffff0000u))); }
+INLINE Pair split_bf16(__m256i pairs) {
+    return {_mm256_castsi256_ps(first_high(pairs)), _mm256_castsi256_ps(second_high(pairs))};
+}
+INLINE Pair split_f16(__m256i pairs) {
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13,
+                                           2, 3, 6, 7, 10, 11, 14, 15);
+    const __m256i apart = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(pairs, order), 0xd8);
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(apart)), _mm256_cvtph_ps(_mm256_extracti128_si256(apart, 1))};
+}
+INLINE Pair split_i8(__m256i pairs) {  // times 2^16
+    return {_mm256_cvtepi32_ps(first_high(pairs)), _mm256_cvtepi32_ps(second_high(pairs))};
 }

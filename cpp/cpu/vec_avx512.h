@@ -20,6 +20,10 @@ INLINE vec min(vec a, vec b) { return _mm512_min_ps(a, b); }
 INLINE vec max(vec a, vec b) { return _mm512_max_ps(a, b); }
 INLINE vec abs(vec x) { return _mm512_abs_ps(x); }
 INLINE vec round(vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// The larger of two without signs, by their bits: NaN above infinity above all else.
+INLINE vec max_size(vec a, vec b) {
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
 // x * 2^n, n integral.
 INLINE vec scale_by_power(vec x, vec n) { return _mm512_scalef_ps(x, n); }
 
@@ -61,4 +65,55 @@ INLINE __m256i narrow_bf16(vec x) {  // to nearest even; a NaN stays one
     const __m512i quiet = _mm512_or_si512(b, _mm512_set1_epi32(0x00400000));
     const mask nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_blend_epi32(nan, rounded, quiet), 16));
+}
+
+// Bytes as floats.
+INLINE vec load(const uint8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+INLINE vec load(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
+// 32 signed bytes.
+using bytes = __m256i;
+
+// From 32 floats, rounded to nearest even; those beyond a byte saturate, up to 2^31.
+INLINE bytes round_bytes(const vec* x) {
+    auto narrow = [](vec v) __attribute__((always_inline)) { return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)); };
+    return _mm256_set_m128i(narrow(x[1]), narrow(x[0]));
+}
+INLINE bytes clamp(bytes x, int low, int high) {
+    return _mm256_min_epi8(_mm256_max_epi8(x, _mm256_set1_epi8(char(low))), _mm256_set1_epi8(char(high)));
+}
+INLINE bytes add(bytes x, int y) { return _mm256_add_epi8(x, _mm256_set1_epi8(char(y))); }
+INLINE void store(void* p, bytes x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+INLINE int sum(bytes x) {
+    const bytes by_eight = _mm256_sad_epu8(_mm256_xor_si256(x, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+    const __m128i y = _mm_add_epi32(_mm256_castsi256_si128(by_eight), _mm256_extracti128_si256(by_eight, 1));
+    return _mm_cvtsi128_si32(_mm_add_epi32(y, _mm_unpackhi_epi64(y, y))) - 128 * 32;
+}
+
+// Pairs side by side in memory: the first and the second of each of 16 pairs.
+struct Pair {
+    vec first, second;
+};
+INLINE __m512i load_pairs(const uint16_t* p) { return _mm512_loadu_si512(p); }
+INLINE __m512i load_pairs(const uint16_t* p, int64_t count) { return _mm512_maskz_loadu_epi32(first_lanes(count), p); }
+INLINE __m512i load_pairs(const int8_t* p) {  // widened to 16 bits
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+INLINE __m512i load_pairs(const int8_t* p, int64_t count) {
+    return _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi16(first_lanes(count), p));
+}
+INLINE __m512i first_high(__m512i pairs) { return _mm512_slli_epi32(pairs, 16); }
+INLINE __m512i second_high(__m512i pairs) { return _mm512_and_si512(pairs, _mm512_set1_epi32(int(0xffff0000u))); }
+INLINE Pair split_bf16(__m512i pairs) {
+    return {_mm512_castsi512_ps(first_high(pairs)), _mm512_castsi512_ps(second_high(pairs))};
+}
+INLINE Pair split_f16(__m512i pairs) {
+    return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(pairs)), _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs, 16)))};
+}
+INLINE Pair split_i8(__m512i pairs) {  // times 2^16
+    return {_mm512_cvtepi32_ps(first_high(pairs)), _mm512_cvtepi32_ps(second_high(pairs))};
 }

@@ -22,6 +22,9 @@ INLINE void store(float* p, vec x, int64_t count) {
 INLINE vec fma(vec a, vec b, vec c) { return vfmaq_f32(c, a, b); }
 INLINE vec abs(vec x) { return vabsq_f32(x); }
 INLINE vec round(vec x) { return vrndnq_f32(x); }
+INLINE vec max_size(vec a, vec b) {
+    return vreinterpretq_f32_u32(vmaxq_u32(vreinterpretq_u32_f32(a), vreinterpretq_u32_f32(b)));
+}
 INLINE vec scale_by_power(vec x, vec n) {  // in two steps, so that results may be denormal or infinite
     const int32x4_t all = vcvtnq_s32_f32(n);
     const int32x4_t half = vshrq_n_s32(all, 1);
@@ -70,4 +73,68 @@ INLINE uint16x4_t narrow_bf16(vec x) {
     const uint32x4_t rounded = vaddq_u32(b, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
     const uint32x4_t quiet = vorrq_u32(b, vdupq_n_u32(0x00400000));
     return vshrn_n_u32(vbslq_u32(vceqq_f32(x, x), rounded, quiet), 16);
+}
+
+// Bytes.
+INLINE vec load(const uint8_t* p) {
+    uint32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four)))));
+}
+INLINE vec load(const int8_t* p) {
+    uint32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four)))));
+}
+
+struct bytes {
+    int8x16_t low, high;
+};
+
+INLINE bytes round_bytes(const vec* x) {
+    auto eight = [](vec a, vec b) __attribute__((always_inline)) {
+        return vqmovn_s16(vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(a)), vqmovn_s32(vcvtnq_s32_f32(b))));
+    };
+    return {vcombine_s8(eight(x[0], x[1]), eight(x[2], x[3])), vcombine_s8(eight(x[4], x[5]), eight(x[6], x[7]))};
+}
+INLINE bytes clamp(bytes x, int low, int high) {
+    const int8x16_t least = vdupq_n_s8(int8_t(low)), most = vdupq_n_s8(int8_t(high));
+    return {vminq_s8(vmaxq_s8(x.low, least), most), vminq_s8(vmaxq_s8(x.high, least), most)};
+}
+INLINE bytes add(bytes x, int y) { return {vaddq_s8(x.low, vdupq_n_s8(int8_t(y))), vaddq_s8(x.high, vdupq_n_s8(int8_t(y)))}; }
+INLINE void store(void* p, bytes x) {
+    vst1q_s8(static_cast<int8_t*>(p), x.low);
+    vst1q_s8(static_cast<int8_t*>(p) + 16, x.high);
+}
+INLINE int sum(bytes x) { return vaddlvq_s8(x.low) + vaddlvq_s8(x.high); }
+
+// Pairs side by side in memory: the first and the second of each of 4 pairs.
+struct Pair {
+    vec first, second;
+};
+INLINE uint16x8_t load_pairs(const uint16_t* p) { return vld1q_u16(p); }
+INLINE uint16x8_t load_pairs(const uint16_t* p, int64_t count) {
+    uint16_t whole[8] = {};
+    for (int64_t i = 0; i < 2 * count; i++) whole[i] = p[i];
+    return vld1q_u16(whole);
+}
+INLINE uint16x8_t load_pairs(const int8_t* p) { return vreinterpretq_u16_s16(vmovl_s8(vld1_s8(p))); }  // widened to 16 bits
+INLINE uint16x8_t load_pairs(const int8_t* p, int64_t count) {
+    int8_t whole[8] = {};
+    for (int64_t i = 0; i < 2 * count; i++) whole[i] = p[i];
+    return load_pairs(whole);
+}
+INLINE uint32x4_t first_high(uint16x8_t pairs) { return vshlq_n_u32(vreinterpretq_u32_u16(pairs), 16); }
+INLINE uint32x4_t second_high(uint16x8_t pairs) {
+    return vandq_u32(vreinterpretq_u32_u16(pairs), vdupq_n_u32(0xffff0000u));
+}
+INLINE Pair split_bf16(uint16x8_t pairs) {
+    return {vreinterpretq_f32_u32(first_high(pairs)), vreinterpretq_f32_u32(second_high(pairs))};
+}
+INLINE Pair split_f16(uint16x8_t pairs) {
+    const uint16x8_t first = vuzp1q_u16(pairs, pairs), second = vuzp2q_u16(pairs, pairs);
+    return {widen_f16(vget_low_u16(first)), widen_f16(vget_low_u16(second))};
+}
+INLINE Pair split_i8(uint16x8_t pairs) {  // times 2^16
+    return {vcvtq_f32_s32(vreinterpretq_s32_u32(first_high(pairs))), vcvtq_f32_s32(vreinterpretq_s32_u32(second_high(pairs)))};
 }

@@ -52,11 +52,17 @@ def rope_table(positions: Tensor, inv_freq: Tensor, scale: float = 1.0) -> Tenso
 def rope_(x: Tensor, table: Tensor, head_dim: int, interleaved: bool = False) -> None:
     """In place: x [n, heads * head_dim] (row-strided views allowed); rotates the first 2 * half channels of each head."""
 def kv_write(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, sequences: Tensor,
-             positions: Tensor) -> None:
-    """k, v [n, kv_heads * head_dim] views; pages f32 [pages, kv_heads, PAGE_KEYS, head_dim] (K tiled, see kernels.h);
-    page_table i32 [sequences, max_pages]; sequences, positions i32 [n]."""
+             positions: Tensor, k_scales: Optional[Tensor] = None, v_scales: Optional[Tensor] = None) -> None:
+    """k, v [n, kv_heads * head_dim] views; pages f32|f16|bf16|i8 [pages, kv_heads, PAGE_KEYS, head_dim], ordered as
+    KvPages in kernels.h says; page_table i32 [sequences, max_pages]; sequences, positions i32 [n]; scales f32
+    [pages, kv_heads, PAGE_KEYS], for i8 pages only."""
+def rope_kv_write(x: Tensor, table: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor,
+                  sequences: Tensor, positions: Tensor, interleaved: bool = False, k_scales: Optional[Tensor] = None,
+                  v_scales: Optional[Tensor] = None) -> None:
+    """rope_ of x, a view of query and key heads side by side whose last columns are k, then kv_write."""
 def attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, sequences: Tensor, positions: Tensor,
-              scale: float, window: int = 0, alibi_slopes: Optional[Tensor] = None) -> Tensor:
+              scale: float, window: int = 0, alibi_slopes: Optional[Tensor] = None, k_scales: Optional[Tensor] = None,
+              v_scales: Optional[Tensor] = None) -> Tensor:
     """q [n, heads * head_dim] view -> [n, heads * head_dim]. Causal by position; window 0 is unlimited."""
 def activation(x: Tensor, kind: str) -> Tensor:
     """kind: "silu", "gelu" (erf) or "gelu_tanh"."""
@@ -103,7 +109,7 @@ def set_threads(count: int) -> None:
     """Size of the thread team, the caller included. Results do not depend on it."""
 def get_threads() -> int: ...
 def tiers() -> list[str]:
-    """Names of the tiers this processor can run, plain first: "reference", "avx2", "avx512", "neon"."""
+    """Names of the tiers this processor can run, plain first: "reference", "avx2", "avx512", "avx512bf16", "neon"."""
 def current_tier() -> str:
     """The tier in use: the best one, or what GENKIT_ISA or use_tier chose."""
 def isa_error() -> str:

@@ -22,7 +22,7 @@ from genkit.decoding.logprobs import RawLogprobs, check_count
 from genkit.decoding.sampling import Sampler
 from genkit.decoding.stop import StopChecker
 from genkit.errors import DeviceError, Interrupted, ResourceError, UsageError
-from genkit.kv_cache import KVCache, Sequence, page_bytes, pages_for
+from genkit.kv_cache import KV_TYPES, KVCache, Sequence, page_bytes, pages_for
 from genkit.plan import Decoder
 from genkit.quant import formats
 from genkit.text.tokenizer import Tokenizer
@@ -98,14 +98,15 @@ class _Request:
 
 
 def load(path: str | Path, device: str = "auto", threads: int | None = None, *, quantize: str | None = None,
-         context: int | None = None, revision: str | None = None, offline: bool = False,
+         kv_type: str = "auto", context: int | None = None, revision: str | None = None, offline: bool = False,
          progress: Callable[[int, int], None] | None = None) -> "LoadedModel":
     """Reads a model: a Hugging Face folder, or a name on the hub.
 
     device: "auto", "cpu" or "cuda". threads: default all that this process may use. quantize: "int4" or "int8" rounds
     the weights while they are read, "none" keeps them; default what the model's config.json asks for, else "none".
-    context: longest prompt plus text in tokens, default what the model was made for. progress(done, total) is told bytes
-    of weights read.
+    kv_type: how keys and values are kept, "f32", "f16", "bf16", "int8", or "auto": f32 where the weights are f32, else
+    bf16. context: longest prompt plus text in tokens, default what the model was made for. progress(done, total) is told
+    bytes of weights read.
 
     Raises UsageError, BadFileError, ResourceError or DeviceError.
     """
@@ -131,6 +132,7 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, *, 
                 progress(done, checkpoint.nbytes)
 
             checkpoint.progress = count
+        kv_type = choose_kv_type(kv_type, checkpoint, quantize)
         model = models.load_model(fields, checkpoint, None if format is None else format.core())
     longest = model.config.max_positions
     context = longest if context is None else whole_number("context", context, 1, longest)
@@ -138,7 +140,7 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, *, 
     if (folder / "tokenizer.json").exists():  # without one the model still takes token ids
         tokenizer = Tokenizer(folder)
         checkpoints.check_token_ids(tokenizer.vocab_size - 1, model.config.vocab_size, folder / "tokenizer.json")
-    return LoadedModel(folder, model, tokenizer, defaults, context, threads, quantize, time.perf_counter() - start)
+    return LoadedModel(folder, model, tokenizer, defaults, context, threads, quantize, kv_type, time.perf_counter() - start)
 
 
 def choose_quantize(quantize: str | None, fields: "Fields") -> str:
@@ -168,16 +170,27 @@ def choose_threads(threads: int | None) -> int:
     return whole_number("threads", threads, 1, 1024)
 
 
+def choose_kv_type(kv_type: str, checkpoint: checkpoints.Checkpoint, quantize: str) -> str:
+    """The type of keys and values: as asked, or by the matrices'. Raises UsageError for an unknown one."""
+    if kv_type not in ("auto", *KV_TYPES):
+        raise UsageError(f"kv_type is {kv_type!r}; expected auto, {', '.join(KV_TYPES)}")
+    if kv_type != "auto":
+        return kv_type
+    f32 = any(info.dtype == "f32" for info in checkpoint.tensors.values() if len(info.shape) > 1)
+    return "f32" if f32 and quantize == "none" else "bf16"
+
+
 class LoadedModel:
     """A model in memory. One call at a time; use it from several threads only in turns."""
 
     def __init__(self, folder: Path, model: Any, tokenizer: Tokenizer | None, defaults: "GenerationDefaults",
-                 context: int, threads: int, quantize: str, load_s: float) -> None:
+                 context: int, threads: int, quantize: str, kv_type: str, load_s: float) -> None:
         self.folder = folder
         self.config = model.config
         self.context = context
         self.threads = threads
         self.device = "cpu"
+        self.kv_type = kv_type  # of the cache: "f32", "f16", "bf16" or "int8"
         self.quantize = quantize  # what the weights were rounded to: "none", "int4", "int8"
         self.load_s = load_s
         self._model = model
@@ -447,12 +460,12 @@ class LoadedModel:
         """A cache for that many tokens in each sequence. Raises ResourceError when the machine has no room for it."""
         c = self.config
         pages = pages_for(tokens) * sequences + sequences  # one spare each for copies on write
-        need = pages * page_bytes(c.layers, c.kv_heads, c.head_dim) + more_bytes
+        need = pages * page_bytes(c.layers, c.kv_heads, c.head_dim, self.kv_type) + more_bytes
         free = machine.memory_available()
         if need > free:
             raise ResourceError(f"{tokens} tokens in {sequences} sequence(s) need {need / 2**30:.1f} GiB beside the "
                                 f"weights, and {free / 2**30:.1f} GiB are free; use a smaller --context or -n")
-        return KVCache(c.layers, c.kv_heads, c.head_dim, pages)
+        return KVCache(c.layers, c.kv_heads, c.head_dim, pages, self.kv_type)
 
 
 class _Text:

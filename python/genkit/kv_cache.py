@@ -6,6 +6,7 @@ Beam search, and later prefix reuse and batching, are all the same thing here: s
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple, Optional
 from typing import Sequence as Sized
 
 import numpy as np
@@ -20,9 +21,23 @@ def pages_for(tokens: int) -> int:
     return -(-tokens // PAGE_KEYS)
 
 
-def page_bytes(layers: int, kv_heads: int, head_dim: int) -> int:
-    """Bytes of one page over all layers: K and V, float32."""
-    return layers * 2 * kv_heads * PAGE_KEYS * head_dim * 4
+# Types of keys and values -> bytes of an element. int8 has a float32 scale for each key, and value, of a head.
+KV_TYPES = {"f32": 4, "f16": 2, "bf16": 2, "int8": 1}
+
+
+def page_bytes(layers: int, kv_heads: int, head_dim: int, dtype: str = "f32") -> int:
+    """Bytes of one page over all layers: K and V, and their scales."""
+    row = head_dim * KV_TYPES[dtype] + (4 if dtype == "int8" else 0)
+    return layers * 2 * kv_heads * PAGE_KEYS * row
+
+
+class LayerPages(NamedTuple):
+    """A layer's keys and values, [pages, kv_heads, PAGE_KEYS, head_dim] in kernel order (KvPages in kernels.h)."""
+
+    k: _core.Tensor
+    v: _core.Tensor
+    k_scales: Optional[_core.Tensor]  # f32 [pages, kv_heads, PAGE_KEYS] for int8, else None
+    v_scales: Optional[_core.Tensor]
 
 
 @dataclass
@@ -46,19 +61,25 @@ class Sequence:
 
 
 class KVCache:
-    """Keys and values of all layers. Memory is committed by the system as pages are first written.
+    """Keys and values of all layers in one of KV_TYPES. Memory is committed by the system as pages are first written."""
 
-    layers[i] is (k_pages, v_pages), each f32 [pages, kv_heads, PAGE_KEYS, head_dim] in kernel order (kernels.h).
-    """
-
-    def __init__(self, layers: int, kv_heads: int, head_dim: int, pages: int) -> None:
+    def __init__(self, layers: int, kv_heads: int, head_dim: int, pages: int, dtype: str = "f32") -> None:
+        if dtype not in KV_TYPES:
+            raise ValueError(f"keys and values cannot be {dtype!r}; known: {', '.join(KV_TYPES)}")
         shape = (pages, kv_heads, PAGE_KEYS, head_dim)
+        element = "i8" if dtype == "int8" else dtype
+
+        def layer() -> LayerPages:
+            scales = [_core.Tensor.zeros(shape[:3]) if dtype == "int8" else None for _ in range(2)]
+            return LayerPages(_core.Tensor.zeros(shape, element), _core.Tensor.zeros(shape, element), *scales)
+
         try:
-            self.layers = [(_core.Tensor.zeros(shape), _core.Tensor.zeros(shape)) for _ in range(layers)]
+            self.layers = [layer() for _ in range(layers)]
         except MemoryError:
-            size = pages * page_bytes(layers, kv_heads, head_dim)
+            size = pages * page_bytes(layers, kv_heads, head_dim, dtype)
             raise ResourceError(f"KV cache of {pages * PAGE_KEYS} tokens needs {size / 2**30:.1f} GiB, which the system "
                                 "refused; use a smaller --context or fewer --beams") from None
+        self.dtype = dtype
         self._references = [0] * pages
         self._free = list(range(pages - 1, -1, -1))
 
@@ -117,9 +138,10 @@ class KVCache:
     def _own_last_page(self, sequence: Sequence) -> None:
         shared, own = sequence.pages[-1], self._take()
         source, target = (_core.Tensor.from_numpy(np.array([page], np.int32)) for page in (shared, own))
-        for k_pages, v_pages in self.layers:
-            _core.copy_pages(k_pages, source, target)
-            _core.copy_pages(v_pages, source, target)
+        for layer in self.layers:
+            for pages in layer:
+                if pages is not None:
+                    _core.copy_pages(pages, source, target)
         self._references[shared] -= 1
         sequence.pages[-1] = own
 

@@ -18,7 +18,7 @@ from genkit.rope import Rope
 if TYPE_CHECKING:
     from genkit.checkpoints.config import Fields
     from genkit.checkpoints.safetensors import Checkpoint
-    from genkit.kv_cache import Step
+    from genkit.kv_cache import LayerPages, Step
 
 Tensor = _core.Tensor
 Weight = Union[_core.Tensor, _core.PackedWeight]
@@ -136,9 +136,9 @@ class Attention:
         self.q_norm = q_norm
         self.k_norm = k_norm
 
-    def __call__(self, x: Tensor, residual: Tensor, step: "Step", pages: tuple[Tensor, Tensor],
+    def __call__(self, x: Tensor, residual: Tensor, step: "Step", pages: "LayerPages",
                  rope_table: Optional[Tensor] = None) -> Tensor:
-        """Writes this step's keys and values into pages, a layer's (K, V), and attends to all up to each row's own."""
+        """Writes this step's keys and values into a layer's pages and attends to all up to each row's own."""
         qkv = self.qkv(x)
         q = qkv.columns(0, self.keys_at)
         k = qkv.columns(self.keys_at, self.values_at)
@@ -147,12 +147,13 @@ class Attention:
             self.q_norm.heads_(q)
         if self.k_norm is not None:
             self.k_norm.heads_(k)
-        if rope_table is not None:
-            _core.rope_(qkv.columns(0, self.values_at), rope_table, self.head_dim)  # q and k lie side by side
-        k_pages, v_pages = pages
-        _core.kv_write(k, v, k_pages, v_pages, step.page_table, step.sequences, step.positions)
-        mixed = _core.attention(q, k_pages, v_pages, step.page_table, step.sequences, step.positions,
-                                self.scale, self.window)
+        where = pages.k, pages.v, step.page_table, step.sequences, step.positions
+        scales = {"k_scales": pages.k_scales, "v_scales": pages.v_scales}
+        if rope_table is None:
+            _core.kv_write(k, v, *where, **scales)
+        else:  # q and k lie side by side
+            _core.rope_kv_write(qkv.columns(0, self.values_at), rope_table, k, v, *where, **scales)
+        mixed = _core.attention(q, *where, self.scale, self.window, **scales)
         return self.out(mixed, residual)
 
 

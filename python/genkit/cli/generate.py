@@ -12,7 +12,7 @@ from genkit.cli.interrupt import Interrupts
 from genkit.cli.output import TextOutput
 from genkit.cli.prompt import checked, read_prompt, read_text_file
 from genkit.cli.terminal import bar, note
-from genkit.cli.values import Device, Quantize, logit_bias, real, token_count, whole
+from genkit.cli.values import Device, KVType, Quantize, logit_bias, real, token_count, whole
 from genkit.errors import Interrupted, UsageError
 
 # Enough for a page of text, and an end for base models that never say stop. -n -1 writes to the end of the context.
@@ -174,6 +174,11 @@ def generate(
                help="Round the weights while they are loaded: less memory, more speed, a little of the quality. "
                     "Default: what the model's config.json asks for, else none."),
     ] = None,
+    kv_type: Annotated[
+        KVType,
+        option("--kv-type", metavar="auto|f32|f16|bf16|int8", panel=MACHINE,
+               help="How keys and values are kept. Default: auto, f32 for f32 weights and bf16 for others."),
+    ] = KVType.auto,
     # What llama.cpp users type out of habit, and what happens here anyway.
     no_display_prompt: Annotated[bool, typer.Option("--no-display-prompt", hidden=True)] = False,
     single_turn: Annotated[bool, typer.Option("--single-turn", "-st", hidden=True)] = False,
@@ -210,8 +215,8 @@ def generate(
     if system_file is not None:
         system = read_text_file(system_file, "system message")
     settings["system"] = None if system is None else checked(system, "--system")
-    loading = dict(device=device.value, threads=threads, quantize=quantize and quantize.value, context=context,
-                   revision=revision, offline=offline)
+    loading = dict(device=device.value, threads=threads, quantize=quantize and quantize.value, kv_type=kv_type.value,
+                   context=context, revision=revision, offline=offline)
     with Interrupts() as interrupts, TextOutput(output, force) as target:
         run(prompt, settings, loading, target, interrupts, model=model, as_json=as_json, quiet=quiet, verbose=verbose)
 

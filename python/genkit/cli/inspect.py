@@ -59,6 +59,7 @@ def examine(folder: Path, context: Optional[int]) -> "dict[str, Any]":
     from genkit import kv_cache
     from genkit.checkpoints import open_checkpoint, read_config
     from genkit.cli.result import model_name
+    from genkit.engine import choose_kv_type
     from genkit.errors import UsageError
     from genkit.models import read_model_config
     from genkit.text.tokenizer import Tokenizer
@@ -66,6 +67,7 @@ def examine(folder: Path, context: Optional[int]) -> "dict[str, Any]":
     fields = read_config(folder)
     with open_checkpoint(folder) as checkpoint:
         config = read_model_config(fields, checkpoint)
+        kv_type = choose_kv_type("auto", checkpoint, "none")
         tensors = checkpoint.tensors.values()
         dtypes: "dict[str, dict[str, int]]" = {}
         for tensor in tensors:
@@ -76,7 +78,8 @@ def examine(folder: Path, context: Optional[int]) -> "dict[str, Any]":
     context = config.max_positions if context is None else context
     if not 1 <= context <= config.max_positions:
         raise UsageError(f"context {context} is outside 1 to {config.max_positions}, what the model was made for")
-    cache = kv_cache.pages_for(context) * kv_cache.page_bytes(config.layers, config.kv_heads, config.head_dim)
+    cache = kv_cache.pages_for(context) * kv_cache.page_bytes(
+        config.layers, config.kv_heads, config.head_dim, kv_type)
     card = folder / CARD
     return {
         "model": model_name(folder),

@@ -51,7 +51,8 @@ def describe(loaded: Any, model: Union[str, Path], generation: Any) -> Iterator[
     yield (f"genkit: model {model_name(model)}: {config.model_type}, {format_bytes(config.weight_bytes)} of weights,"
            f" loaded in {loaded.load_s:.2f} s")
     yield (f"genkit: device {loaded.device}, tier {loaded.tier}, {loaded.threads} threads, context {loaded.context},"
-           f" weights {'as stored' if loaded.quantize == 'none' else 'rounded to ' + loaded.quantize}")
+           f" weights {'as stored' if loaded.quantize == 'none' else 'rounded to ' + loaded.quantize},"
+           f" keys and values {loaded.kv_type}")
     yield (f"genkit: prompt of {len(generation.prompt_tokens)} tokens,"
            f" {'in the chat template' if settings['chat'] else 'as it is, without a chat template'}")
     yield "genkit: " + ", ".join(f"{name} {value}" for name, value in settings.items() if name != "chat")
@@ -80,6 +81,7 @@ def json_object(generation: Any, loaded: Any, model: Union[str, Path], prompt: s
         "tier": loaded.tier,
         "threads": loaded.threads,
         "quantize": loaded.quantize,
+        "kv_type": loaded.kv_type,
     }
     if generation.logprobs is not None:
         made["logprobs"] = generation.logprobs

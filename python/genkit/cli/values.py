@@ -13,6 +13,14 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+class KVType(str, Enum):
+    auto = "auto"
+    f32 = "f32"
+    f16 = "f16"
+    bf16 = "bf16"
+    int8 = "int8"
+
+
 class Quantize(str, Enum):
     none = "none"
     int4 = "int4"

@@ -1,0 +1,202 @@
+// Products with packed integer weights (packed.h) by vpdpbusd, which multiplies unsigned bytes, here weights, with signed
+// ones, here activations. Weights get there by adding an offset (a code's zero, or 128), which is taken back by sums of
+// activations. Sums of integers are exact in any order, so few rows and many, in this file's two ways, agree to the bit.
+
+using ivec = __m512i;
+
+constexpr int64_t few_rows_most = 8;      // up to here weights are read from their panels by every row together
+constexpr int64_t prefetch_ahead = 4096;  // bytes; a panel is one stream, and the next panel of the piece follows it
+
+INLINE ivec load_line(const void* p) { return _mm512_loadu_si512(p); }
+INLINE ivec broadcast4(const void* p) {  // four bytes, or two 16-bit sums
+    int32_t bits;
+    __builtin_memcpy(&bits, p, 4);
+    return _mm512_set1_epi32(bits);
+}
+INLINE ivec widen_u8(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+INLINE ivec widen_i8(const uint8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+INLINE ivec low_nibbles(ivec line) { return _mm512_and_si512(line, _mm512_set1_epi8(15)); }
+INLINE ivec high_nibbles(ivec line) { return low_nibbles(_mm512_srli_epi16(line, 4)); }
+// The low and the high 16 bits of each lane.
+INLINE ivec pairs(ivec low, ivec high) {
+    return _mm512_or_si512(_mm512_and_si512(low, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(high, 16));
+}
+
+// ---- a block's header, for 16 outputs of a panel ----------------------------------------------------------------
+
+struct Header {
+    const WeightFormat& f;
+    const uint8_t* at;
+
+    INLINE vec reals(int64_t offset) const {
+        const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + offset));
+        return f.scale_dtype == DType::bf16 ? widen_bf16(bits) : widen_f16(bits);
+    }
+    INLINE int64_t zeros_at() const { return block_depth / f.group * panel_outputs * 2; }
+    INLINE vec scales(int64_t group, int64_t column) const { return reals((group * 2 + column) * 32); }
+    INLINE vec real_zeros(int64_t group, int64_t column) const { return reals(zeros_at() + (group * 2 + column) * 32); }
+    // What the weight as an unsigned byte has too much, negative, i32; not of two levels.
+    INLINE ivec offsets(int64_t group, int64_t column) const {
+        const uint8_t* zeros = at + zeros_at() + (group * 2 + column) * 16;
+        if (f.packing == Packing::int8) {
+            const ivec high = _mm512_set1_epi32(-128);
+            return f.zero == Zero::integer ? _mm512_sub_epi32(high, widen_i8(zeros)) : high;
+        }
+        if (f.zero == Zero::integer) return _mm512_sub_epi32(_mm512_setzero_si512(), widen_u8(zeros));
+        return _mm512_set1_epi32(f.zero == Zero::none ? -8 : 0);
+    }
+    // u of the 32 codes in a tile's low or high nibbles, in both 16-bit halves of each lane.
+    INLINE void subscales(int64_t tile, int64_t column, ivec& low, ivec& high) const {
+        const ivec both = widen_u8(at + 64 + (tile * 2 + column) * 16);
+        const ivec l = low_nibbles(both), h = _mm512_srli_epi32(both, 4);
+        low = _mm512_or_si512(l, _mm512_slli_epi32(l, 16));
+        high = _mm512_or_si512(h, _mm512_slli_epi32(h, 16));
+    }
+    INLINE ivec minima(int64_t tile, int64_t column) const {  // m of both, 16 bits each
+        const uint8_t* p = at + 192 + (tile * 2 + column) * 32;
+        return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    }
+};
+
+// ---- writing ----------------------------------------------------------------------------------------------------
+
+// A row's 32 sums of a panel. Not inlined: it is called once a row.
+__attribute__((noinline)) void write_row(const PackedLinearArgs& a, int64_t panel, int64_t m, vec first, vec second) {
+    const int64_t outputs = a.gated ? a.n / 2 : a.n, i = panel * (a.gated ? 16 : 32);
+    float* out = a.out + m * a.out_stride + i;
+    const int64_t left = outputs - i, count = left < 16 ? left : 16;
+    if (a.gated) {
+        if (a.bias) first = first + load(a.bias + i, count), second = second + load(a.bias + outputs + i, count);
+        switch (a.kind) {
+            case Activation::silu: first = activate<Activation::silu>(first) * second; break;
+            case Activation::gelu: first = activate<Activation::gelu>(first) * second; break;
+            case Activation::gelu_tanh: first = activate<Activation::gelu_tanh>(first) * second; break;
+        }
+        return store(out, first, count);
+    }
+    const float* residual = a.residual ? a.residual + m * a.out_stride + i : nullptr;
+    if (a.bias) first = first + load(a.bias + i, count);
+    if (residual) first = first + load(residual, count);
+    store(out, first, count);
+    if (left <= 16) return;
+    const int64_t rest = left < 32 ? left - 16 : 16;
+    if (a.bias) second = second + load(a.bias + i + 16, rest);
+    if (residual) second = second + load(residual + 16, rest);
+    store(out + 16, second, rest);
+}
+
+// ---- few rows: bound by reading the weights ------------------------------------------------------------------------
+
+// One panel. narrow: a group is 32 codes, so the two halves of a tile have sums of their own.
+template <Packing packing, bool narrow, int64_t rows>
+void few_rows_panel(const PackedLinearArgs& a, int64_t panel) {
+    constexpr int64_t parts = narrow || rows <= 2 ? 2 : 1;  // sums that do not wait for one another
+    constexpr bool two_level = packing == Packing::int4_two_level;
+    const int64_t depth = round_up(a.k, tile_depth), subs = depth / sub_depth, blocks = (a.k + block_depth - 1) / block_depth;
+    const int64_t header_size = header_bytes(a.format), group_tiles = narrow ? 1 : a.format.group / tile_depth;
+    const uint8_t* line = a.weight + panel * panel_bytes(a.format, a.k);
+    vec acc[rows][2];
+    for (int64_t m = 0; m < rows; m++) acc[m][0] = acc[m][1] = zero();
+    for (int64_t block = 0; block < blocks; block++) {
+        const Header header{a.format, line};
+        for (int64_t i = 0; i < header_size; i += 64) __builtin_prefetch(line + i + prefetch_ahead);
+        line += header_size;
+        const int64_t left = (depth - block * block_depth) / tile_depth, tiles = left < 4 ? left : 4;
+        ivec sums[rows][2][parts];
+        int32_t x_sums[rows][2] = {};
+        auto scale_sums = [&](int64_t group, int64_t column, int64_t part, bool both) __attribute__((always_inline)) {
+            const vec scale = header.scales(group, column);
+#pragma GCC unroll 8
+            for (int64_t m = 0; m < rows; m++) {
+                const vec x_scale = set1(a.scales[m * blocks + block]);
+                ivec sum = sums[m][column][part];
+                if (both) sum = _mm512_add_epi32(sum, sums[m][column][parts - 1]);
+                acc[m][column] = fma(_mm512_cvtepi32_ps(sum), scale * x_scale, acc[m][column]);
+                if (two_level || a.format.zero != Zero::real) continue;
+                const vec x_sum = set1(float(x_sums[m][part]));
+                acc[m][column] = fma(x_sum, header.real_zeros(group, column) * x_scale, acc[m][column]);
+            }
+        };
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            const int64_t k = block * block_depth + tile * tile_depth;
+            const bool starts = narrow || tile % group_tiles == 0;
+            const bool ends = narrow || tile % group_tiles == group_tiles - 1 || tile == tiles - 1;
+            if (!two_level && a.format.zero == Zero::real) {
+                for (int64_t m = 0; m < rows; m++) {
+                    const int16_t* s = a.sums + m * subs + k / sub_depth;
+                    if (narrow) x_sums[m][0] = s[0], x_sums[m][1] = s[1];
+                    else x_sums[m][0] = (starts ? 0 : x_sums[m][0]) + s[0] + s[1];
+                }
+            }
+#pragma GCC unroll 2
+            for (int64_t column = 0; column < 2; column++) {
+                ivec offsets, u[2];
+                if (two_level) {
+                    offsets = _mm512_sub_epi16(_mm512_setzero_si512(), header.minima(tile, column));
+                    header.subscales(tile, column, u[0], u[1]);
+                } else if (narrow) {
+                    offsets = pairs(header.offsets(2 * tile, column), header.offsets(2 * tile + 1, column));
+                } else {
+                    offsets = header.offsets(tile / group_tiles, column);
+                    offsets = pairs(offsets, offsets);
+                }
+#pragma GCC unroll 8
+                for (int64_t m = 0; m < rows; m++) {
+                    const ivec x = broadcast4(a.sums + m * subs + k / sub_depth);
+                    ivec* sum = sums[m][column];
+                    if (starts) sum[0] = sum[parts - 1] = _mm512_setzero_si512();
+                    if (narrow) {
+                        sum[0] = _mm512_dpwssd_epi32(sum[0], _mm512_and_si512(offsets, _mm512_set1_epi32(0xffff)), x);
+                        sum[1] = _mm512_dpwssd_epi32(sum[1], _mm512_and_si512(offsets, _mm512_set1_epi32(int(0xffff0000))), x);
+                    } else {
+                        sum[0] = _mm512_dpwssd_epi32(sum[0], offsets, x);
+                    }
+                }
+                const int8_t* x = a.codes + k;
+                auto multiply = [&](ivec w, int64_t at, int64_t part) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+                    for (int64_t m = 0; m < rows; m++) {
+                        sums[m][column][part] = _mm512_dpbusd_epi32(sums[m][column][part], w,
+                                                                    broadcast4(x + m * a.codes_stride + at));
+                    }
+                };
+#pragma GCC unroll 8
+                for (int64_t l = 0; l < 8; l++, line += 64) {
+                    __builtin_prefetch(line + prefetch_ahead);
+                    const ivec bytes = load_line(line);
+                    if (packing == Packing::int8) {
+                        multiply(_mm512_xor_si512(bytes, _mm512_set1_epi8(-128)), 4 * l, 0);
+                        continue;
+                    }
+                    ivec low = low_nibbles(bytes), high = high_nibbles(bytes);
+                    if (two_level) low = _mm512_mullo_epi16(low, u[0]), high = _mm512_mullo_epi16(high, u[1]);
+                    multiply(low, 4 * l, 0);
+                    multiply(high, 32 + 4 * l, parts - 1);
+                }
+                if (packing == Packing::int8) {
+#pragma GCC unroll 8
+                    for (int64_t l = 8; l < 16; l++, line += 64) {
+                        __builtin_prefetch(line + prefetch_ahead);
+                        multiply(_mm512_xor_si512(load_line(line), _mm512_set1_epi8(-128)), 4 * l, parts - 1);
+                    }
+                }
+                if (narrow) {
+                    scale_sums(2 * tile, column, 0, false);
+                    scale_sums(2 * tile + 1, column, 1, false);
+                } else if (ends) {
+                    scale_sums(tile / group_tiles, column, 0, parts == 2);
+                }
+            }
+        }
+    }
+    for (int64_t m = 0; m < rows; m++) write_row(a, panel, m, acc[m][0], acc[m][1]);
+}
+
+template <Packing packing, bool narrow>
+void few_rows(const PackedLinearArgs& a, int64_t begin, int64_t end) {
+    void (*const panels[])(const PackedLinearArgs&, int64_t) = {
+        few_rows_panel<packing, narrow, 1>, few_rows_panel<packing, narrow, 2>, few_rows_panel<packing, narrow, 3>,
+        few_rows_panel<packing, narrow, 4>, few_rows_panel<packing, narrow, 5>, few_rows_panel<packing, narrow, 6>,
+        few_rows_panel<packing, narrow, 7>, few_rows_panel<packing, narrow, 8>};
+    for (int64_t panel = begin; panel < end; panel++) panels[a.rows - 1](a, panel);
+}

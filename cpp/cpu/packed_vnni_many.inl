@@ -1,0 +1,208 @@
+// Many rows by packed weights: bound by arithmetic. A 256-deep block of two panels is unpacked once into the first-level
+// cache, as unsigned bytes in the order they are multiplied; tiles of six rows by a panel sum in registers.
+
+constexpr int64_t tile_rows = 6;
+constexpr int64_t panels_at_once = 2;
+constexpr int64_t slab_rows = 256;  // rows for which a block is unpacked, their float sums in the second-level cache
+constexpr int64_t most_groups = block_depth / sub_depth;
+
+struct Unpacked {
+    alignas(64) uint8_t codes[block_depth / 4][2][64];  // steps of 4 along k, 16 outputs x 4
+    alignas(64) float scales[most_groups][2][16];
+    alignas(64) float real_zeros[most_groups][2][16];
+    alignas(64) int32_t offsets[most_groups][2][16];    // of integer zeros
+};
+
+// next: the block to fetch meanwhile.
+template <Packing packing>
+INLINE void unpack_block(const WeightFormat& f, const uint8_t* block, int64_t tiles, const uint8_t* next, Unpacked& to) {
+    const Header header{f, block};
+    const int64_t groups = (tiles * tile_depth + f.group - 1) / f.group, size = header_bytes(f);
+    for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(next + i);
+    for (int64_t group = 0; group < groups; group++) {
+        for (int64_t column = 0; column < 2; column++) {
+            store(to.scales[group][column], header.scales(group, column));
+            if (f.zero == Zero::real) store(to.real_zeros[group][column], header.real_zeros(group, column));
+            if (f.zero == Zero::integer) _mm512_store_si512(to.offsets[group][column], header.offsets(group, column));
+        }
+    }
+    const uint8_t* line = block + size;
+    next += size;
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        for (int64_t column = 0; column < 2; column++) {
+            uint8_t* out = to.codes[tile * 16][column];
+            ivec u[2], more[2];
+            if (packing == Packing::int4_two_level) {  // u c - m + 128, whose bytes never carry into one another
+                header.subscales(tile, column, u[0], u[1]);
+                const ivec m = _mm512_sub_epi16(_mm512_set1_epi16(128), header.minima(tile, column));
+                const ivec low = _mm512_and_si512(m, _mm512_set1_epi32(0xff)), high = _mm512_srli_epi32(m, 16);
+                more[0] = _mm512_mullo_epi32(low, _mm512_set1_epi32(0x01010101));
+                more[1] = _mm512_mullo_epi32(high, _mm512_set1_epi32(0x01010101));
+            }
+            for (int64_t l = 0; l < tile_bytes(packing) / 128; l++, line += 64, next += 64) {
+                __builtin_prefetch(next);
+                const ivec bytes = load_line(line);
+                if (packing == Packing::int8) {
+                    _mm512_store_si512(out + l * 128, _mm512_xor_si512(bytes, _mm512_set1_epi8(-128)));
+                    continue;
+                }
+                ivec low = low_nibbles(bytes), high = high_nibbles(bytes);
+                if (packing == Packing::int4_two_level) {
+                    low = _mm512_add_epi8(_mm512_mullo_epi16(low, u[0]), more[0]);
+                    high = _mm512_add_epi8(_mm512_mullo_epi16(high, u[1]), more[1]);
+                }
+                _mm512_store_si512(out + l * 128, low);
+                _mm512_store_si512(out + l * 128 + 8 * 128, high);
+            }
+        }
+    }
+}
+
+// What a tile of rows reads, at its first row and this block.
+struct TileRows {
+    const int8_t* codes;
+    const int16_t* sums;
+    const float* scales;
+    float* acc;  // [rows][32]
+    int64_t codes_stride, subs, blocks;
+};
+
+// The sums of a row's codes over each group, from those of 32.
+INLINE __m256i group_sums(const int16_t* sums, int64_t tiles, int64_t group) {
+    const __m128i s = _mm_maskz_loadu_epi16(__mmask8((1u << tiles * 2) - 1), sums);
+    if (group == 32) return _mm256_cvtepi16_epi32(s);
+    __m128i g = _mm_madd_epi16(s, _mm_set1_epi16(1));
+    if (group >= 128) g = _mm_hadd_epi32(g, g);
+    if (group >= 256) g = _mm_hadd_epi32(g, g);
+    return _mm256_castsi128_si256(g);
+}
+
+template <Zero zeros, int64_t rows>
+void tile_by_panel(const WeightFormat& f, const Unpacked& w, int64_t tiles, int32_t offset, const TileRows& x) {
+    alignas(32) int32_t starts[rows][most_groups];
+    alignas(32) float x_sums[rows][most_groups];
+    vec acc[rows][2];
+#pragma GCC unroll 8
+    for (int64_t m = 0; m < rows; m++) {
+        const __m256i sums = group_sums(x.sums + m * x.subs, tiles, f.group);
+        const __m256i start = zeros == Zero::integer ? sums : _mm256_mullo_epi32(sums, _mm256_set1_epi32(offset));
+        _mm256_store_si256(reinterpret_cast<__m256i*>(starts[m]), start);
+        if (zeros == Zero::real) _mm256_store_ps(x_sums[m], _mm256_cvtepi32_ps(sums));
+        acc[m][0] = load(x.acc + m * 32);
+        acc[m][1] = load(x.acc + m * 32 + 16);
+    }
+    const uint8_t* codes = w.codes[0][0];
+    const int8_t* x_codes = x.codes;
+    const int64_t steps = tiles * 2, group_steps = f.group / sub_depth;  // of 32 codes
+    for (int64_t group = 0; group * group_steps < steps; group++) {
+        ivec sums[rows][2];
+#pragma GCC unroll 8
+        for (int64_t m = 0; m < rows; m++) {
+            sums[m][0] = sums[m][1] = broadcast4(&starts[m][group]);
+            if (zeros != Zero::integer) continue;
+            sums[m][0] = _mm512_mullo_epi32(sums[m][0], load_line(w.offsets[group][0]));
+            sums[m][1] = _mm512_mullo_epi32(sums[m][1], load_line(w.offsets[group][1]));
+        }
+        const int64_t left = steps - group * group_steps;
+        for (int64_t step = 0; step < (left < group_steps ? left : group_steps); step++, codes += 1024, x_codes += 32) {
+#pragma GCC unroll 8
+            for (int64_t i = 0; i < 8; i++) {
+                const ivec first = load_line(codes + i * 128), second = load_line(codes + i * 128 + 64);
+#pragma GCC unroll 8
+                for (int64_t m = 0; m < rows; m++) {
+                    const ivec four = broadcast4(x_codes + m * x.codes_stride + i * 4);
+                    sums[m][0] = _mm512_dpbusd_epi32(sums[m][0], first, four);
+                    sums[m][1] = _mm512_dpbusd_epi32(sums[m][1], second, four);
+                }
+            }
+        }
+        const vec scale[2] = {load(w.scales[group][0]), load(w.scales[group][1])};
+#pragma GCC unroll 8
+        for (int64_t m = 0; m < rows; m++) {
+            const vec x_scale = set1(x.scales[m * x.blocks]);
+#pragma GCC unroll 2
+            for (int64_t c = 0; c < 2; c++) {
+                acc[m][c] = fma(_mm512_cvtepi32_ps(sums[m][c]), scale[c] * x_scale, acc[m][c]);
+                if (zeros != Zero::real) continue;
+                acc[m][c] = fma(set1(x_sums[m][group]), load(w.real_zeros[group][c]) * x_scale, acc[m][c]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int64_t m = 0; m < rows; m++) {
+        store(x.acc + m * 32, acc[m][0]);
+        store(x.acc + m * 32 + 16, acc[m][1]);
+    }
+}
+
+// Rows [m0, m1) by panels [begin, end), at most panels_at_once.
+template <Packing packing, Zero zeros>
+void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t end, int64_t m0, int64_t m1) {
+    Unpacked unpacked[panels_at_once];
+    alignas(64) float acc[panels_at_once][slab_rows][32];
+    const WeightFormat& f = a.format;
+    const int64_t depth = round_up(a.k, tile_depth), subs = depth / sub_depth, blocks = (a.k + block_depth - 1) / block_depth;
+    const int64_t rows = m1 - m0, panels = end - begin, panel_size = panel_bytes(f, a.k);
+    const int32_t offset = packing == Packing::int4 ? (zeros == Zero::none ? -8 : 0) : -128;
+    void (*const tile_of[])(const WeightFormat&, const Unpacked&, int64_t, int32_t, const TileRows&) = {
+        tile_by_panel<zeros, 4>, tile_by_panel<zeros, 5>, tile_by_panel<zeros, 6>};
+    for (int64_t p = 0; p < panels; p++) {
+        for (int64_t i = 0; i < rows * 32; i += 16) store(&acc[p][0][i], zero());
+    }
+    const int64_t row_tiles = (rows + tile_rows - 1) / tile_rows;
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t left = (depth - block * block_depth) / tile_depth, tiles = left < 4 ? left : 4;
+        for (int64_t p = 0; p < panels; p++) {
+            const uint8_t* at = a.weight + (begin + p) * panel_size + block * block_bytes(f);
+            const uint8_t* next = block + 1 < blocks ? at + block_bytes(f) : a.weight + (end + p) * panel_size;
+            unpack_block<packing>(f, at, tiles, next, unpacked[p]);
+        }
+        for (int64_t t = 0; t < row_tiles; t++) {  // as even as can be, so of four rows or more
+            const int64_t first = rows * t / row_tiles, count = rows * (t + 1) / row_tiles - first, m = m0 + first;
+            for (int64_t p = 0; p < panels; p++) {
+                tile_of[count - 4](f, unpacked[p], tiles, offset,
+                               {a.codes + m * a.codes_stride + block * block_depth,
+                                a.sums + m * subs + block * (block_depth / sub_depth), a.scales + m * blocks + block,
+                                acc[p][first], a.codes_stride, subs, blocks});
+            }
+        }
+    }
+    for (int64_t m = 0; m < rows; m++) {
+        for (int64_t p = 0; p < panels; p++) write_row(a, begin + p, m0 + m, load(acc[p][m]), load(acc[p][m] + 16));
+    }
+}
+
+template <Packing packing, Zero zeros>
+void many_rows(const PackedLinearArgs& a, int64_t begin, int64_t end) {
+    const int64_t slabs = (a.rows + slab_rows - 1) / slab_rows;
+    for (int64_t panel = begin; panel < end; panel += panels_at_once) {
+        const int64_t stop = panel + panels_at_once < end ? panel + panels_at_once : end;
+        for (int64_t s = 0; s < slabs; s++) {
+            slab_by_panels<packing, zeros>(a, panel, stop, a.rows * s / slabs, a.rows * (s + 1) / slabs);
+        }
+    }
+}
+
+template <Packing packing>
+void packed_linear_of(const PackedLinearArgs& a, int64_t begin, int64_t end) {
+    if (a.rows <= few_rows_most) {
+        if constexpr (packing != Packing::int4_two_level) {
+            if (a.format.group == sub_depth) return few_rows<packing, true>(a, begin, end);
+        }
+        return few_rows<packing, false>(a, begin, end);
+    }
+    if constexpr (packing == Packing::int4_two_level) return many_rows<packing, Zero::none>(a, begin, end);
+    else switch (a.format.zero) {
+        case Zero::none: return many_rows<packing, Zero::none>(a, begin, end);
+        case Zero::integer: return many_rows<packing, Zero::integer>(a, begin, end);
+        case Zero::real: return many_rows<packing, Zero::real>(a, begin, end);
+    }
+}
+
+void packed_linear(const PackedLinearArgs& a, int64_t begin, int64_t end) {
+    switch (a.format.packing) {
+        case Packing::int4_two_level: return packed_linear_of<Packing::int4_two_level>(a, begin, end);
+        case Packing::int4: return packed_linear_of<Packing::int4>(a, begin, end);
+        case Packing::int8: return packed_linear_of<Packing::int8>(a, begin, end);
+    }
+}

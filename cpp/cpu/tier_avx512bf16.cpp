@@ -1,0 +1,30 @@
+// The tier for AVX-512 with BF16 dot products. Everything has internal linkage but install_avx512bf16: nothing compiled
+// with this file's flags may be kept by the linker for other processors (tests/test_isolation.py).
+#include <immintrin.h>
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc's own header initializes "undefined" registers so
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
+#include "../kernels.h"
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace genkit {
+namespace {
+
+#include "vec_avx512.h"
+#include "functions.inl"
+#include "attention_pages.inl"
+#include "attention_bf16.inl"
+#include "attention.inl"
+
+}  // namespace
+
+void install_avx512bf16(Kernels& k) {
+    k.attention = attention;
+    k.attention_merge = attention_merge;
+}
+
+}  // namespace genkit
