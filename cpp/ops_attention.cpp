@@ -33,7 +33,7 @@ KvPages kv_pages(const char* op, int64_t rows, const Tensor& k_pages, const Tens
     check_vector(op, "sequences", sequences, DType::i32, rows);
     check_vector(op, "positions", positions, DType::i32, rows);
     check_range(op, "sequences", sequences, page_table.dim(0));
-    int64_t max_pages = page_table.dim(1), pages = k_pages.dim(0);
+    int64_t max_pages = page_table.dim(1), pages = k_pages.dim(1);
     check_range(op, "positions", positions, max_pages * page_keys);
     const int32_t* table = page_table.data<int32_t>();
     int32_t last_sequence = -1;
@@ -50,7 +50,8 @@ KvPages kv_pages(const char* op, int64_t rows, const Tensor& k_pages, const Tens
         }
     }
     return {k_pages.bytes(), v_pages.bytes(), optional_data(k_scales), optional_data(v_scales), table,
-            sequences.data<int32_t>(), positions.data<int32_t>(), k_pages.dim(1), k_pages.dim(3), max_pages, k_pages.dtype()};
+            sequences.data<int32_t>(), positions.data<int32_t>(), k_pages.dim(0), pages, k_pages.dim(3), max_pages,
+            k_pages.dtype()};
 }
 
 KvWriteArgs kv_write_args(const char* op, const Tensor& k, const Tensor& v, const KvPages& pages) {
@@ -107,12 +108,12 @@ Tensor attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, 
     if (window < 0) fail(op, "window is " + std::to_string(window) + "; expected 0 (unlimited) or more");
     if (alibi_slopes) check_vector(op, "alibi_slopes", *alibi_slopes, DType::f32, heads);
 
-    // Units of about 64 queries read a page once for all of them. Fewer, and then keys split too, where threads would be
-    // idle: the bits do not depend on it.
+    // Units of up to 128 queries read a page once for all of them. Fewer where threads would be idle, and then keys split
+    // too: the bits do not depend on it.
     const int64_t threads = get_threads(), group = heads / pages.kv_heads;
-    int64_t unit_rows = std::max<int64_t>(1, 64 / group);
+    int64_t unit_rows = std::max<int64_t>(1, 128 / group);
     auto units = [&] { return (rows + unit_rows - 1) / unit_rows * pages.kv_heads; };
-    while (unit_rows > 1 && units() < threads) unit_rows /= 2;
+    while (unit_rows > 1 && units() < (unit_rows * group > 32 ? 4 : 1) * threads) unit_rows /= 2;
     const int64_t splits = (pages.max_pages * page_keys + attention_split - 1) / attention_split;
     const bool split = units() < 2 * threads && threads > 1 && splits > 1;
 
@@ -133,14 +134,14 @@ Tensor attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, 
 void copy_pages(const Tensor& pages, const Tensor& source, const Tensor& target) {
     const char* op = "copy_pages";
     check_contiguous(op, "pages", pages);
-    if (pages.rank() < 1) fail(op, "pages " + pages.shape_text() + " has no page axis");
+    if (pages.rank() < 2) fail(op, "pages " + pages.shape_text() + " has no page axis");
     int64_t pairs = source.rank() == 1 ? source.dim(0) : -1;
     check_vector(op, "source", source, DType::i32, pairs);
     check_vector(op, "target", target, DType::i32, pairs);
-    check_range(op, "source", source, pages.dim(0));
-    check_range(op, "target", target, pages.dim(0));
+    check_range(op, "source", source, pages.dim(1));
+    check_range(op, "target", target, pages.dim(1));
     CopyPagesArgs a{pages.bytes(), source.data<int32_t>(), target.data<int32_t>(),
-                    pages.row_stride() * dtype_size(pages.dtype())};
+                    pages.dim(0), pages.dim(1), pages.row_stride() * dtype_size(pages.dtype()) / std::max<int64_t>(1, pages.dim(1))};
     submit(kernels().copy_pages, a, pairs, 1);
 }
 

@@ -227,7 +227,7 @@ void check_attention(int64_t rows, int64_t kv_heads, int64_t group, int64_t dim,
     for (int64_t p = 0; p < pages; p++) table.push_back(int32_t((p * 5 + 1) % pages));
     auto where = [&](Pages& p, const std::vector<int32_t>& s, const std::vector<int32_t>& at) {
         return KvPages{p.k.data(), p.v.data(), p.k_scales.data(), p.v_scales.data(), table.data(), s.data(), at.data(), kv_heads,
-                       dim, max_pages, dtype};
+                       pages, dim, max_pages, dtype};
     };
     for (int64_t s = 0; s < sequences; s++) {
         for (int64_t p = 0; p < longest; p++) {

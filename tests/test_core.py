@@ -109,7 +109,7 @@ def i32(values):
 def test_ops_refuse_what_does_not_fit(rng):
     """Every argument is checked once, and the message states the failing values."""
     x = f32(rng, 2, 8)
-    pages = f32(rng, 3, 2, _core.PAGE_KEYS, 4)
+    pages = f32(rng, 2, 3, _core.PAGE_KEYS, 4)
     table, sequences, positions = i32([[0, 1]]), i32([0, 0]), i32([0, 64])
     bad = [
         (lambda: _core.linear(x, f32(rng, 3, 7)), r"weight is \[3, 7\] f32; expected \[any, 8\]"),

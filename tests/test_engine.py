@@ -186,7 +186,7 @@ def test_the_context_is_a_limit_on_both(folder):
 
 
 def test_cancelling_keeps_what_was_made(model, monkeypatch):
-    monkeypatch.setattr("genkit.engine.BURST_SECONDS", 0.0)  # asked after every token, however fast the machine is
+    monkeypatch.setattr("genkit.batch.BURST_SECONDS", 0.0)  # asked after every token, however fast the machine is
     asked = []
 
     def cancelled():
@@ -214,7 +214,7 @@ def test_settings_out_of_range(model, options, message):
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("prompt", ["", [], [-1], [10**6], ["a"], [1.5], 7, None, [True], "\ud800"])
+@pytest.mark.parametrize("prompt", ["", [], [-1], [10**6], ["a", 3], [1.5], [["a"]], [[]], 7, None, [True], "\ud800"])
 def test_prompts_that_cannot_be(model, prompt):
     with pytest.raises(UsageError):
         model.generate(prompt, chat=False)
@@ -283,5 +283,5 @@ def test_logits_do_not_depend_on_the_prefill_chunk(model, monkeypatch):
     prompt = np.random.default_rng(3).integers(0, model.config.vocab_size, 150).tolist()
     whole = model.logits(prompt)
     for chunk in (1, 7, 64):
-        monkeypatch.setattr("genkit.engine.PREFILL_CHUNK", chunk)
+        monkeypatch.setattr("genkit.batch.PREFILL_CHUNK", chunk)
         np.testing.assert_array_equal(model.logits(prompt), whole)

@@ -230,21 +230,21 @@ def test_kv_write_and_copy_pages(tier, rng):
     places = rng.permutation(2 * max_pages * _core.PAGE_KEYS)[:rows]
     sequences, positions = places // (max_pages * _core.PAGE_KEYS), places % (max_pages * _core.PAGE_KEYS)
     k, v = rng.standard_normal((2, rows, kv_heads * dim)).astype(np.float32)
-    shape = (pages, kv_heads, _core.PAGE_KEYS, dim)
+    shape = (kv_heads, pages, _core.PAGE_KEYS, dim)
     k_pages, v_pages = _core.Tensor.zeros(shape), _core.Tensor.zeros(shape)
     _core.kv_write(strided(k, 3, 3), strided(v, 4, 2), k_pages, v_pages, ints(table), ints(sequences), ints(positions))
-    want_k = np.zeros((pages, kv_heads, _core.PAGE_KEYS // 16, dim, 16), np.float32)
+    want_k = np.zeros((kv_heads, pages, _core.PAGE_KEYS // 16, dim, 16), np.float32)
     want_v = np.zeros(shape, np.float32)
     for r in range(rows):
         page, slot = table[sequences[r], positions[r] // _core.PAGE_KEYS], positions[r] % _core.PAGE_KEYS
-        want_k[page, :, slot // 16, :, slot % 16] = k[r].reshape(kv_heads, dim)
-        want_v[page, :, slot] = v[r].reshape(kv_heads, dim)
+        want_k[:, page, slot // 16, :, slot % 16] = k[r].reshape(kv_heads, dim)
+        want_v[:, page, slot] = v[r].reshape(kv_heads, dim)
     np.testing.assert_array_equal(k_pages.numpy(), want_k.reshape(shape))
     np.testing.assert_array_equal(v_pages.numpy(), want_v)
 
     _core.copy_pages(k_pages, ints([0, 3]), ints([7, 5]))
     want = want_k.reshape(shape).copy()
-    want[7], want[5] = want[0], want[3]
+    want[:, 7], want[:, 5] = want[:, 0], want[:, 3]
     np.testing.assert_array_equal(k_pages.numpy(), want)
 
 

@@ -56,7 +56,7 @@ class Case:
         keys = [rng.standard_normal((n, kv_heads, head_dim)).astype(np.float32) for n in lengths]
         values = [(rng.standard_normal((n, kv_heads, head_dim)) * rng.choice([.5, 2, 8], (n, kv_heads, 1))).astype(np.float32)
                   for n in lengths]
-        self.pages = new_pages((pages, kv_heads, PAGE, head_dim), dtype)
+        self.pages = new_pages((kv_heads, pages, PAGE, head_dim), dtype)
         for s, n in enumerate(lengths):
             kv_write(keys[s].reshape(n, -1), values[s].reshape(n, -1), self.pages, ints(self.table), ints([s] * n), ints(range(n)))
         self.keys, self.values = [stored(k, dtype) for k in keys], [stored(v, dtype) for v in values]
@@ -169,7 +169,7 @@ def test_prefill_in_any_chunks_has_the_same_bits(tier, dtype):
     k, v = rng.standard_normal((2, length, kv_heads * dim)).astype(np.float32)
     results = []
     for chunk in (length, 64, 37, 1):
-        pages = new_pages((3, kv_heads, PAGE, dim), dtype)
+        pages = new_pages((kv_heads, 3, PAGE, dim), dtype)
         parts = []
         for begin in range(0, length, chunk):
             part = slice(begin, min(begin + chunk, length))
@@ -208,18 +208,18 @@ def test_pages_hold_what_numpy_says(tier, dtype, dim):
     k[5, 0], k[6, 0] = 1e-45, np.float32(300 * 2.0**-149)  # scales of 0, and of 2 units where 2.36 would be right
     k[7, 1] = [127, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5, 3.5][:dim] + [0.0] * max(0, dim - 8)  # ties at scale 1
     v[8, 1, dim // 2], k[9, 0, 0], v[10, 0, -1] = np.nan, np.inf, -np.inf
-    pages = new_pages((2, kv_heads, PAGE, dim), dtype)
+    pages = new_pages((kv_heads, 2, PAGE, dim), dtype)
     order = rng.permutation(rows)
     for part in np.split(order, [1, 7, 50]):  # any order, whole batches: tokens of a pair come apart
         kv_write(k[part].reshape(len(part), -1), v[part].reshape(len(part), -1), pages, ints([[1, 0]]), ints(part * 0), ints(part))
     for t, x, values in ((0, k, False), (1, v, True)):
         raw = pages[t].numpy()
-        got = np.stack([np.concatenate([from_page(raw[n, h], dtype, values) for n in (1, 0)])[:rows] for h in range(kv_heads)], 1)
+        got = np.stack([np.concatenate([from_page(raw[h, n], dtype, values) for n in (1, 0)])[:rows] for h in range(kv_heads)], 1)
         if dtype == "i8":
             codes, scale = quantized(x)
             assert same_bits(got, codes)
             scales = pages[2 + t].numpy()
-            np.testing.assert_array_equal(np.concatenate([scales[1], scales[0]], 1).T[:rows], scale[..., 0])
+            np.testing.assert_array_equal(np.concatenate([scales[:, 1], scales[:, 0]], 1).T[:rows], scale[..., 0])
         else:
             with np.errstate(all="ignore"):
                 wanted = {"f32": x, "f16": x.astype(np.float16), "bf16": bf16_bits(x)}[dtype]
@@ -237,7 +237,7 @@ def test_rope_kv_write_is_rope_then_kv_write(tier):
         for half, interleaved in ((12, False), (12, True), (5, False)):
             table = tensor(rng.standard_normal((rows, 2 * half)))
             one, two = tensor(x), tensor(x)
-            pages, others = (new_pages((2, kv_heads, PAGE, dim), dtype) for _ in range(2))
+            pages, others = (new_pages((kv_heads, 2, PAGE, dim), dtype) for _ in range(2))
             _core.rope_(one.columns(0, end), table, dim, interleaved)
             _core.kv_write(one.columns(at, end), one.columns(end, width), *pages[:2], *where, *pages[2:])
             _core.rope_kv_write(two.columns(0, end), table, two.columns(at, end), two.columns(end, width), *others[:2], *where,
@@ -294,12 +294,12 @@ def test_what_is_not_finite_shows_in_later_rows_only(tier, dtype, poison, of):
 @pytest.mark.parametrize("call,message", (
     (lambda p, q, w: _core.attention(q, p[0], p[1], *w, 1.0), "k_scales are missing"),
     (lambda p, q, w: _core.kv_write(q, q, p[0], p[1], *w, p[2]), "v_scales are missing"),
-    (lambda p, q, w: _core.kv_write(q, q, p[0], p[1], *w, p[2], p[2].reshape((1, 128))), "v_scales"),
-    (lambda p, q, w: _core.attention(q, p[0], tensor(np.zeros((1, 2, PAGE, 8))), *w, 1.0), "v_pages"),
-    (lambda p, q, w: _core.attention(q, *[tensor(np.zeros((1, 2, PAGE, 8)))] * 2, *w, 1.0, k_scales=p[2]), "are for i8 pages"),
+    (lambda p, q, w: _core.kv_write(q, q, p[0], p[1], *w, p[2], p[2].reshape((1, 2 * PAGE))), "v_scales"),
+    (lambda p, q, w: _core.attention(q, p[0], tensor(np.zeros((2, 1, PAGE, 8))), *w, 1.0), "v_pages"),
+    (lambda p, q, w: _core.attention(q, *[tensor(np.zeros((2, 1, PAGE, 8)))] * 2, *w, 1.0, k_scales=p[2]), "are for i8 pages"),
     (lambda p, q, w: _core.rope_kv_write(q, tensor(np.zeros((1, 10))), q, q, p[0], p[1], *w, False, p[2], p[3]), "do not fit"),
 ))
 def test_wrong_pages_are_refused(call, message):
-    pages = new_pages((1, 2, PAGE, 8), "i8")
+    pages = new_pages((2, 1, PAGE, 8), "i8")
     with pytest.raises(ValueError, match=message):
         call(pages, tensor(np.ones((1, 16))), (ints([[0]]), ints([0]), ints([0])))

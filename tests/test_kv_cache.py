@@ -35,8 +35,8 @@ def write(cache, rng, sequence, count):
 
 def values(cache, sequence, layer=0):
     """The sequence's V rows as [length, kv_heads * head_dim]."""
-    pages = cache.layers[layer].v.numpy()[sequence.pages]  # [pages, kv_heads, PAGE_KEYS, head_dim]
-    return pages.transpose(0, 2, 1, 3).reshape(-1, KV_HEADS * HEAD_DIM)[: sequence.length]
+    pages = cache.layers[layer].v.numpy()[:, sequence.pages]  # [kv_heads, pages, PAGE_KEYS, head_dim]
+    return pages.transpose(1, 2, 0, 3).reshape(-1, KV_HEADS * HEAD_DIM)[: sequence.length]
 
 
 def test_positions_and_pages_grow(cache):
@@ -111,12 +111,12 @@ def test_copy_on_write_keeps_every_bit_of_what_was_shared(rng, dtype):
     parent = Sequence()
     write(cache, rng, parent, PAGE_KEYS + 10)
     child = cache.fork(parent)
-    before = [[t.numpy()[parent.pages[1]].copy() for t in layer if t is not None] for layer in cache.layers]
+    before = [[t.numpy()[:, parent.pages[1]].copy() for t in layer if t is not None] for layer in cache.layers]
     assert all(tensor.any() for layer in before for tensor in layer)
     cache.step([(child, [0])])  # makes the page its own
     for layer, was in zip(cache.layers, before):
         for tensor, old in zip((t for t in layer if t is not None), was):
-            np.testing.assert_array_equal(tensor.numpy()[child.pages[1]], old)
+            np.testing.assert_array_equal(tensor.numpy()[:, child.pages[1]], old)
 
 
 def test_an_unknown_type_is_refused():

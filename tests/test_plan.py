@@ -88,7 +88,7 @@ class Both:
         for sequences in zip(*self.sequences):
             for layers in zip(*(cache.layers for cache in self.caches)):
                 for pages in zip(layers[0][:2], layers[1][:2]):
-                    (a, b) = (array.numpy()[s.pages] for array, s in zip(pages, sequences))
+                    (a, b) = (array.numpy()[:, s.pages] for array, s in zip(pages, sequences))
                     assert np.array_equal(a, b)
 
 
@@ -226,10 +226,10 @@ def made(generation):
 def test_bursts_do_not_show(folder, monkeypatch, options):
     """Stop strings, ends of text and limits anywhere in a burst."""
     model = genkit.load(folder, threads=2)
-    monkeypatch.setattr("genkit.engine.BURST_SECONDS", 60.0)
+    monkeypatch.setattr("genkit.batch.BURST_SECONDS", 60.0)
 
     def with_bursts_of(count, **more):
-        monkeypatch.setattr("genkit.engine.BURST_TOKENS", count)
+        monkeypatch.setattr("genkit.batch.BURST_TOKENS", count)
         pieces = []
         generation = model.generate(PROMPT, on_text=pieces.append, **({"max_tokens": 60} | options | more))
         assert "".join(pieces) == generation.text
@@ -249,21 +249,22 @@ def test_bursts_do_not_show(folder, monkeypatch, options):
     assert reason == "stop" and tokens == free[0][0][: free[0][0].index(eos) + 1] == with_bursts_of(5)[0][0]
 
 
-def test_a_stop_in_a_burst_rolls_the_cache_back(folder, monkeypatch):
+def test_a_text_that_ends_gives_its_pages_back(folder, monkeypatch):
     model = genkit.load(folder)
-    monkeypatch.setattr("genkit.engine.BURST_SECONDS", 60.0)
+    monkeypatch.setattr("genkit.batch.BURST_SECONDS", 60.0)
     free = model.generate(PROMPT, max_tokens=90, ignore_eos=True)
-    kept = []
-    monkeypatch.setattr("genkit.engine.Sequence", lambda: kept.append(Sequence()) or kept[-1])
+    caches = []
+    cache_of = model._cache
+    monkeypatch.setattr(model, "_cache", lambda lengths: caches.append(cache_of(lengths)) or caches[-1])
     stopped = model.generate(PROMPT, max_tokens=90, ignore_eos=True, stop=free.text[8:11])
     assert len(stopped.tokens) < 50 and len(free.tokens) == 90
-    assert kept[0].length == len(PROMPT) + len(stopped.tokens) - 1 and len(kept[0].pages) == pages_for(kept[0].length)
+    assert caches[0].free_pages == len(caches[0]._references) and not any(caches[0]._references)
 
 
 def test_cancelled_is_asked_between_bursts(folder, monkeypatch):
     model = genkit.load(folder)
-    monkeypatch.setattr("genkit.engine.BURST_SECONDS", 60.0)
-    monkeypatch.setattr("genkit.engine.BURST_TOKENS", 10)
+    monkeypatch.setattr("genkit.batch.BURST_SECONDS", 60.0)
+    monkeypatch.setattr("genkit.batch.BURST_TOKENS", 10)
     asked = []
     generation = model.generate(PROMPT, max_tokens=100, ignore_eos=True, cancelled=lambda: asked.append(1) or len(asked) > 4)
     # Before the prompt, after its token, and after each of three bursts; the last time it said yes.
@@ -295,7 +296,7 @@ def test_logits_that_are_not_finite_name_their_position(folder, tmp_path, monkey
         file.write(b"\xc0\x7f")
     model = genkit.load(copy)
     for count in (1, 8, 256):
-        monkeypatch.setattr("genkit.engine.BURST_TOKENS", count)
+        monkeypatch.setattr("genkit.batch.BURST_TOKENS", count)
         stream = model.stream(PROMPT, max_tokens=60, ignore_eos=True)
         with pytest.raises(BadFileError, match=rf"position {len(PROMPT) + at + 1} are not finite \(307 of 307"):
             list(stream)
@@ -410,7 +411,7 @@ def test_a_replay_refuses_tokens_out_of_range():
 
 def test_models_in_turns(folder, monkeypatch):
     """Two texts that are read piece by piece, each with its own plan; the team is resized on the way."""
-    monkeypatch.setattr("genkit.engine.BURST_TOKENS", 3)
+    monkeypatch.setattr("genkit.batch.BURST_TOKENS", 3)
     settings = [dict(temperature=0), dict(temperature=1.5, seed=2)]
     models = [genkit.load(folder, threads=2), genkit.load(folder, threads=3)]
     expected = [m.generate("abc", max_tokens=50, ignore_eos=True, **s).text for m, s in zip(models, settings)]

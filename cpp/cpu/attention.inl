@@ -5,8 +5,8 @@
 
 constexpr int64_t query_block = 4;         // queries that share loads of keys and values
 constexpr int64_t heads_at_once = 16;      // heads of a group served in one pass over the pages
-constexpr int64_t queries_at_once = 64;    // queries served in one pass; fewer for a large head_dim
-constexpr int64_t scratch_elements = 8192; // of queries, and of their sums
+constexpr int64_t queries_at_once = 128;   // queries served in one pass; fewer for a large head_dim
+constexpr int64_t scratch_elements = 16384;// of queries, and of their sums
 constexpr int64_t tile_vecs = tile_keys / lanes;
 constexpr int64_t accumulators = lanes == 8 ? 8 : 16;  // vectors summed at once
 
@@ -14,26 +14,13 @@ struct Query {
     const void* q;   // times scale and log2 e, as Products<T>::Factor
     float* sum;      // of p v over this split's keys so far
     vec total;       // of p, by lane
-    float largest;   // of the scores so far
+    float largest;   // of the scores so far, or up to 8 less
     float slope;     // times log2 e
     int64_t position, first;  // keys [first, position] are seen
     float* out;      // splits merged so far
     float merged_largest, merged_total;
     float* partials; // where each split's result goes instead, or null
 };
-
-// 2^x for x <= 0 within an ulp. x = n + r, |r| <= 1/2, and 2^r = 1 + r p(r) with p a minimax fit (relative error 2e-9).
-INLINE vec power_of_two(vec x) {
-    x = max(set1(-150.0f), x);  // a NaN stays one
-    const vec n = round(x), r = x - n;
-    vec p = set1(0.00015353362f);
-    p = fma(p, r, set1(0.0013398875f));
-    p = fma(p, r, set1(0.00961843692f));
-    p = fma(p, r, set1(0.0555033237f));
-    p = fma(p, r, set1(0.240226477f));
-    p = fma(p, r, set1(0.693147182f));
-    return scale_by_power(fma(p, r, set1(1.0f)), n);
-}
 
 // score[i][j] = q_i . k_j for `tiles` tiles of keys. Their values, needed next, are fetched on the way.
 template <class T, int64_t queries, int64_t tiles>
@@ -54,7 +41,7 @@ INLINE void score_keys(const Query* const query[], const T* keys, const T* value
     auto at = [&](int64_t t, int64_t d) __attribute__((always_inline)) { return (t / tile_vecs * dim + d) * tile_keys; };
     typename P::Operand k[vecs];
     for (int64_t d = 0; d + P::step <= dim; d += P::step) {
-        for (int64_t t = 0; t < tiles; t++) __builtin_prefetch(values + at(t * tile_vecs, d));
+        for (int64_t t = 0; t < tiles; t++) __builtin_prefetch(values + (d * tiles + t * P::step) * tile_keys);
         for (int64_t t = 0; t < vecs; t++) k[t] = P::get(keys + at(t, d) + t % tile_vecs * lanes * P::step, Whole());
         add_channels(d, k);
     }
@@ -105,7 +92,7 @@ INLINE void sum_channels(const Query* const query[], const typename Products<T>:
     }
     for (; j + P::step <= high; j += P::step) {
         if (next) {
-            for (int64_t t = 0; t < vecs; t++) __builtin_prefetch(next + j * dim + (channel + t * lanes) * P::step);
+            for (int64_t t = 0; t < vecs; t++) __builtin_prefetch(next + channel * page_keys + (j * vecs + t * P::step) * lanes);
         }
         add_keys(j, [](typename P::Operand x) __attribute__((always_inline)) { return x; });
     }
@@ -129,6 +116,13 @@ INLINE void sum_values(const Query* const query[], const typename Products<T>::F
     }
 }
 
+// One query's part of sum_values, where its neighbours see other keys.
+template <class T>
+void sum_alone(const Query* const query[], const typename Products<T>::Factor (*p)[page_keys], const T* values, int64_t dim,
+               int64_t low, int64_t high) {
+    sum_values<T, 1, 8>(query, p, values, nullptr, dim, low, high);
+}
+
 // Keys of a page, as numbers within it, that a query sees.
 INLINE int64_t first_key(const Query& query, int64_t page) {
     return query.first > page * page_keys ? query.first - page * page_keys : 0;
@@ -137,7 +131,7 @@ INLINE int64_t last_key(const Query& query, int64_t page) {
     return query.position < (page + 1) * page_keys ? query.position - page * page_keys + 1 : page_keys;
 }
 
-// Scores -> p = 2^(score - largest) as factors of the values, with largest, total and sum brought to the new largest.
+// Scores -> p = 2^(score - largest) as factors of the values, with total and sum brought to a new largest.
 // Unseen keys may hold anything: their scores are replaced, and p is 0.
 template <class T>
 INLINE void soften(const AttentionArgs& a, Query& query, int64_t page, const float* k_scales, const float* v_scales,
@@ -147,7 +141,7 @@ INLINE void soften(const AttentionArgs& a, Query& query, int64_t page, const flo
     const int64_t low = first_key(query, page), high = last_key(query, page);
     const bool whole = low == 0 && high == page_keys;
     const vec slope = set1(query.slope), distance = set1(float(page * page_keys - query.position));
-    vec s[page_keys / lanes], best = set1(query.largest);
+    vec s[page_keys / lanes], best = set1(-infinity);
     for (int64_t t = 0; t < page_keys / lanes; t++) {
         s[t] = load(score + t * lanes);
         if (scaled) s[t] = s[t] * load(k_scales + t * lanes);
@@ -165,7 +159,7 @@ INLINE void soften(const AttentionArgs& a, Query& query, int64_t page, const flo
     }
     for (int64_t t = 0; t < page_keys / lanes; t++) best = max(s[t], best);  // passes a NaN over; the sums keep it
     const float largest = reduce_max(best);
-    if (largest != query.largest) {
+    if (largest > query.largest + 8) {  // p may grow to 2^8: rescaling at every new maximum cost a tenth
         if (query.largest != -infinity) {
             const vec shrink = power_of_two(set1(query.largest - largest));
             query.total = query.total * shrink;
@@ -175,19 +169,18 @@ INLINE void soften(const AttentionArgs& a, Query& query, int64_t page, const flo
         }
         query.largest = largest;
     }
-    vec total = query.total;
-    for (int64_t t = 0; t < page_keys / lanes; t++) {
-        vec w = power_of_two(s[t] - set1(largest));
-        if (scaled) {
-            total = total + w;
-            w = w * (load(v_scales + t * lanes) * set1(P::unit));
-            if (!whole) w = seen(t, w, 0.0f);
-            P::put(p + t * lanes, w);
-        } else {
-            total = total + P::put(p + t * lanes, w);
-        }
+    vec w[page_keys / lanes];
+    for (int64_t t = 0; t < page_keys / lanes; t++) w[t] = P::power(s[t] - set1(query.largest));
+    if (!scaled) {
+        query.total = P::put(p, w, query.total);
+        return;
     }
-    query.total = total;
+    for (int64_t t = 0; t < page_keys / lanes; t++) {
+        query.total = query.total + w[t];
+        w[t] = w[t] * (load(v_scales + t * lanes) * set1(P::unit));
+        if (!whole) w[t] = seen(t, w[t], 0.0f);
+    }
+    P::put(p, w, zero());
 }
 
 // One page's part of what an attention unit reads.
@@ -226,15 +219,14 @@ void attend_page(const AttentionArgs& a, Query* const query[], int64_t page, con
     for (int64_t i = 0; i < queries; i++) soften<T>(a, *query[i], page, at.k_scales, at.v_scales, score[i], p[i]);
 
     constexpr int64_t vecs = queries == 1 ? 8 : queries == 2 ? accumulators / 2 : accumulators / 4;
-    auto sum_alone = [&](int64_t i, int64_t from, int64_t to) {
-        sum_values<T, 1, 8>(query + i, p + i, at.values, nullptr, dim, from, to);
-    };
     for (int64_t i = 0; i < queries; i++) {
         const int64_t last = last_key(*query[i], page);
-        sum_alone(i, first_key(*query[i], page), shared_low < last ? shared_low : last);
+        sum_alone(query + i, p + i, at.values, dim, first_key(*query[i], page), shared_low < last ? shared_low : last);
     }
     sum_values<T, queries, vecs>(query, p, at.values, at.next, dim, shared_low, shared_high);
-    for (int64_t i = 0; i < queries; i++) sum_alone(i, shared_high, last_key(*query[i], page));
+    for (int64_t i = 0; i < queries; i++) {
+        sum_alone(query + i, p + i, at.values, dim, shared_high, last_key(*query[i], page));
+    }
 }
 
 // Adds a split's sum, largest score and total to what was merged before it.
@@ -287,11 +279,11 @@ void attend_split(const AttentionArgs& a, Query* query, int64_t queries, int64_t
     end = end < (split + 1) * split_pages ? end : (split + 1) * split_pages;
     const int32_t* numbers = pages.page_table + pages.sequences[row] * pages.max_pages;
     for (; page < end; page++) {
-        const int64_t keys_at = (numbers[page] * pages.kv_heads + kv_head) * page_keys;
+        const int64_t keys_at = (kv_head * pages.pages + numbers[page]) * page_keys;
         Page<T> at{static_cast<const T*>(pages.k) + keys_at * pages.head_dim,
                    static_cast<const T*>(pages.v) + keys_at * pages.head_dim, nullptr, nullptr, nullptr};
         if (page + 1 < end) {
-            at.next = static_cast<const T*>(pages.k) + (numbers[page + 1] * pages.kv_heads + kv_head) * page_keys * pages.head_dim;
+            at.next = static_cast<const T*>(pages.k) + (kv_head * pages.pages + numbers[page + 1]) * page_keys * pages.head_dim;
         }
         if (sizeof(T) == 1) {
             at.k_scales = pages.k_scales + keys_at;

@@ -30,10 +30,21 @@ struct Bf16Products {
         __builtin_memcpy(&pair, factor, sizeof pair);
         return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)_mm512_set1_epi32(pair));
     }
-    static INLINE vec put(bf16* factor, vec x) {
-        const __m256i narrow = (__m256i)_mm512_cvtneps_pbh(x);
-        store_u16(&factor->bits, narrow);
-        return widen_bf16(narrow);
+    static INLINE vec power(vec x) {  // x = n + r, 0 <= r < 1; relative error 2.9e-6, far below bf16's
+        const vec r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+        vec p = set1(0.0134266848f);
+        p = fma(p, r, set1(0.0522424728f));
+        p = fma(p, r, set1(0.241280198f));
+        p = fma(p, r, set1(0.693044841f));
+        return _mm512_scalef_ps(fma(p, r, set1(1.0f)), x);
+    }
+    static INLINE vec put(bf16* factor, const vec* p, vec total) {  // a dot product with ones sums what was rounded
+        for (int64_t t = 0; t < page_keys / lanes; t += 2) {
+            const __m512bh pairs = _mm512_cvtne2ps_pbh(p[t + 1], p[t]);
+            _mm512_storeu_si512(factor + t * lanes, (__m512i)pairs);
+            total = _mm512_dpbf16_ps(total, pairs, (__m512bh)_mm512_set1_epi32(0x3f803f80));
+        }
+        return total;
     }
 };
 

@@ -25,6 +25,28 @@ INLINE Pair split(const T* p, Whole) {
     return split(p);
 }
 
+// 2^x for x <= 8 within an ulp. x = n + r, |r| <= 1/2, and 2^r = 1 + r p(r) with p a minimax fit (relative error 2e-9).
+INLINE vec power_of_two(vec x) {
+    x = max(set1(-150.0f), x);  // a NaN stays one
+    const vec n = round(x), r = x - n;
+    vec p = set1(0.00015353362f);
+    p = fma(p, r, set1(0.0013398875f));
+    p = fma(p, r, set1(0.00961843692f));
+    p = fma(p, r, set1(0.0555033237f));
+    p = fma(p, r, set1(0.240226477f));
+    p = fma(p, r, set1(0.693147182f));
+    return scale_by_power(fma(p, r, set1(1.0f)), n);
+}
+
+// A page's weights become factors of its values; returns total + their sum, by lane.
+INLINE vec put_f32(float* factor, const vec* p, vec total) {
+    for (int64_t t = 0; t < page_keys / lanes; t++) {
+        store(factor + t * lanes, p[t]);
+        total = total + p[t];
+    }
+    return total;
+}
+
 // A product of one f32 number with a vector of stored ones, or of a pair with a vector of pairs, in f32.
 template <class T>
 struct F32Products {
@@ -47,10 +69,8 @@ struct F32Products {
     static INLINE vec add(vec sum, const float* factor, Operand x) {
         return fma(set1(factor[1]), x.second, fma(set1(factor[0]), x.first, sum));
     }
-    static INLINE vec put(float* factor, vec x) {  // returns x as it was stored
-        store(factor, x);
-        return x;
-    }
+    static INLINE vec power(vec x) { return power_of_two(x); }
+    static INLINE vec put(float* factor, const vec* p, vec total) { return put_f32(factor, p, total); }
 };
 
 template <>
@@ -68,10 +88,8 @@ struct F32Products<float> {
     static INLINE Operand only_first(Operand x) { return x; }
     static INLINE Operand only_second(Operand x) { return x; }
     static INLINE vec add(vec sum, const float* factor, Operand x) { return fma(set1(factor[0]), x, sum); }
-    static INLINE vec put(float* factor, vec x) {
-        store(factor, x);
-        return x;
-    }
+    static INLINE vec power(vec x) { return power_of_two(x); }
+    static INLINE vec put(float* factor, const vec* p, vec total) { return put_f32(factor, p, total); }
 };
 
 // The arithmetic of attention over pages of T; a tier with dot products of pairs specializes it.

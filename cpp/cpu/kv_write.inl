@@ -60,7 +60,7 @@ void kv_write(const KvWriteArgs& a, int64_t begin, int64_t end) {
             const int64_t page = p.page_table[p.sequences[r] * p.max_pages + p.positions[r] / page_keys];
             const int64_t slot = p.positions[r] % page_keys;
             for (int64_t h = 0; h < p.kv_heads; h++) {
-                const int64_t at = (page * p.kv_heads + h) * page_keys;
+                const int64_t at = (h * p.pages + page) * page_keys;
                 const float* k = a.k + r * a.kv_stride + h * dim;
                 const float* v = a.v + r * a.kv_stride + h * dim;
                 float k_scale = 1.0f, v_scale = 1.0f;

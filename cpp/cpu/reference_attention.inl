@@ -49,7 +49,7 @@ void kv_write(const KvWriteArgs& a, int64_t begin, int64_t end) {
             const int64_t page = p.page_table[p.sequences[r] * p.max_pages + p.positions[r] / page_keys];
             const int64_t slot = p.positions[r] % page_keys;
             for (int64_t h = 0; h < p.kv_heads; h++) {
-                const int64_t head = page * p.kv_heads + h;
+                const int64_t head = h * p.pages + page;
                 const float* k = a.k + r * a.kv_stride + h * dim;
                 const float* v = a.v + r * a.kv_stride + h * dim;
                 float k_scale = 1.0f, v_scale = 1.0f;
@@ -91,7 +91,7 @@ Partial attend(const AttentionArgs& a, int64_t row, int64_t head, int64_t low, i
 
     for (int64_t page = low / page_keys; page * page_keys < high; page++) {
         const int64_t number = p.page_table[p.sequences[row] * p.max_pages + page];
-        const int64_t at = (number * p.kv_heads + head / (a.heads / p.kv_heads)) * page_keys;
+        const int64_t at = (head / (a.heads / p.kv_heads) * p.pages + number) * page_keys;
         const T* keys = static_cast<const T*>(p.k) + at * dim;
         const T* values = static_cast<const T*>(p.v) + at * dim;
         const int64_t first = page * page_keys < low ? low - page * page_keys : 0;
@@ -196,6 +196,9 @@ void attention_merge(const AttentionArgs& a, int64_t begin, int64_t end) {
 
 void copy_pages(const CopyPagesArgs& a, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-        memcpy(a.pages + a.to[i] * a.page_bytes, a.pages + a.from[i] * a.page_bytes, size_t(a.page_bytes));
+        for (int64_t h = 0; h < a.heads; h++) {
+            char* head = a.pages + h * a.pages_each * a.page_bytes;
+            memcpy(head + a.to[i] * a.page_bytes, head + a.from[i] * a.page_bytes, size_t(a.page_bytes));
+        }
     }
 }

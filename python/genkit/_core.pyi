@@ -53,9 +53,9 @@ def rope_(x: Tensor, table: Tensor, head_dim: int, interleaved: bool = False) ->
     """In place: x [n, heads * head_dim] (row-strided views allowed); rotates the first 2 * half channels of each head."""
 def kv_write(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, sequences: Tensor,
              positions: Tensor, k_scales: Optional[Tensor] = None, v_scales: Optional[Tensor] = None) -> None:
-    """k, v [n, kv_heads * head_dim] views; pages f32|f16|bf16|i8 [pages, kv_heads, PAGE_KEYS, head_dim], ordered as
+    """k, v [n, kv_heads * head_dim] views; pages f32|f16|bf16|i8 [kv_heads, pages, PAGE_KEYS, head_dim], ordered as
     KvPages in kernels.h says; page_table i32 [sequences, max_pages]; sequences, positions i32 [n]; scales f32
-    [pages, kv_heads, PAGE_KEYS], for i8 pages only."""
+    [kv_heads, pages, PAGE_KEYS], for i8 pages only."""
 def rope_kv_write(x: Tensor, table: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor,
                   sequences: Tensor, positions: Tensor, interleaved: bool = False, k_scales: Optional[Tensor] = None,
                   v_scales: Optional[Tensor] = None) -> None:
@@ -84,7 +84,7 @@ def sample(logits: Tensor, sequences: Tensor, positions: Tensor, temperature: fl
            min_p: float, seed: int) -> Tensor:
     """[n, vocab], sequences and positions i64 [n] -> i32 [n] tokens; -1 where no token can be drawn (SampleArgs)."""
 def copy_pages(pages: Tensor, source: Tensor, target: Tensor) -> None:
-    """pages [count, ...]; copies page source[i] to target[i] (i32)."""
+    """pages [heads, count, ...]; copies page source[i] to target[i] (i32) in every head."""
 
 class Plan:
     """The kernels that ops called while `record` ran, to be run again with the same addresses: what varies lies in tensors

@@ -1,19 +1,19 @@
 """A loaded model and what can be done with it: generate, stream, logits.
 
-One sequence at a time. Prompts go through the model in chunks, called eagerly; new tokens come from a recorded plan
-(plan.py), many to a call where nothing has to be decided in Python between them. The maths is in the core.
+Prompts go through the model in chunks, called eagerly; new tokens come from a recorded plan (batch.py, plan.py), many to
+a call where nothing has to be decided in Python between them. The maths is in the core.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, Sequence as Sized
 
 import numpy as np
 
 from genkit import _core, checkpoints, machine, models
+from genkit.batch import PREFILL_CHUNK, Batch, Job, prefill
 from genkit.checkpoints.safetensors import check_memory
 from genkit.checks import whole_number
 from genkit.decoding import sampling
@@ -22,6 +22,7 @@ from genkit.decoding.logprobs import RawLogprobs, check_count
 from genkit.decoding.sampling import Sampler
 from genkit.decoding.stop import StopChecker
 from genkit.errors import DeviceError, Interrupted, ResourceError, UsageError
+from genkit.generation import Generation, Request, Stream, Text
 from genkit.kv_cache import KV_TYPES, KVCache, Sequence, page_bytes, pages_for
 from genkit.plan import Decoder
 from genkit.quant import formats
@@ -29,72 +30,6 @@ from genkit.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from genkit.checkpoints.config import Fields, GenerationDefaults
-
-# Tokens of a prompt that go through the model at once: enough to keep the processor busy, few enough that the
-# activations of a large model stay small.
-PREFILL_CHUNK = 512
-
-# How much is drawn between two looks at `cancelled` and at stop strings: short enough that text seems to flow.
-BURST_SECONDS = 0.03
-BURST_TOKENS = 256
-
-
-@dataclass
-class Timings:
-    """Seconds on the wall clock, and the tokens they bought."""
-
-    load_s: float = 0.0
-    prefill_s: float = 0.0  # from the prompt's ids to the logits of the first new token
-    decode_s: float = 0.0  # everything after that
-    prompt_tokens: int = 0
-    tokens: int = 0
-
-    @property
-    def prefill_rate(self) -> float:
-        """Prompt tokens a second."""
-        return self.prompt_tokens / self.prefill_s if self.prefill_s else 0.0
-
-    @property
-    def decode_rate(self) -> float:
-        """New tokens a second; the first one comes out of the prefill and is not counted."""
-        return (self.tokens - 1) / self.decode_s if self.decode_s and self.tokens > 1 else 0.0
-
-
-@dataclass
-class Generation:
-    """What came of one prompt. `tokens` holds all new ids, an end-of-text id included; `text` shows no special tokens
-    and ends before a stop string."""
-
-    prompt_tokens: list[int]
-    tokens: list[int] = field(default_factory=list)
-    text: str = ""
-    finish_reason: str = ""  # "stop": end-of-text or stop string; "length": max_tokens or context; "interrupted"
-    logprobs: list[dict[str, Any]] | None = None  # a token each: id, token, logprob, top
-    seed: int | None = None  # None when greedy and none was given: nothing was drawn
-    settings: dict[str, Any] = field(default_factory=dict)
-    timings: Timings = field(default_factory=Timings)
-
-
-class Stream:
-    """Iterates over pieces of text as they are made. `generation` grows meanwhile and is complete at the end."""
-
-    def __init__(self, generation: Generation, pieces: Iterator[str]) -> None:
-        self.generation = generation
-        self._pieces = pieces
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-
-@dataclass(frozen=True)
-class _Request:
-    max_tokens: int
-    stop: tuple[str, ...]
-    ignore_eos: bool
-    beams: int
-    length_penalty: float
-    logprobs: int | None
-    cancelled: Callable[[], bool]
 
 
 def load(path: str | Path, device: str = "auto", threads: int | None = None, *, quantize: str | None = None,
@@ -217,7 +152,7 @@ class LoadedModel:
         """float32 [n, vocab]: row i is about the token that follows token_ids[: i + 1]. Raises UsageError."""
         ids = self._checked_ids(token_ids)
         _core.set_threads(self.threads)
-        cache = self._cache(len(ids), 1, len(ids) * self.config.vocab_size * 4)
+        cache = self._cache([len(ids)], len(ids) * self.config.vocab_size * 4)
         sequence = Sequence()
         out = np.empty((len(ids), self.config.vocab_size), np.float32)
         for begin in range(0, len(ids), PREFILL_CHUNK):
@@ -226,9 +161,11 @@ class LoadedModel:
             out[begin : begin + len(chunk)] = self._model(step, cache).numpy()
         return out
 
-    def generate(self, prompt: str | Sized[int], *, on_text: Callable[[str], None] | None = None,
-                 **options: Any) -> Generation:
-        """Goes on from a prompt (text or token ids); on_text is called with each piece of text as it is made.
+    def generate(self, prompt: str | Sized[int] | Sized[str] | Sized[Sized[int]], *,
+                 on_text: Callable[[str], None] | None = None, batch_size: int = 8, **options: Any,
+                 ) -> Generation | list[Generation]:
+        """Goes on from a prompt (text or token ids); on_text is called with each piece of text as it is made. Several
+        prompts run together, batch_size at a time, and give a list: each the same text as alone with the same seed.
 
         Options, all by name: max_tokens (None: until the context is full), temperature, top_k, top_p, min_p,
         repeat_penalty, repeat_last_n, presence_penalty, frequency_penalty, logit_bias ({id: value}), seed, stop (a
@@ -239,21 +176,42 @@ class LoadedModel:
 
         Raises UsageError for options and prompts that do not fit, BadFileError when the weights give NaN.
         """
+        if isinstance(prompt, (list, tuple)) and prompt and not any(isinstance(part, (int, np.integer)) for part in prompt):
+            if on_text is not None:
+                raise UsageError("on_text: text of several prompts at once has no order; leave it away")
+            return self._generate_all(prompt, whole_number("batch_size", batch_size, 1, 1024), options)
         stream = self.stream(prompt, **options)
         for piece in stream:
             if on_text is not None:
                 on_text(piece)
         return stream.generation
 
-    def stream(self, prompt: str | Sized[int], *, max_tokens: int | None = None, temperature: float | None = None,
-               top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
-               repeat_penalty: float | None = None, repeat_last_n: int | None = None,
-               presence_penalty: float | None = None, frequency_penalty: float | None = None,
-               logit_bias: Mapping[int, float] | None = None, seed: int | None = None, stop: str | Sized[str] = (),
-               ignore_eos: bool = False, beams: int = 1, length_penalty: float = 1.0, logprobs: int | None = None,
-               chat: bool | None = None, system: str | None = None,
-               cancelled: Callable[[], bool] = lambda: False) -> Stream:
-        """As generate, but iterates over the pieces of text. Arguments are checked before this returns."""
+    def _generate_all(self, prompts: Sized[str] | Sized[Sized[int]], batch_size: int,
+                      options: dict[str, Any]) -> list[Generation]:
+        if options.get("beams", 1) != 1:
+            return [self.generate(prompt, **options) for prompt in prompts]
+        prepared = [self._prepared(prompts[0], **options)]
+        options = options | {"seed": prepared[0][2].seed}  # one for all, drawn if none was given
+        prepared += [self._prepared(prompt, **options) for prompt in prompts[1:]]
+        jobs = [Job(request, generation) for request, _, generation in prepared]
+        for _ in self._batch(jobs, prepared[0][1], batch_size):
+            pass
+        return [job.generation for job in jobs]
+
+    def stream(self, prompt: str | Sized[int], **options: Any) -> Stream:
+        """As generate of one prompt, but iterates over the pieces of text. Arguments are checked before this returns."""
+        request, sampler, generation = self._prepared(prompt, **options)
+        run = self._beam if request.beams > 1 else self._sample
+        return Stream(generation, run(request, sampler, generation))
+
+    def _prepared(self, prompt: str | Sized[int], *, max_tokens: int | None = None, temperature: float | None = None,
+                  top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
+                  repeat_penalty: float | None = None, repeat_last_n: int | None = None,
+                  presence_penalty: float | None = None, frequency_penalty: float | None = None,
+                  logit_bias: Mapping[int, float] | None = None, seed: int | None = None, stop: str | Sized[str] = (),
+                  ignore_eos: bool = False, beams: int = 1, length_penalty: float = 1.0, logprobs: int | None = None,
+                  chat: bool | None = None, system: str | None = None,
+                  cancelled: Callable[[], bool] = lambda: False) -> tuple[Request, Sampler, Generation]:
         check_options(beams, 1 if max_tokens is None else max_tokens, length_penalty)
         if logprobs is not None:
             check_count(logprobs, self.config.vocab_size)
@@ -278,7 +236,7 @@ class LoadedModel:
         if stop and self._tokenizer is None:
             self.tokenizer  # stop strings need text; raises, naming what is missing
         sampler = Sampler(settings, self.config.vocab_size)
-        request = _Request(room if max_tokens is None else min(max_tokens, room), stop, ignore_eos, beams,
+        request = Request(room if max_tokens is None else min(max_tokens, room), stop, ignore_eos, beams,
                            length_penalty, logprobs, cancelled)
         greedy = sampler.settings.temperature == 0
         generation = Generation(prompt_tokens=ids, seed=seed if greedy else sampler.seed,
@@ -289,75 +247,28 @@ class LoadedModel:
             "length_penalty": length_penalty, "chat": self._chats(prompt, chat)}
         generation.timings.load_s = self.load_s
         generation.timings.prompt_tokens = len(ids)
-        run = self._beam if beams > 1 else self._sample
-        return Stream(generation, run(request, sampler, generation))
+        return request, sampler, generation
 
     # The two decoders are generators: they yield text and fill `generation`.
 
-    def _sample(self, request: _Request, sampler: Sampler, generation: Generation) -> Iterator[str]:
+    def _sample(self, request: Request, sampler: Sampler, generation: Generation) -> Iterator[str]:
+        for _, piece in self._batch([Job(request, generation)], sampler, 1):
+            yield piece
+
+    def _batch(self, jobs: list[Job], sampler: Sampler, rows: int) -> Iterator[tuple[int, str]]:
+        _core.set_threads(self.threads)
+        longest = sorted((len(job.generation.prompt_tokens) + job.request.max_tokens for job in jobs), reverse=True)
+        batch = Batch(self._model, self._cache(longest[:rows]), longest[0], sampler, self._tokenizer, self._eos_ids)
+        yield from batch.run(jobs, rows)
+
+    def _beam(self, request: Request, sampler: Sampler, generation: Generation) -> Iterator[str]:
         prompt, timings = generation.prompt_tokens, generation.timings
         _core.set_threads(self.threads)
-        cache = self._cache(len(prompt) + request.max_tokens, 1)
-        sequence = Sequence()
-        text = _Text(self._tokenizer, request.stop, generation)
-        start = time.perf_counter()
-        logits = self._prefill(cache, sequence, prompt, request.cancelled)
-        timings.prefill_s = time.perf_counter() - start
-        start = time.perf_counter()
-        for token in self._tokens(request, sampler, generation, cache, sequence, logits):
-            generation.tokens.append(token)
-            timings.tokens += 1
-            ends = not request.ignore_eos and token in self._eos_ids
-            piece = "" if ends else text.push(token)
-            timings.decode_s = time.perf_counter() - start
-            if piece:
-                yield piece
-            if ends or text.stopped:
-                generation.finish_reason = "stop"
-                break
-            if timings.tokens >= request.max_tokens:
-                generation.finish_reason = "length"
-                break
-        else:
-            generation.finish_reason = "interrupted"
-        # A burst may have gone past a stop string. The last token was never fed.
-        cache.truncate(sequence, min(sequence.length, max(0, len(prompt) + timings.tokens - 1)))
-        if rest := text.finish():
-            yield rest
-        timings.decode_s = time.perf_counter() - start
-
-    def _tokens(self, request: _Request, sampler: Sampler, generation: Generation, cache: KVCache, sequence: Sequence,
-                logits: _core.Tensor | None) -> Iterator[int]:
-        """New tokens, the first from these logits of the prompt, until nobody asks for more or `cancelled` says so."""
-        prompt, left = generation.prompt_tokens, request.max_tokens
-        history = sampler.history(prompt)
-        decoder = Decoder(self._model, cache, len(prompt) + request.max_tokens, sampler)
-        in_bursts = request.logprobs is None and not sampler.adjusts
-        stop_ids = () if request.ignore_eos else self._eos_ids
-        while logits is not None:
-            raw = None if request.logprobs is None else RawLogprobs(logits, request.logprobs)
-            drawn = sampler.next(logits, [history], [0], [sequence.length])
-            if raw is not None:
-                generation.logprobs += raw.entries(drawn, self._token_text)
-            while drawn:
-                token = drawn[-1]
-                yield from drawn
-                if request.cancelled():
-                    return
-                left -= len(drawn)
-                drawn = []
-                if in_bursts:
-                    (drawn,) = decoder.draw([(sequence, token)], min(left, BURST_TOKENS), BURST_SECONDS, stop_ids)
-            logits = decoder.step([(sequence, token)], context_length=len(prompt))
-
-    def _beam(self, request: _Request, sampler: Sampler, generation: Generation) -> Iterator[str]:
-        prompt, timings = generation.prompt_tokens, generation.timings
-        _core.set_threads(self.threads)
-        cache = self._cache(len(prompt) + request.max_tokens, request.beams)
+        cache = self._cache([len(prompt) + request.max_tokens] * request.beams)
         rows = [Sequence()]
         decoder = Decoder(self._model, cache, len(prompt) + request.max_tokens)
         start = time.perf_counter()
-        logits = self._prefill(cache, rows[0], prompt, request.cancelled)
+        logits = prefill(self._model, cache, rows[0], prompt, request.cancelled)
         timings.prefill_s = time.perf_counter() - start
         start = time.perf_counter()
 
@@ -393,7 +304,7 @@ class LoadedModel:
                            adjust=adjust)[0]
         generation.tokens, generation.finish_reason = best.tokens, best.finish_reason
         timings.tokens = len(best.tokens)
-        text = _Text(self._tokenizer, request.stop, generation)
+        text = Text(self._tokenizer, request.stop, generation)
         ends_with_eos = best.finish_reason == "stop"
         pieces = [text.push(token) for token in (best.tokens[:-1] if ends_with_eos else best.tokens)] + [text.finish()]
         if text.stopped:
@@ -405,19 +316,6 @@ class LoadedModel:
             generation.logprobs = raw.entries(best.tokens, self._token_text)
         timings.decode_s = time.perf_counter() - start
         yield "".join(pieces)
-
-    def _prefill(self, cache: KVCache, sequence: Sequence, ids: list[int],
-                 cancelled: Callable[[], bool]) -> _core.Tensor | None:
-        """Logits [1, vocab] after the last id, or None when cancelled on the way."""
-        logits = None
-        for begin in range(0, len(ids), PREFILL_CHUNK):
-            if cancelled():
-                return None
-            chunk = ids[begin : begin + PREFILL_CHUNK]
-            last = begin + len(chunk) == len(ids)
-            step = cache.step([(sequence, chunk)], logit_rows=[len(chunk) - 1] if last else [], context_length=len(ids))
-            logits = self._model(step, cache)
-        return logits
 
     def _token_text(self, token: int) -> str:
         return "" if self._tokenizer is None else self._tokenizer.token(token)
@@ -456,38 +354,13 @@ class LoadedModel:
                              "prompt or raise --context")
         return ids
 
-    def _cache(self, tokens: int, sequences: int, more_bytes: int = 0) -> KVCache:
-        """A cache for that many tokens in each sequence. Raises ResourceError when the machine has no room for it."""
+    def _cache(self, lengths: list[int], more_bytes: int = 0) -> KVCache:
+        """A cache for sequences of so many tokens. Raises ResourceError when the machine has no room for it."""
         c = self.config
-        pages = pages_for(tokens) * sequences + sequences  # one spare each for copies on write
+        pages = sum(pages_for(length) + 1 for length in lengths)  # a spare each for copies on write
         need = pages * page_bytes(c.layers, c.kv_heads, c.head_dim, self.kv_type) + more_bytes
         free = machine.memory_available()
         if need > free:
-            raise ResourceError(f"{tokens} tokens in {sequences} sequence(s) need {need / 2**30:.1f} GiB beside the "
+            raise ResourceError(f"{max(lengths)} tokens in {len(lengths)} sequence(s) need {need / 2**30:.1f} GiB beside the "
                                 f"weights, and {free / 2**30:.1f} GiB are free; use a smaller --context or -n")
         return KVCache(c.layers, c.kv_heads, c.head_dim, pages, self.kv_type)
-
-
-class _Text:
-    """Tokens in, text out: whole characters only, nothing past a stop string. Without a tokenizer there is no text."""
-
-    def __init__(self, tokenizer: Tokenizer | None, stop: tuple[str, ...], generation: Generation) -> None:
-        self._stream = None if tokenizer is None else tokenizer.stream()
-        self._checker = StopChecker(stop)
-        self._generation = generation
-        self.stopped = False  # by a stop string
-
-    def push(self, token: int) -> str:
-        return "" if self._stream is None or self.stopped else self._emit(self._stream.push(token))
-
-    def finish(self) -> str:
-        if self._stream is None or self.stopped:
-            return ""
-        return self._emit(self._stream.flush(), last=True)
-
-    def _emit(self, text: str, last: bool = False) -> str:
-        text, self.stopped = self._checker.push(text)
-        if last and not self.stopped:
-            text += self._checker.flush()
-        self._generation.text += text
-        return text

@@ -32,11 +32,11 @@ def page_bytes(layers: int, kv_heads: int, head_dim: int, dtype: str = "f32") ->
 
 
 class LayerPages(NamedTuple):
-    """A layer's keys and values, [pages, kv_heads, PAGE_KEYS, head_dim] in kernel order (KvPages in kernels.h)."""
+    """A layer's keys and values, [kv_heads, pages, PAGE_KEYS, head_dim] in kernel order (KvPages in kernels.h)."""
 
     k: _core.Tensor
     v: _core.Tensor
-    k_scales: Optional[_core.Tensor]  # f32 [pages, kv_heads, PAGE_KEYS] for int8, else None
+    k_scales: Optional[_core.Tensor]  # f32 [kv_heads, pages, PAGE_KEYS] for int8, else None
     v_scales: Optional[_core.Tensor]
 
 
@@ -66,7 +66,7 @@ class KVCache:
     def __init__(self, layers: int, kv_heads: int, head_dim: int, pages: int, dtype: str = "f32") -> None:
         if dtype not in KV_TYPES:
             raise ValueError(f"keys and values cannot be {dtype!r}; known: {', '.join(KV_TYPES)}")
-        shape = (pages, kv_heads, PAGE_KEYS, head_dim)
+        shape = (kv_heads, pages, PAGE_KEYS, head_dim)
         element = "i8" if dtype == "int8" else dtype
 
         def layer() -> LayerPages:

@@ -106,6 +106,11 @@ class Decoder:
             self._cache.truncate(sequence, length + len(drawn) // len(work))
         return [drawn[row :: len(work)] for row in range(len(work))]
 
+    @property
+    def varies(self) -> bool:
+        """Whether steps so far have asked for the length of the context: rows of unlike lengths cannot share one."""
+        return any(rows.varies for rows in self._recorded.values())
+
     def _rows(self, count: int, draws: bool) -> _Rows:
         key = count, draws
         if key not in self._recorded:

@@ -272,7 +272,7 @@ class Steps:
 
     def shown(self, generation: Any, enabled: bool, *, to_the_end: bool) -> ExitStack:
         """A context with the bar: of the prompt's chunks, and `to_the_end` of the tokens to write too."""
-        from genkit.engine import PREFILL_CHUNK
+        from genkit.batch import PREFILL_CHUNK
 
         self._total = -(-len(generation.prompt_tokens) // PREFILL_CHUNK)
         if to_the_end:

@@ -1,0 +1,63 @@
+"""OpenVINO GenAI: LLMPipeline on the CPU, with the pipeline's own clock for the first token and those after it.
+
+`backend` is its attention: "SDPA" takes a prompt whole, "PA" (paged) cuts it into pieces and holds several sequences.
+"""
+
+import time
+
+import numpy as np
+import openvino
+import openvino_genai as genai
+
+
+class Driver:
+    def __init__(self, bits: int, backend: str) -> None:
+        self.bits, self.backend = bits, backend
+        self.pipe = None
+
+    def about(self) -> dict:
+        return {"version": f"openvino-genai {genai.__version__.split('-')[0]}", "notes": f"{self.backend} attention"}
+
+    def write(self, source: str, out: str, threads: int) -> None:
+        """source: the Hugging Face folder."""
+        from optimum.exporters.openvino import main_export
+        from optimum.intel import OVConfig, OVWeightQuantizationConfig
+
+        if self.bits == 4:
+            config = OVWeightQuantizationConfig(bits=4, sym=True, group_size=128, ratio=1.0)
+        else:
+            config = OVWeightQuantizationConfig(bits=8)
+        main_export(source, out, task="text-generation-with-past", ov_config=OVConfig(quantization_config=config))
+
+    def load(self, path: str, threads: int, context: int) -> dict:
+        start = time.perf_counter()
+        properties = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY",
+                      "ATTENTION_BACKEND": self.backend}
+        if self.backend == "PA":
+            properties["scheduler_config"] = scheduler = genai.SchedulerConfig()
+            scheduler.max_num_batched_tokens = 512
+            scheduler.enable_prefix_caching = False
+        self.pipe = genai.LLMPipeline(path, "CPU", **properties)
+        return {"seconds": time.perf_counter() - start}
+
+    def _generate(self, prompts: list, tokens: int):
+        ids = np.array(prompts, np.int64)
+        inputs = genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
+        config = genai.GenerationConfig()
+        config.max_new_tokens, config.ignore_eos, config.do_sample = tokens, True, False
+        config.apply_chat_template = False
+        result = self.pipe.generate(inputs, config)
+        got = [len(row) for row in result.tokens]
+        if got != [tokens] * len(prompts):
+            raise RuntimeError(f"asked for {tokens} tokens, got {got}")
+        return result.perf_metrics
+
+    def prefill(self, ids: list) -> float:
+        return self._generate([ids], 1).get_ttft().mean / 1000
+
+    def decode(self, ids: list, tokens: int) -> float:
+        return self.batch([ids], tokens)
+
+    def batch(self, prompts: list, tokens: int) -> float:
+        # Its time per output token is a step's, divided by the sequences of the batch.
+        return self._generate(prompts, tokens + 1).get_tpot().mean * len(prompts) * tokens / 1000
