@@ -31,24 +31,24 @@ inline void wait_a_moment(int& spins) {
     else std::this_thread::yield();
 }
 
+constexpr uint64_t most_pieces = (1 << 16) - 1;
+
 inline void run_whole(const Work& work) { work.fn(work.context, 0, work.units); }
 
 }  // namespace
 
-// Counters lie on a line of their own: they change hands while everybody reads the rest.
-struct alignas(64) Phase {
+struct Phase {
     Work work;
     const Work* tail = nullptr;  // [tail, tail_end): works of a single piece that follow
     const Work* tail_end = nullptr;
-    alignas(64) std::atomic<int64_t> next{0};  // first unit nobody has taken
-    std::atomic<int64_t> done{0};              // units finished
 };
 
 namespace {
 
-// A job, a list of phases, is open while its caller waits. A worker announces itself (`active`) before it looks whether
-// the job is open; the caller closes the job before it looks whether anyone is active. So a worker that wakes late is
-// never waited for.
+// Everybody, the caller too, takes pieces of the open phase by adding 1 to one word, which holds the phase's number, its
+// pieces and the next piece; no pieces at all means that there is no job. The thread that finishes the last piece opens
+// the next phase. A thread looks at a job only while it holds a piece of it, and a job cannot end meanwhile: so nobody
+// waits for a thread that was held up before it took something, however old what it saw is by then.
 class Team {
 public:
     explicit Team(int64_t workers) {
@@ -62,87 +62,86 @@ public:
 
     ~Team() { end(); }
 
-    void run(Phase* phases, int64_t count) {
-        phases_ = phases;
-        count_ = count;
-        for (int64_t i = 0; i < count; i++) {
-            phases[i].next.store(0, std::memory_order_relaxed);
-            phases[i].done.store(0, std::memory_order_relaxed);
-        }
-        current_.store(0, std::memory_order_relaxed);
-        open_.store(true);
-        epoch_.fetch_add(1);
+    void run(const Phase* phases, size_t count) {
+        phase_ = phases;
+        end_ = phases + count;
+        open();
         if (sleepers_.load() > 0) {
-            std::lock_guard<std::mutex> lock(mutex_);  // a worker is either before its last look at epoch_ or asleep
+            std::lock_guard<std::mutex> lock(mutex_);  // a worker is either before its last look at state_ or asleep
             wake_.notify_all();
         }
-        take_part();
-        open_.store(false);
-        for (int spins = 0; active_.load() > 0;) wait_a_moment(spins);
+        for (int spins = 0;;) {
+            const uint64_t state = state_.load(std::memory_order_acquire);
+            if (pieces(state) == 0) return;
+            if (next(state) < pieces(state)) take_pieces(), spins = 0;
+            else wait_a_moment(spins);
+        }
     }
 
 private:
+    // Number of the phase, 28 bits; pieces, 16; next piece, 20: each thread may go beyond the last one once.
+    static constexpr uint64_t pieces_at = 20, number_at = 36;
+    static uint64_t pieces(uint64_t state) { return state >> pieces_at & most_pieces; }
+    static uint64_t next(uint64_t state) { return state & ((uint64_t{1} << pieces_at) - 1); }
+
     void end() {
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            stop_ = true;
-            epoch_.fetch_add(1);
+            stop_.store(true);
         }
         wake_.notify_all();
         for (auto& t : threads_) t.join();
     }
 
-    // Returns when every phase is done. What a unit wrote is seen by the next phase: it is released by its thread's
-    // addition to `done`, acquired by the addition that completes the phase, and released again with current_.
-    void take_part() {
-        int64_t at = current_.load(std::memory_order_acquire);
-        while (at < count_) {
-            Phase& phase = phases_[at];
-            const Work& work = phase.work;
-            int64_t finished = 0;
-            for (;;) {
-                int64_t begin = phase.next.fetch_add(work.grain, std::memory_order_relaxed);
-                if (begin >= work.units) break;
-                int64_t end = std::min(begin + work.grain, work.units);
-                work.fn(work.context, begin, end);
-                finished += end - begin;
+    // Opens the phase at phase_, or ends the job behind the last one.
+    void open() {
+        const uint64_t count = phase_ == end_ ? 0 : static_cast<uint64_t>(phase_->work.pieces());
+        done_.store(0, std::memory_order_relaxed);
+        state_.store(++opened_ << number_at | count << pieces_at);
+    }
+
+    // What a piece wrote is seen by the next phase: it is released by its thread's addition to done_, acquired by the
+    // addition that completes the phase, and released again with state_.
+    void take_pieces() {
+        for (uint64_t finished = 0;; finished++) {
+            const uint64_t state = state_.fetch_add(1, std::memory_order_acquire);
+            if (next(state) >= pieces(state)) {
+                if (finished == 0 || done_.fetch_add(finished, std::memory_order_acq_rel) + finished != pieces(state)) return;
+                for (const Work* w = phase_->tail; w < phase_->tail_end; w++) run_whole(*w);
+                phase_++;
+                return open();
             }
-            if (finished > 0 && phase.done.fetch_add(finished, std::memory_order_acq_rel) + finished == work.units) {
-                for (const Work* w = phase.tail; w < phase.tail_end; w++) run_whole(*w);
-                current_.store(++at, std::memory_order_release);
-            } else {
-                int64_t before = at;
-                for (int spins = 0; (at = current_.load(std::memory_order_acquire)) == before;) wait_a_moment(spins);
-            }
+            phase_->work.run_piece(static_cast<int64_t>(next(state)));
         }
     }
 
     void work() {
         uint64_t seen = 0;
-        for (;;) {
-            for (int spins = 0; epoch_.load() == seen && spins < spins_before_sleep; spins++) pause();
-            if (epoch_.load() == seen) {
+        for (int spins = 0; !stop_.load(std::memory_order_relaxed);) {
+            const uint64_t state = state_.load(std::memory_order_acquire);
+            if (state != seen) spins = 0;
+            seen = state;
+            if (next(state) < pieces(state)) {
+                take_pieces();
+            } else if (pieces(state) > 0) {
+                wait_a_moment(spins);
+            } else if (spins++ < spins_before_sleep) {
+                pause();
+            } else {
                 std::unique_lock<std::mutex> lock(mutex_);
                 sleepers_.fetch_add(1);
-                wake_.wait(lock, [&] { return epoch_.load() != seen; });
+                wake_.wait(lock, [&] { return state_.load() != state || stop_.load(); });  // for the next job, if not this one
                 sleepers_.fetch_sub(1);
             }
-            seen = epoch_.load();
-            if (stop_.load()) return;
-            active_.fetch_add(1);
-            if (open_.load()) take_part();
-            active_.fetch_sub(1);
         }
     }
 
-    // The job. Written only while no job is open and nobody is active in one.
-    Phase* phases_ = nullptr;
-    int64_t count_ = 0;
-
-    alignas(64) std::atomic<int64_t> current_{0};  // the phase that is open: its counter may be taken from
-    alignas(64) std::atomic<uint64_t> epoch_{0};
-    alignas(64) std::atomic<bool> open_{false};
-    alignas(64) std::atomic<int64_t> active_{0};
+    alignas(64) std::atomic<uint64_t> state_{0};
+    alignas(64) std::atomic<uint64_t> done_{0};  // pieces finished of the open phase
+    // The job: touched only by who holds a piece, or finished the last one.
+    alignas(64) const Phase* phase_ = nullptr;
+    const Phase* end_ = nullptr;
+    uint64_t opened_ = 0;
     alignas(64) std::atomic<int64_t> sleepers_{0};
     std::atomic<bool> stop_{false};
     std::mutex mutex_;
@@ -178,13 +177,20 @@ int64_t get_threads() {
 namespace {
 
 // Call with `turn` held.
-void run_on_team(Phase* phases, int64_t count) {
+void run_on_team(const Phase* phases, size_t count) {
     if (!team) {
         static const int registered = pthread_atfork(nullptr, nullptr, forget_team_in_child);
         (void)registered;
         team = std::make_unique<Team>(wanted - 1);
     }
     team->run(phases, count);
+}
+
+// In larger pieces if there would be too many; a multiple of the grain, which the kernel may rely on.
+Work countable(Work work) {
+    const int64_t most = static_cast<int64_t>(most_pieces), pieces = work.pieces();
+    if (pieces > most) work.grain *= (pieces + most - 1) / most;
+    return work;
 }
 
 }  // namespace
@@ -194,8 +200,7 @@ void parallel_for(int64_t units, int64_t grain, RangeFunction fn, const void* co
     if (units <= grain) return fn(context, 0, units);
     std::lock_guard<std::mutex> lock(turn);
     if (wanted == 1) return fn(context, 0, units);
-    Phase phase;
-    phase.work = {fn, context, units, grain};
+    const Phase phase{countable({fn, context, units, grain})};
     run_on_team(&phase, 1);
 }
 
@@ -204,7 +209,7 @@ WorkList::WorkList(std::vector<Work> works) : works_(std::move(works)) {
     phases_.reset(new Phase[static_cast<size_t>(std::count_if(works_.begin(), works_.end(), split))]);
     for (const Work& w : works_) {
         if (split(w)) {
-            phases_[phase_count_].work = w;
+            phases_[phase_count_].work = countable(w);
             phases_[phase_count_++].tail = &w + 1;
         }
         if (phase_count_ == 0) lead_++;
@@ -218,7 +223,7 @@ void WorkList::run() {
     std::lock_guard<std::mutex> lock(turn);
     const size_t alone = wanted == 1 ? works_.size() : lead_;
     for (size_t i = 0; i < alone; i++) run_whole(works_[i]);
-    if (wanted > 1 && phase_count_ > 0) run_on_team(phases_.get(), static_cast<int64_t>(phase_count_));
+    if (wanted > 1 && phase_count_ > 0) run_on_team(phases_.get(), phase_count_);
 }
 
 }  // namespace genkit

@@ -1,6 +1,7 @@
 // The only thread team. Work is a range of independent units taken in small pieces from one counter, so a core that is
 // slowed by its neighbours holds nobody up; results never depend on who took what.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -15,6 +16,9 @@ struct Work {
     RangeFunction fn;
     const void* context;
     int64_t units, grain;
+
+    int64_t pieces() const { return (units + grain - 1) / grain; }
+    void run_piece(int64_t i) const { fn(context, i * grain, std::min((i + 1) * grain, units)); }
 };
 
 // Runs one piece of work on the caller and the team. Callers on different threads take turns. Nothing spins for more

@@ -1,6 +1,7 @@
 // Thread team, work lists, arena, plans and the token loop without Python, small enough to run under the thread and
 // address sanitizers: built and run by test_plan_native.py. Exits 1 and names what is wrong.
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -98,11 +99,35 @@ void check_lists(uint32_t seed, int repeats) {
     }
 }
 
+// More pieces than the team counts, and a grain that a kernel relies on.
+void check_many_pieces() {
+    constexpr int64_t units = 500002;
+    struct Context {
+        std::vector<int> times;
+        std::atomic<int64_t> wrong{0};
+    } context;
+    context.times.assign(units, 0);
+    auto fn = [](const void* c, int64_t begin, int64_t end) {
+        Context& seen = *static_cast<Context*>(const_cast<void*>(c));
+        if (begin % 3 != 0 || (end % 3 != 0 && end != units)) seen.wrong++;
+        for (int64_t u = begin; u < end; u++) seen.times[size_t(u)]++;
+    };
+    parallel_for(units, 3, fn, &context);
+    WorkList({{fn, &context, units, 3}, {fn, &context, units, units}}).run();
+    expect(context.wrong == 0, "pieces are multiples of the grain");
+    expect(context.times == std::vector<int>(units, 3), "every unit once");
+}
+
 void check_team() {
     WorkList({}).run();
     for (int64_t threads : {1, 2, 3, 5}) {
         set_threads(threads);
         for (uint32_t seed = 0; seed < 12; seed++) check_lists(seed, 60);
+        check_many_pieces();
+        for (uint32_t seed = 0; seed < 12; seed++) {  // the team asleep, or about to be
+            std::this_thread::sleep_for(std::chrono::microseconds(seed * 40));
+            check_lists(seed, 1);
+        }
     }
     // Callers in turns, eager jobs between, the team resized meanwhile.
     std::vector<std::thread> callers;
