@@ -1,7 +1,9 @@
-// Many rows by packed weights: bound by arithmetic. A 256-deep block of two panels is unpacked once into the first-level
-// cache, as unsigned bytes in the order they are multiplied; tiles of six rows by a panel sum in registers.
+// More rows by packed weights: bound by arithmetic. A 256-deep block of one or two panels is unpacked once into the
+// first-level cache, as unsigned bytes in the order they are multiplied; tiles of eight rows by a panel sum in registers.
+// The next block's bytes are fetched meanwhile, half by the unpacking, half spread over the products.
 
-constexpr int64_t tile_rows = 6;
+constexpr int64_t tile_rows = 8;
+constexpr int64_t single_rows = 64;     // up to here a block's activations stay in the first-level cache, and panels go singly
 constexpr int64_t panels_at_once = 2;
 constexpr int64_t slab_rows = 256;  // rows for which a block is unpacked, their float sums in the second-level cache
 constexpr int64_t most_groups = block_depth / sub_depth;
@@ -18,7 +20,7 @@ template <Packing packing>
 INLINE void unpack_block(const WeightFormat& f, const uint8_t* block, int64_t tiles, const uint8_t* next, Unpacked& to) {
     const Header header{f, block};
     const int64_t groups = (tiles * tile_depth + f.group - 1) / f.group, size = header_bytes(f);
-    for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(next + i);
+    for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(next + i);  // and every second line below
     for (int64_t group = 0; group < groups; group++) {
         for (int64_t column = 0; column < 2; column++) {
             store(to.scales[group][column], header.scales(group, column));
@@ -40,7 +42,7 @@ INLINE void unpack_block(const WeightFormat& f, const uint8_t* block, int64_t ti
                 more[1] = _mm512_mullo_epi32(high, _mm512_set1_epi32(0x01010101));
             }
             for (int64_t l = 0; l < tile_bytes(packing) / 128; l++, line += 64, next += 64) {
-                __builtin_prefetch(next);
+                if (l % 2 == 0) __builtin_prefetch(next);
                 const ivec bytes = load_line(line);
                 if (packing == Packing::int8) {
                     _mm512_store_si512(out + l * 128, _mm512_xor_si512(bytes, _mm512_set1_epi8(-128)));
@@ -64,6 +66,8 @@ struct TileRows {
     const int16_t* sums;
     const float* scales;
     float* acc;  // [rows][32]
+    const uint8_t* fetch;     // every second line from here, so many for each 32 codes
+    int64_t fetches;
     int64_t codes_stride, subs, blocks;
 };
 
@@ -81,34 +85,30 @@ template <Zero zeros, int64_t rows>
 void tile_by_panel(const WeightFormat& f, const Unpacked& w, int64_t tiles, int32_t offset, const TileRows& x) {
     alignas(32) int32_t starts[rows][most_groups];
     alignas(32) float x_sums[rows][most_groups];
-    vec acc[rows][2];
-#pragma GCC unroll 8
+#pragma GCC unroll 14
     for (int64_t m = 0; m < rows; m++) {
         const __m256i sums = group_sums(x.sums + m * x.subs, tiles, f.group);
         const __m256i start = zeros == Zero::integer ? sums : _mm256_mullo_epi32(sums, _mm256_set1_epi32(offset));
         _mm256_store_si256(reinterpret_cast<__m256i*>(starts[m]), start);
         if (zeros == Zero::real) _mm256_store_ps(x_sums[m], _mm256_cvtepi32_ps(sums));
-        acc[m][0] = load(x.acc + m * 32);
-        acc[m][1] = load(x.acc + m * 32 + 16);
     }
     const uint8_t* codes = w.codes[0][0];
     const int8_t* x_codes = x.codes;
+    const uint8_t* fetch = x.fetch;
     const int64_t steps = tiles * 2, group_steps = f.group / sub_depth;  // of 32 codes
     for (int64_t group = 0; group * group_steps < steps; group++) {
         ivec sums[rows][2];
-#pragma GCC unroll 8
+#pragma GCC unroll 14
         for (int64_t m = 0; m < rows; m++) {
-            sums[m][0] = sums[m][1] = broadcast4(&starts[m][group]);
-            if (zeros != Zero::integer) continue;
-            sums[m][0] = _mm512_mullo_epi32(sums[m][0], load_line(w.offsets[group][0]));
-            sums[m][1] = _mm512_mullo_epi32(sums[m][1], load_line(w.offsets[group][1]));
+            sums[m][0] = sums[m][1] = _mm512_setzero_si512();
         }
         const int64_t left = steps - group * group_steps;
         for (int64_t step = 0; step < (left < group_steps ? left : group_steps); step++, codes += 1024, x_codes += 32) {
+            for (int64_t i = 0; i < x.fetches; i++, fetch += 128) __builtin_prefetch(fetch);
 #pragma GCC unroll 8
             for (int64_t i = 0; i < 8; i++) {
                 const ivec first = load_line(codes + i * 128), second = load_line(codes + i * 128 + 64);
-#pragma GCC unroll 8
+#pragma GCC unroll 14
                 for (int64_t m = 0; m < rows; m++) {
                     const ivec four = broadcast4(x_codes + m * x.codes_stride + i * 4);
                     sums[m][0] = _mm512_dpbusd_epi32(sums[m][0], first, four);
@@ -117,21 +117,20 @@ void tile_by_panel(const WeightFormat& f, const Unpacked& w, int64_t tiles, int3
             }
         }
         const vec scale[2] = {load(w.scales[group][0]), load(w.scales[group][1])};
-#pragma GCC unroll 8
+#pragma GCC unroll 14
         for (int64_t m = 0; m < rows; m++) {
             const vec x_scale = set1(x.scales[m * x.blocks]);
 #pragma GCC unroll 2
             for (int64_t c = 0; c < 2; c++) {
-                acc[m][c] = fma(_mm512_cvtepi32_ps(sums[m][c]), scale[c] * x_scale, acc[m][c]);
-                if (zeros != Zero::real) continue;
-                acc[m][c] = fma(set1(x_sums[m][group]), load(w.real_zeros[group][c]) * x_scale, acc[m][c]);
+                ivec start = broadcast4(&starts[m][group]);
+                if (zeros == Zero::integer) start = _mm512_mullo_epi32(start, load_line(w.offsets[group][c]));
+                const vec sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sums[m][c], start));
+                float* at = x.acc + m * 32 + c * 16;
+                vec acc = fma(sum, scale[c] * x_scale, load(at));
+                if (zeros == Zero::real) acc = fma(set1(x_sums[m][group]), load(w.real_zeros[group][c]) * x_scale, acc);
+                store(at, acc);
             }
         }
-    }
-#pragma GCC unroll 8
-    for (int64_t m = 0; m < rows; m++) {
-        store(x.acc + m * 32, acc[m][0]);
-        store(x.acc + m * 32 + 16, acc[m][1]);
     }
 }
 
@@ -144,26 +143,31 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t end, int64
     const int64_t depth = round_up(a.k, tile_depth), subs = depth / sub_depth, blocks = (a.k + block_depth - 1) / block_depth;
     const int64_t rows = m1 - m0, panels = end - begin, panel_size = panel_bytes(f, a.k);
     const int32_t offset = packing == Packing::int4 ? (zeros == Zero::none ? -8 : 0) : -128;
-    void (*const tile_of[])(const WeightFormat&, const Unpacked&, int64_t, int32_t, const TileRows&) = {
-        tile_by_panel<zeros, 4>, tile_by_panel<zeros, 5>, tile_by_panel<zeros, 6>};
+    void (*const tile_of[])(const WeightFormat&, const Unpacked&, int64_t, int32_t, const TileRows&) = { tile_by_panel<zeros, 3>,
+        tile_by_panel<zeros, 4>, tile_by_panel<zeros, 5>, tile_by_panel<zeros, 6>, tile_by_panel<zeros, 7>,
+        tile_by_panel<zeros, 8>};
     for (int64_t p = 0; p < panels; p++) {
         for (int64_t i = 0; i < rows * 32; i += 16) store(&acc[p][0][i], zero());
     }
-    const int64_t row_tiles = (rows + tile_rows - 1) / tile_rows;
+    const int64_t row_tiles = (rows + tile_rows - 1) / tile_rows, lines = (block_bytes(f) - header_bytes(f)) / 128;
+    const int64_t fetches = (lines + row_tiles * 8 - 1) / (row_tiles * 8);
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t left = (depth - block * block_depth) / tile_depth, tiles = left < 4 ? left : 4;
+        const uint8_t* next[panels_at_once];
         for (int64_t p = 0; p < panels; p++) {
             const uint8_t* at = a.weight + (begin + p) * panel_size + block * block_bytes(f);
-            const uint8_t* next = block + 1 < blocks ? at + block_bytes(f) : a.weight + (end + p) * panel_size;
-            unpack_block<packing>(f, at, tiles, next, unpacked[p]);
+            next[p] = block + 1 < blocks ? at + block_bytes(f) : a.weight + (end + p) * panel_size;
+            unpack_block<packing>(f, at, tiles, next[p], unpacked[p]);
         }
-        for (int64_t t = 0; t < row_tiles; t++) {  // as even as can be, so of four rows or more
+        for (int64_t t = 0; t < row_tiles; t++) {  // as even as can be, so of four rows or more where there are nine
             const int64_t first = rows * t / row_tiles, count = rows * (t + 1) / row_tiles - first, m = m0 + first;
+            const int64_t fetched = header_bytes(f) + 64 + t * 8 * fetches * 128;
             for (int64_t p = 0; p < panels; p++) {
-                tile_of[count - 4](f, unpacked[p], tiles, offset,
-                               {a.codes + m * a.codes_stride + block * block_depth,
-                                a.sums + m * subs + block * (block_depth / sub_depth), a.scales + m * blocks + block,
-                                acc[p][first], a.codes_stride, subs, blocks});
+                tile_of[count - 3](f, unpacked[p], tiles, offset,
+                                   {a.codes + m * a.codes_stride + block * block_depth,
+                                    a.sums + m * subs + block * (block_depth / sub_depth), a.scales + m * blocks + block,
+                                    acc[p][first], next[p] + fetched, fetched < block_bytes(f) ? fetches : 0, a.codes_stride,
+                                    subs, blocks});
             }
         }
     }
@@ -174,9 +178,9 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t end, int64
 
 template <Packing packing, Zero zeros>
 void many_rows(const PackedLinearArgs& a, int64_t begin, int64_t end) {
-    const int64_t slabs = (a.rows + slab_rows - 1) / slab_rows;
-    for (int64_t panel = begin; panel < end; panel += panels_at_once) {
-        const int64_t stop = panel + panels_at_once < end ? panel + panels_at_once : end;
+    const int64_t slabs = (a.rows + slab_rows - 1) / slab_rows, step = a.rows <= single_rows ? 1 : panels_at_once;
+    for (int64_t panel = begin; panel < end; panel += step) {
+        const int64_t stop = panel + step < end ? panel + step : end;
         for (int64_t s = 0; s < slabs; s++) {
             slab_by_panels<packing, zeros>(a, panel, stop, a.rows * s / slabs, a.rows * (s + 1) / slabs);
         }
@@ -185,7 +189,7 @@ void many_rows(const PackedLinearArgs& a, int64_t begin, int64_t end) {
 
 template <Packing packing>
 void packed_linear_of(const PackedLinearArgs& a, int64_t begin, int64_t end) {
-    if (a.rows <= few_rows_most) {
+    if (a.rows <= (a.format.group == sub_depth ? 2 : few_rows_most)) {
         if constexpr (packing != Packing::int4_two_level) {
             if (a.format.group == sub_depth) return few_rows<packing, true>(a, begin, end);
         }
