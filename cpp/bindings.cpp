@@ -170,6 +170,9 @@ PYBIND11_MODULE(_core, m) {
         .def_property_readonly("phases", &Plan::phases)
         .def_property_readonly("arena", &Plan::arena);
 
+    m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "threads"_a, nogil());
+    m.def("arithmetic_peak", &arithmetic_peak, "kind"_a, "threads"_a, nogil());
+
     m.def("set_threads", &set_threads, "count"_a, nogil());
     m.def("get_threads", &get_threads, nogil());
     m.def("tiers", &available_tiers);

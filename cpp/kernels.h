@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "measure.h"
 #include "packed.h"
 
 namespace genkit {
@@ -58,8 +59,19 @@ struct LayerNormArgs {
     float eps;
 };
 
-// Rows of x as bf16 in tiles, for bf16 weights where linear_takes_tiles: [ceil(rows / 16)][ceil(k / 32)][16 pairs of k]
-// [tile_columns(rows)][2], to nearest even, zeros beyond rows and k. Denormals may be zeros. Unit: one tile of rows.
+// What `linear` takes of x for bf16 weights: f32, or bf16 (to nearest even; denormals may be zeros) by round_rows or
+// tile_rows.
+enum class RowInput : int32_t { f32, bf16_rows, bf16_tiles };
+
+// out[r, :] = x[r, :] as bf16, zeros from k to round_up(k, 32), which is out's row stride. Unit: one row.
+struct RoundRowsArgs {
+    const float* x;  // row stride x_stride
+    uint16_t* out;
+    int64_t k, x_stride;
+};
+
+// Rows of x as bf16 in tiles: [ceil(rows / 16)][ceil(k / 32)][16 pairs of k]
+// [tile_columns(rows)][2], zeros beyond rows and k. Unit: one tile of rows.
 struct TileRowsArgs {
     const float* x;   // [rows, k], row stride x_stride
     uint16_t* tiles;
@@ -77,7 +89,7 @@ struct LinearArgs {
     float* out;             // [rows, n], row stride out_stride
     int64_t rows, n, k, x_stride, out_stride;
     DType dtype;
-    const uint16_t* x_tiles = nullptr;  // x by tile_rows, read instead of x; null where linear does not take tiles
+    const uint16_t* x_bf16 = nullptr;  // x as `row_input` says, read instead of x; null for f32
 };
 
 // table[r, i] = cos(positions[r] * inv_freq[i]) * scale, table[r, half + i] = sin(...) * scale. Unit: one row.
@@ -258,6 +270,7 @@ struct Kernels {
     void (*embedding)(const EmbeddingArgs&, int64_t begin, int64_t end);
     void (*rms_norm)(const RmsNormArgs&, int64_t begin, int64_t end);
     void (*layer_norm)(const LayerNormArgs&, int64_t begin, int64_t end);
+    void (*round_rows)(const RoundRowsArgs&, int64_t begin, int64_t end);
     void (*tile_rows)(const TileRowsArgs&, int64_t begin, int64_t end);
     void (*linear)(const LinearArgs&, int64_t begin, int64_t end);
     void (*quantize)(const QuantizeArgs&, int64_t begin, int64_t end);
@@ -281,17 +294,11 @@ struct Kernels {
     void (*penalty)(const PenaltyArgs&, int64_t begin, int64_t end);
     void (*sample)(const SampleArgs&, int64_t begin, int64_t end);
     void (*copy_pages)(const CopyPagesArgs&, int64_t begin, int64_t end);
-    bool linear_takes_tiles = false;  // not a slot: what `linear` wants of bf16 weights' x
+    void (*measure_read)(const MeasureReadArgs&, int64_t begin, int64_t end);
+    void (*measure_f32)(const MeasureArithmeticArgs&, int64_t begin, int64_t end);
+    void (*measure_bf16)(const MeasureArithmeticArgs&, int64_t begin, int64_t end);
+    void (*measure_int8)(const MeasureArithmeticArgs&, int64_t begin, int64_t end);
+    RowInput row_input = RowInput::f32;  // not a slot
 };
-
-// Every tier's only exported symbol. Each is compiled with its own instruction-set flags.
-void install_reference(Kernels& k);
-void install_avx2(Kernels& k);
-void install_avx512(Kernels& k);
-void install_avx512vnni(Kernels& k);
-void install_avx512bf16(Kernels& k);
-void install_amx(Kernels& k);
-void install_neon(Kernels& k);
-void install_neon_dotprod(Kernels& k);
 
 }  // namespace genkit

@@ -65,4 +65,9 @@ Tensor sample(const Tensor& logits, const Tensor& sequences, const Tensor& posit
               float top_p, float min_p, uint64_t seed, bool finite_only);
 void copy_pages(const Tensor& pages, const Tensor& source, const Tensor& target);
 
+// Bytes a second that so many threads read from memory, of a block that large; multiplications and additions a second of
+// "f32", "bf16" or "int8" on registers, as the current tier does them. The best of a few passes.
+double read_bandwidth(int64_t bytes, int64_t threads);
+double arithmetic_peak(const std::string& kind, int64_t threads);
+
 }  // namespace genkit

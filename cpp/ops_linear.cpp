@@ -5,8 +5,9 @@ namespace genkit {
 namespace {
 
 constexpr int64_t linear_tile = 48;  // a multiple of every tier's tile of outputs
-// Where linear takes tiles: a piece's outputs with a slab of rows, and for few rows, its bytes of weights (about 10 us).
-constexpr int64_t tiled_outputs = 96, tiled_outputs_least = 32, tiled_rows_few = 32, tiled_bytes = 1 << 18;
+// bf16 weights by rows of bf16: a piece's outputs with many rows; where linear takes tiles, for few rows, its bytes of
+// weights (about 10 us).
+constexpr int64_t few_bf16_rows = 16, bf16_outputs = 96, tiled_outputs_least = 32, tiled_bytes = 1 << 18;
 constexpr int64_t packed_products_a_piece = 1 << 18;  // about 5 us of one row from memory
 constexpr int64_t rounding_pieces = 8;  // a thread, of a weight
 
@@ -79,15 +80,19 @@ Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
     LinearArgs a{x.data<float>(), weight.bytes(), optional_data(bias), optional_data(residual), out.data<float>(),
                  rows, n, k, x.row_stride(), n, weight.dtype()};
     int64_t grain = (grain_for(products_a_piece, rows * k) + linear_tile - 1) / linear_tile * linear_tile;
-    OptionalTensor tiles;
-    if (weight.dtype() == DType::bf16 && kernels().linear_takes_tiles) {
-        const int64_t row_tiles = (rows + 15) / 16;
-        tiles = Tensor({row_tiles, round_up(k, 32), tile_columns(rows)}, DType::u16);
-        a.x_tiles = tiles->data<uint16_t>();
-        TileRowsArgs t{a.x, tiles->data<uint16_t>(), rows, k, a.x_stride};
-        submit(kernels().tile_rows, t, row_tiles, grain_for(elements_a_piece, 16 * k));
-        grain = rows > tiled_rows_few ? tiled_outputs
-                : std::max(tiled_outputs_least, tiled_bytes / (k * 2) / tiled_outputs_least * tiled_outputs_least);
+    OptionalTensor rounded;
+    if (weight.dtype() == DType::bf16 && kernels().row_input != RowInput::f32) {
+        const bool tiles = kernels().row_input == RowInput::bf16_tiles;
+        const int64_t row_tiles = (rows + 15) / 16, depth = round_up(k, 32);
+        rounded = Tensor({tiles ? row_tiles * tile_columns(rows) : rows, depth}, DType::u16);
+        a.x_bf16 = rounded->data<uint16_t>();
+        TileRowsArgs t{a.x, rounded->data<uint16_t>(), rows, k, a.x_stride};
+        RoundRowsArgs r{a.x, rounded->data<uint16_t>(), k, a.x_stride};
+        if (tiles) submit(kernels().tile_rows, t, row_tiles, grain_for(elements_a_piece, 16 * k));
+        else submit(kernels().round_rows, r, rows, grain_for(elements_a_piece, k));
+        if (rows > few_bf16_rows) grain = std::min(bf16_outputs, round_up((n + 2 * get_threads() - 1) / (2 * get_threads()), 6));
+        else if (tiles) grain = std::max(tiled_outputs_least, tiled_bytes / (k * 2) / tiled_outputs_least * tiled_outputs_least);
+        else grain = round_up(grain_for(products_a_piece, k), 4);
     }
     submit(kernels().linear, a, n, grain);
     return out;

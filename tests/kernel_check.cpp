@@ -2,6 +2,7 @@
 // a tier for another architecture can run under an emulator: built and run by test_kernels_native.py with
 // -DINSTALL_TIER=install_neon and the like. Exits 1 and names what differs.
 #include "../cpp/cpu/reference.cpp"
+#include "../cpp/cpu/table.h"
 #ifdef EMULATED_TILES
 #include "tile_emulator.h"
 #endif
@@ -151,7 +152,7 @@ void check_tiled_linear(int64_t rows, int64_t n, int64_t k, bool extras) {
         printf("%s: tile_rows differs\n", what.c_str());
         failures++;
     }
-    if (!fast.linear_takes_tiles) return;
+    if (fast.row_input == RowInput::f32) return;
     std::vector<float> want = rng.normals(rows * n), got = want;
     std::vector<double> allowed;
     for (int64_t m = 0; m < rows; m++) {
@@ -165,13 +166,28 @@ void check_tiled_linear(int64_t rows, int64_t n, int64_t k, bool extras) {
                  rows, n, k, stride, n, DType::bf16};
     plain.linear(a, 0, n);
     a.x = nullptr;
-    a.x_tiles = tiles.data();
+    std::vector<uint16_t> rows_bf16(size_t(rows * steps * 32));
+    fast.round_rows({x.data(), rows_bf16.data(), k, stride}, 0, rows);
+    a.x_bf16 = fast.row_input == RowInput::bf16_tiles ? tiles.data() : rows_bf16.data();
     a.out = got.data();
     if (extras) a.residual = got.data();
     const int64_t middle = rng.below(n + 1);
     fast.linear(a, 0, middle);
     fast.linear(a, middle, n);
     check(what, got, want, allowed);
+    if (fast.row_input == RowInput::bf16_rows) {  // a row alone has the same bits
+        const int64_t m = rng.below(rows);
+        std::vector<float> alone(got.begin() + m * n, got.begin() + (m + 1) * n);
+        if (extras) return;
+        const std::vector<float> row = alone;
+        LinearArgs b = a;
+        b.x_bf16 = rows_bf16.data() + m * steps * 32;
+        b.rows = 1;
+        b.out = alone.data();
+        fast.linear(b, 0, n);
+        check(what + " alone", alone, row, std::vector<double>(row.size(), 0));
+        return;
+    }
     if (extras) return;
     for (int64_t m = 0; m < rows; m++) {
         for (int64_t j = 0; j < n; j++) want[size_t(m * n + j)] = tile_product(rounded.data() + m * stride, wide.data() + j * k, k);
@@ -576,8 +592,8 @@ void check_integer_weights() {
                 check_packed(70, 330, f, false, {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 33});
                 check_packed(33, 600, f, false, {1, 4, 6, 20});
                 check_packed(66, 290, f, true, {1, 5, 18});
-                if (fast.linear_takes_tiles) check_packed(200, 600, f, false, {31, 32, 48, 49, 64, 70});  // tiles of rows
-                if (fast.linear_takes_tiles) check_packed(40, 100, f, false, {530});  // more rows than a slab
+                if (fast.row_input == RowInput::bf16_tiles) check_packed(200, 600, f, false, {31, 32, 48, 49, 64, 70});  // tiles of rows
+                if (fast.row_input == RowInput::bf16_tiles) check_packed(40, 100, f, false, {530});  // more rows than a slab
             }
         }
     }

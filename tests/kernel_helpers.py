@@ -33,8 +33,13 @@ def tensor(array, dtype="f32"):
 
 
 def seen_by_linear(x, weight):
-    """x as the current tier's products with this weight take it: AMX rounds rows to bf16 for bf16 weights."""
-    return bf16_values(bf16_bits(x)) if weight.dtype == "bf16" and _core.slots()["linear"] == "amx" else x
+    """x as the current tier's products with this weight take it: some round rows to bf16 for bf16 weights."""
+    return bf16_values(bf16_bits(x)) if weight.dtype == "bf16" and rounds_rows() else x
+
+
+def rounds_rows():
+    """Whether the current tier multiplies bf16 weights with rows rounded to bf16."""
+    return _core.slots()["linear"] in ("avx512bf16", "amx")
 
 
 def ints(values, dtype=np.int32):

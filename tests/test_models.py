@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import kernel_helpers
 import models_run
 import numpy as np
 import pytest
@@ -42,9 +43,9 @@ def golden(name: str) -> tuple[list[int], np.ndarray, list[int]]:
 
 
 def rounds_rows(name: str) -> bool:
-    """Whether linear rounds activations to bf16, as AMX does for weights of bf16."""
+    """Whether linear rounds activations to bf16 as some tiers do for weights of bf16."""
     config = json.loads((FIXTURES / name / "config.json").read_text())
-    return config["dtype"] == "bfloat16" and _core.slots()["linear"] == "amx"
+    return config["dtype"] == "bfloat16" and kernel_helpers.rounds_rows()
 
 
 def divergence(expected: np.ndarray, got: np.ndarray) -> float:

@@ -192,7 +192,7 @@ void linear_few_rows(const LinearArgs& a, int64_t begin, int64_t end) {
         for (int64_t k = 0; k < a.k; k += depth_block) {
             const int64_t left = steps - k / step_depth, here = left < block_steps ? left : block_steps;
             Fetch fetch = fetch_outputs(a, n, end, k + depth_block, pair_outputs);
-            const Rows x{a.x_tiles + k / step_depth * tile, columns * 4, steps * tile, tile};
+            const Rows x{a.x_bf16 + k / step_depth * tile, columns * 4, steps * tile, tile};
             if (n + pair_outputs <= end && (k + depth_block <= a.k || a.k % step_depth == 0)) {
                 multiply<two>(outputs_as_they_lie(a, n, k), x, here, fetch);
             } else {
@@ -230,7 +230,7 @@ void linear_many_rows(const LinearArgs& a, int64_t begin, int64_t end) {
                     for (int64_t p = 0; p < count; p++) {
                         const int64_t t = (slab + p) * 2;
                         float* at = sums[(n - n0) / pair_outputs][p];
-                        const Rows x{a.x_tiles + (t * steps + k / step_depth) * tile, 64, steps * tile, tile};
+                        const Rows x{a.x_bf16 + (t * steps + k / step_depth) * tile, 64, steps * tile, tile};
                         if (t + 1 < row_tiles) {
                             if (k == 0) clear_sums<true>();
                             else load_sums<true>(at);
@@ -253,7 +253,7 @@ void linear_many_rows(const LinearArgs& a, int64_t begin, int64_t end) {
 }
 
 void linear(const LinearArgs& a, int64_t begin, int64_t end) {
-    if (a.dtype != DType::bf16 || !a.x_tiles) return below.linear(a, begin, end);
+    if (a.dtype != DType::bf16 || !a.x_bf16) return below.linear(a, begin, end);
     const int64_t columns = tile_columns(a.rows);
     TileShapes shapes;
     for (int tile = 0; tile < 4; tile++) shapes.set(tile, 16, columns * 4);

@@ -144,6 +144,17 @@ void layer_norm(const LayerNormArgs& a, int64_t begin, int64_t end) {
     }
 }
 
+void round_rows(const RoundRowsArgs& a, int64_t begin, int64_t end) {
+    const int64_t depth = round_up(a.k, 32);
+    for (int64_t r = begin; r < end; r++) {
+        for (int64_t k = 0; k < depth; k++) {
+            bf16 x{0};
+            if (k < a.k) narrow(a.x[r * a.x_stride + k], x);
+            a.out[r * depth + k] = x.bits;
+        }
+    }
+}
+
 void tile_rows(const TileRowsArgs& a, int64_t begin, int64_t end) {
     const int64_t columns = tile_columns(a.rows), depth = round_up(a.k, 32);
     for (int64_t tile = begin; tile < end; tile++) {
@@ -287,6 +298,43 @@ void nonfinite(const NonfiniteArgs& a, int64_t begin, int64_t end) {
 
 #include "reference_sample.inl"
 
+// ---- the machine's limits ---------------------------------------------------------------------------------------
+
+void measure_read(const MeasureReadArgs& a, int64_t begin, int64_t end) {
+    constexpr int64_t megabyte = 1 << 20;
+    for (int64_t unit = begin; unit < end; unit++) {
+        uint64_t sums[lanes] = {}, words[lanes];
+        for (int64_t i = 0; i < megabyte; i += int64_t(sizeof words)) {
+            memcpy(words, a.memory + unit * megabyte + i, sizeof words);
+            for (int64_t j = 0; j < lanes; j++) sums[j] ^= words[j];
+        }
+        a.sums[unit] = 0;
+        for (int64_t j = 0; j < lanes; j++) a.sums[unit] ^= sums[j];
+    }
+}
+
+// one: 1 as a T, which the compiler does not know.
+template <class T>
+void multiply_and_add(const MeasureArithmeticArgs& a, int64_t unit, T one) {
+    constexpr int64_t chains = 4 * lanes, rounds = 4096;
+    T acc[chains], sum = 0;
+    for (int64_t i = 0; i < chains; i++) acc[i] = T(i);
+    for (int64_t r = 0; r < rounds; r++) {
+        for (int64_t i = 0; i < chains; i++) acc[i] = acc[i] * one + one;
+    }
+    for (int64_t i = 0; i < chains; i++) sum += acc[i];
+    a.results[unit] = float(sum);
+    a.operations[unit] = double(rounds) * chains * 2;
+}
+
+void measure_f32(const MeasureArithmeticArgs& a, int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; unit++) multiply_and_add<float>(a, unit, ceilf(a.data[0]));
+}
+
+void measure_int8(const MeasureArithmeticArgs& a, int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; unit++) multiply_and_add<int32_t>(a, unit, int32_t(ceilf(a.data[0])));
+}
+
 }  // namespace
 
 void install_reference(Kernels& k) {
@@ -294,6 +342,7 @@ void install_reference(Kernels& k) {
     k.embedding = embedding;
     k.rms_norm = rms_norm;
     k.layer_norm = layer_norm;
+    k.round_rows = round_rows;
     k.tile_rows = tile_rows;
     k.linear = linear;
     k.quantize = quantize;
@@ -317,6 +366,9 @@ void install_reference(Kernels& k) {
     k.penalty = penalty;
     k.sample = sample;
     k.copy_pages = copy_pages;
+    k.measure_read = measure_read;
+    k.measure_f32 = k.measure_bf16 = measure_f32;
+    k.measure_int8 = measure_int8;
 }
 
 }  // namespace genkit

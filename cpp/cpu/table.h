@@ -9,6 +9,16 @@
 
 namespace genkit {
 
+// Every tier's only exported symbol. Each is compiled with its own instruction-set flags.
+void install_reference(Kernels& k);
+void install_avx2(Kernels& k);
+void install_avx512(Kernels& k);
+void install_avx512vnni(Kernels& k);
+void install_avx512bf16(Kernels& k);
+void install_amx(Kernels& k);
+void install_neon(Kernels& k);
+void install_neon_dotprod(Kernels& k);
+
 const Kernels& kernels();
 std::vector<std::string> available_tiers();                       // what this processor can run, plain first
 void use_tier(const std::string& name);                           // throws std::invalid_argument listing the choices

@@ -23,6 +23,7 @@ Kernels below{};  // the slots as they were: tiles do not pay everywhere
 #include "packed_vnni.inl"
 #include "packed_amx.inl"
 #include "linear_amx.inl"
+#include "measure_amx.inl"
 
 }  // namespace
 
@@ -30,8 +31,10 @@ void install_amx(Kernels& k) {
     below = k;
     k.linear = linear;
     k.tile_rows = tile_rows;
-    k.linear_takes_tiles = true;
+    k.row_input = RowInput::bf16_tiles;
     k.packed_linear = packed_linear;
+    k.measure_bf16 = measure_bf16;
+    k.measure_int8 = measure_int8;
 }
 
 }  // namespace genkit

@@ -21,12 +21,14 @@ namespace {
 #include "packed.inl"
 #include "packed_avx2.inl"
 #include "install.inl"
+#include "measure_avx2.inl"
 
 }  // namespace
 
 void install_avx2(Kernels& k) {
     install(k);
     k.packed_linear = packed_linear;
+    k.measure_int8 = measure_int8;
 }
 
 }  // namespace genkit

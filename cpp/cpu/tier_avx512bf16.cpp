@@ -14,15 +14,24 @@
 namespace genkit {
 namespace {
 
+Kernels below{};  // the slots as they were, for weights of other types
+
 #include "vec_avx512.h"
 #include "functions.inl"
 #include "attention_pages.inl"
 #include "attention_bf16.inl"
 #include "attention.inl"
+#include "linear_bf16.inl"
+#include "measure_bf16.inl"
 
 }  // namespace
 
 void install_avx512bf16(Kernels& k) {
+    below = k;
+    k.round_rows = round_rows;
+    k.linear = linear;
+    k.row_input = RowInput::bf16_rows;
+    k.measure_bf16 = measure_bf16;
     k.attention = attention;
     k.attention_merge = attention_merge;
 }

@@ -18,9 +18,13 @@ namespace {
 #include "functions.inl"
 #include "packed_vnni.inl"
 #include "packed_vnni_many.inl"
+#include "measure_vnni.inl"
 
 }  // namespace
 
-void install_avx512vnni(Kernels& k) { k.packed_linear = packed_linear; }
+void install_avx512vnni(Kernels& k) {
+    k.packed_linear = packed_linear;
+    k.measure_int8 = measure_int8;
+}
 
 }  // namespace genkit

@@ -106,6 +106,11 @@ class Plan:
         [n] and draw_positions i64 [n] are advanced; tokens and nonfinite i32 [n] are what the recorded step made.
         Returns tokens [steps, n], flat: up to a stop id, the first step past `seconds`, or before a step that failed."""
 
+def read_bandwidth(bytes: int, threads: int) -> float:
+    """Bytes a second that so many threads read of a block of memory: the best of a few passes."""
+def arithmetic_peak(kind: str, threads: int) -> float:
+    """Multiplications and additions a second of "f32", "bf16" or "int8" in registers, as the current tier does them."""
+
 def set_threads(count: int) -> None:
     """Size of the thread team, the caller included. Results do not depend on it."""
 def get_threads() -> int: ...
