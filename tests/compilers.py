@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", f"-I{ROOT / 'cpp'}"]
 OBJECTS = tempfile.TemporaryDirectory(prefix="genkit-objects-")  # for this run of the tests
 X86 = platform.machine() in ("x86_64", "AMD64")
 
@@ -57,11 +57,11 @@ def compile_source(compiler, source, target, *flags):
 
 
 @functools.cache
-def tier_object(tier):
-    """The object file of a tier, or of the reference, as the build makes it."""
+def tier_object(tier, *more):
+    """The object file of a tier, or of the reference, as the build makes it, or with more flags."""
     source = "reference.cpp" if tier == "reference" else f"tier_{tier}.cpp"
-    target = Path(OBJECTS.name) / f"{tier}.o"
-    return compile_source(for_tier(tier)[0], ROOT / "cpp/cpu" / source, target, "-c", "-O3", *tiers().get(tier, []))
+    target = Path(OBJECTS.name) / f"{tier}{len(more)}.o"
+    return compile_source(for_tier(tier)[0], ROOT / "cpp/cpu" / source, target, "-c", "-O3", *tiers().get(tier, []), *more)
 
 
 def runs(command):

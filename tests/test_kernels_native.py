@@ -1,6 +1,7 @@
 """kernel_check.cpp: every tier against the reference without Python between, and tiers of another architecture under an
 emulator; AMX by an emulator of its own (tile_emulator.h)."""
 
+import os
 import shutil
 import subprocess
 
@@ -28,4 +29,20 @@ def test_tier_agrees_with_the_reference(tier, tmp_path):
     program = compilers.compile_source(compiler, compilers.ROOT / "tests/kernel_check.cpp", tmp_path / "check", "-O1",
                                        f"-DINSTALL_TIER=install_{tier}", str(compilers.tier_object(tier)), *link)
     done = subprocess.run([*run, str(program)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+
+
+@pytest.mark.skipif(not os.environ.get("GENKIT_SANITIZE"), reason="takes minutes to compile: set GENKIT_SANITIZE=1")
+@pytest.mark.parametrize("tier", [tier for tier in compilers.tiers() if tier in _core.tiers()])
+def test_tier_under_sanitizers(tier, tmp_path):
+    """The same program: nothing outside its arrays, nothing undefined."""
+    compiler, reason = compilers.for_tier(tier)
+    if not compiler:
+        pytest.skip(reason)
+    program = compilers.compile_source(compiler, compilers.ROOT / "tests/kernel_check.cpp", tmp_path / "check", *SANITIZERS,
+                                       f"-DINSTALL_TIER=install_{tier}", str(compilers.tier_object(tier, *SANITIZERS)))
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr

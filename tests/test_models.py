@@ -102,8 +102,11 @@ def test_matches_golden_through_the_library(name):
 @pytest.mark.parametrize("kv_type,bound", (("f16", 0.002), ("bf16", 0.016), ("int8", 0.04)))
 def test_rounded_keys_and_values_move_logits_a_little(name, kv_type, bound):
     """The root mean square of what they change, against the logits' spread: measured at most half of each bound."""
-    prompt, expected, _ = golden(name)
-    moved = genkit.load(FIXTURES / name, threads=1, kv_type=kv_type).logits(prompt) - expected
+    prompt, _, _ = golden(name)
+    expected, got = (genkit.load(FIXTURES / name, threads=1, kv_type=kind).logits(prompt) for kind in ("f32", kv_type))
+    moved = got - expected
+    if rounds_rows(name):
+        bound = max(bound, 0.016)  # what moves a little is rounded to another bf16 here and there
     assert 0 < np.sqrt((moved**2).mean()) < bound * expected.std()
 
 
