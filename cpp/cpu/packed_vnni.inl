@@ -5,7 +5,11 @@
 using ivec = __m512i;
 
 constexpr int64_t few_rows_most = 8;      // up to here weights go from their panels to registers
-constexpr int64_t prefetch_ahead = 6144;  // bytes; a panel is one stream, and the next panel of the piece follows it
+// Bytes; a panel is one stream, and the next panel of the piece follows it. What hides the memory's delay for one row is
+// soon too far for lines of 8 bits, of which twice as many are on their way.
+constexpr int64_t prefetch_ahead(Packing packing, int64_t rows) {
+    return (packing == Packing::int8 ? 1024 : 2048) * (rows == 1 ? 1 : 2);
+}
 
 INLINE ivec load_line(const void* p) { return _mm512_loadu_si512(p); }
 INLINE ivec broadcast4(const void* p) {  // four bytes, or two 16-bit sums
@@ -93,7 +97,7 @@ template <Packing packing, bool narrow, int64_t rows>
 void few_rows_panel(const PackedLinearArgs& a, int64_t panel) {
     constexpr bool two_level = packing == Packing::int4_two_level;
     constexpr int64_t parts = narrow || rows <= 4 ? 2 : 1;
-    constexpr int64_t column_bytes = tile_bytes(packing) / 2;
+    constexpr int64_t column_bytes = tile_bytes(packing) / 2, ahead = prefetch_ahead(packing, rows);
     const int64_t depth = round_up(a.k, tile_depth), subs = depth / sub_depth, blocks = (a.k + block_depth - 1) / block_depth;
     const int64_t header_size = header_bytes(a.format), group_tiles = narrow ? 1 : a.format.group / tile_depth;
     const bool real = !two_level && a.format.zero == Zero::real;
@@ -102,7 +106,7 @@ void few_rows_panel(const PackedLinearArgs& a, int64_t panel) {
     for (int64_t m = 0; m < rows; m++) acc[m][0] = acc[m][1] = zero();
     for (int64_t block = 0; block < blocks; block++) {
         const Header header{a.format, line};
-        for (int64_t i = 0; i < header_size; i += 64) __builtin_prefetch(line + i + prefetch_ahead);
+        for (int64_t i = 0; i < header_size; i += 64) __builtin_prefetch(line + i + ahead);
         line += header_size;
         const int64_t left = (depth - block * block_depth) / tile_depth, tiles = left < 4 ? left : 4;
         ivec sums[rows][2][parts];  // column, 32 codes
@@ -134,11 +138,31 @@ void few_rows_panel(const PackedLinearArgs& a, int64_t panel) {
                     if (narrow) sums[m][c][parts - 1] = _mm512_dpwssd_epi32(sums[m][c][parts - 1], offsets[1], x);
                 }
             }
+            if (rows == 1) {  // line by line, as they lie
+#pragma GCC unroll 2
+                for (int64_t c = 0; c < 2; c++) {
+#pragma GCC unroll 16
+                    for (int64_t l = 0; l < column_bytes / 64; l++) {
+                        const uint8_t* at = line + c * column_bytes + l * 64;
+                        const int8_t* x = a.codes + k + l * 4;
+                        __builtin_prefetch(at + ahead);
+                        if (packing == Packing::int8) {
+                            const ivec w = _mm512_xor_si512(load_line(at), _mm512_set1_epi8(-128));
+                            sums[0][c][l / 8] = _mm512_dpbusd_epi32(sums[0][c][l / 8], w, broadcast4(x));
+                            continue;
+                        }
+                        ivec low = low_nibbles(load_line(at)), high = high_nibbles(load_line(at));
+                        if (two_level) low = _mm512_mullo_epi16(low, u[c][0]), high = _mm512_mullo_epi16(high, u[c][1]);
+                        sums[0][c][0] = _mm512_dpbusd_epi32(sums[0][c][0], low, broadcast4(x));
+                        sums[0][c][1] = _mm512_dpbusd_epi32(sums[0][c][1], high, broadcast4(x + 32));
+                    }
+                }
+            } else
 #pragma GCC unroll 8
             for (int64_t l = 0; l < 8; l++) {
                 ivec w[2][2];
                 for (int64_t i = 0; i < column_bytes / 256; i++) {  // in the order of memory: 92 % of the bandwidth against 78
-                    __builtin_prefetch(line + (column_bytes / 256 * l + i) * 64 + prefetch_ahead);
+                    __builtin_prefetch(line + (column_bytes / 256 * l + i) * 64 + ahead);
                 }
 #pragma GCC unroll 2
                 for (int64_t c = 0; c < 2; c++) {

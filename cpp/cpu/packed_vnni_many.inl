@@ -147,7 +147,7 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t end, int64
         tile_by_panel<zeros, 4>, tile_by_panel<zeros, 5>, tile_by_panel<zeros, 6>, tile_by_panel<zeros, 7>,
         tile_by_panel<zeros, 8>};
     for (int64_t p = 0; p < panels; p++) {
-        for (int64_t i = 0; i < rows * 32; i += 16) store(&acc[p][0][i], zero());
+        for (int64_t i = 0; i < rows * 32; i += 16) store(&acc[p][i / 32][i % 32], zero());
     }
     const int64_t row_tiles = (rows + tile_rows - 1) / tile_rows, lines = (block_bytes(f) - header_bytes(f)) / 128;
     const int64_t fetches = (lines + row_tiles * 8 - 1) / (row_tiles * 8);
