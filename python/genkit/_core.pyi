@@ -47,6 +47,36 @@ def rms_norm_heads_(x: Tensor, weight: Tensor, eps: float) -> None:
 def layer_norm(x: Tensor, weight: Tensor, bias: Optional[Tensor], eps: float) -> Tensor: ...
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, residual: Optional[Tensor] = None) -> Tensor:
     """x f32 [n, k] (row-strided allowed), weight [m, k] f32|f16|bf16, bias f32 [m], residual f32 [n, m] -> [n, m]."""
+class WeightFormat:
+    """What the codes of a packed weight mean (cpp/packed.h; quant/formats.py has the words)."""
+
+    def __init__(self, packing: str, group: int, zero: str = "none", scale_dtype: str = "f16") -> None:
+        """packing: "int4_two_level" (group 256), "int4" or "int8"; group: 32, 64, 128 or 256 along k; zero: "none",
+        "integer" or "real"; scale_dtype: "f16" or "bf16". Raises ValueError for what there is not."""
+
+class PackedWeight:
+    """An integer weight [n, k] in kernel order. With `gated` its rows are n / 2 gates, then as many ups."""
+
+    shape: tuple[int, int]
+    packing: str
+    group: int
+    gated: bool
+    nbytes: int
+    panels: Tensor  # u8 [panels, bytes]
+
+def quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x [n, k] -> codes i8 [n, stride >= k up to 64s], scales f32 [n, k / 256 up], sums of 32 i16 (QuantizeArgs)."""
+def packed_linear(x: Tensor, weight: PackedWeight, bias: Optional[Tensor] = None, residual: Optional[Tensor] = None,
+                  kind: str = "") -> Tensor:
+    """As linear, with x rounded to int8. A gated weight needs its activation's name and gives f(gate) * up, [n, m / 2]."""
+def quantize_weight(weight: Tensor, format: WeightFormat, gated: bool = False) -> PackedWeight:
+    """weight [n, k] f32|f16|bf16, rounded to nearest; a row with a NaN or an infinity becomes NaN."""
+def pack_weight(codes: Tensor, scales: Tensor, subscales: Optional[Tensor], minima: Optional[Tensor],
+                zeros: Optional[Tensor], k: int, format: WeightFormat, gated: bool = False) -> PackedWeight:
+    """Row-major codes [n, k up to 64s] and what belongs to them (WeightCodes in packed.h). Raises ValueError for codes,
+    subscales, minima and zeros out of range."""
+def unpack(ids: Tensor, weight: PackedWeight) -> Tensor:
+    """Rows ids i32 [r] of the weight as f32 [r, k]."""
 def rope_table(positions: Tensor, inv_freq: Tensor, scale: float = 1.0) -> Tensor:
     """positions i32 [n], inv_freq f32 [half] -> [n, 2 * half]: cosines then sines, made once per step."""
 def rope_(x: Tensor, table: Tensor, head_dim: int, interleaved: bool = False) -> None:
