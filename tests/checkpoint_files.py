@@ -26,5 +26,17 @@ def file_of(header, data=bytes(range(24)), length=None):
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data
 
 
+def write_tensors(path, tensors):
+    """tensors: name -> array of float32, float16, or uint16 as bf16 bits."""
+    header, data = {}, []
+    at = 0
+    for name, array in tensors.items():
+        data.append(array.tobytes())
+        dtype = {"float32": "F32", "float16": "F16", "uint16": "BF16"}[array.dtype.name]
+        header[name] = entry(dtype, array.shape, at, at + len(data[-1]))
+        at += len(data[-1])
+    path.write_bytes(file_of(header, b"".join(data)))
+
+
 A, B = entry(end=24), entry(begin=24, end=48)
 TWO = bytes(range(48))

@@ -3,11 +3,14 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoint_files import write_tensors
 from kernel_helpers import bf16_bits
 
 import genkit
@@ -76,8 +79,6 @@ def test_int8_activations_on_the_default_model(name):
 @pytest.mark.parametrize("name", BY_NAME)
 def test_int8_activations_at_the_width_of_a_1b_model(name, tmp_path):
     """Llama-3.2-1B's layers, two of them, over a smaller vocabulary; random weights."""
-    from safetensors import serialize_file
-
     vocab, width, inner, kv = 4096, 2048, 8192, 512
     config = dict(model_type="llama", vocab_size=vocab, hidden_size=width, intermediate_size=inner, num_hidden_layers=2,
                   num_attention_heads=32, num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
@@ -87,9 +88,9 @@ def test_int8_activations_at_the_width_of_a_1b_model(name, tmp_path):
 
     def matrix(*shape):
         values = random.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
-        return {"dtype": "BF16", "shape": list(shape), "data": bf16_bits(values).tobytes()}
+        return bf16_bits(values)
 
-    ones = {"dtype": "BF16", "shape": [width], "data": bf16_bits(np.ones(width)).tobytes()}
+    ones = bf16_bits(np.ones(width))
     tensors = {"model.embed_tokens.weight": matrix(vocab, width), "model.norm.weight": ones}
     for i in range(2):
         layer = f"model.layers.{i}."
@@ -98,7 +99,7 @@ def test_int8_activations_at_the_width_of_a_1b_model(name, tmp_path):
                     layer + "self_attn.v_proj.weight": matrix(kv, width), layer + "self_attn.o_proj.weight": matrix(width, width),
                     layer + "mlp.gate_proj.weight": matrix(inner, width), layer + "mlp.up_proj.weight": matrix(inner, width),
                     layer + "mlp.down_proj.weight": matrix(width, inner)}
-    serialize_file(tensors, str(tmp_path / "model.safetensors"))
+    write_tensors(tmp_path / "model.safetensors", tensors)
     assert gap(tmp_path, name, random.integers(0, vocab, 48).tolist()) < 0.002
 
 
@@ -131,22 +132,17 @@ def test_bits_are_what_packing_takes():
 
 def test_memory_while_loading(tmp_path):
     """Packed weights and a quarter more, beside what the process holds anyway."""
-    import subprocess
-    import sys
-
-    from safetensors import serialize_file
-
     vocab, width, inner = 4096, 1024, 4096
     config = dict(model_type="llama", vocab_size=vocab, hidden_size=width, intermediate_size=inner, num_hidden_layers=24,
                   num_attention_heads=16, num_key_value_heads=4, tie_word_embeddings=True)
     (tmp_path / "config.json").write_text(json.dumps(config))
     random = np.random.default_rng(0)
-    shared = bf16_bits(random.standard_normal((inner, width), dtype=np.float32)).tobytes()
+    shared = bf16_bits(random.standard_normal(inner * width, dtype=np.float32))
 
     def matrix(n, k):
-        return {"dtype": "BF16", "shape": [n, k], "data": shared[: n * k * 2]}
+        return shared[: n * k].reshape(n, k)
 
-    ones = {"dtype": "BF16", "shape": [width], "data": bf16_bits(np.ones(width)).tobytes()}
+    ones = bf16_bits(np.ones(width))
     tensors = {"model.embed_tokens.weight": matrix(vocab, width), "model.norm.weight": ones}
     for i in range(24):
         layer = f"model.layers.{i}."
@@ -155,7 +151,7 @@ def test_memory_while_loading(tmp_path):
                     layer + "mlp.down_proj.weight": matrix(width, inner)}
         for part, n in (("q", width), ("k", width // 4), ("v", width // 4), ("o", width)):
             tensors[f"{layer}self_attn.{part}_proj.weight"] = matrix(n, width)
-    serialize_file(tensors, str(tmp_path / "model.safetensors"))
+    write_tensors(tmp_path / "model.safetensors", tensors)
     code = """
 import sys, genkit
 from genkit import _core

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import models_run
 import numpy as np
 import pytest
+from checkpoint_files import write_tensors
 from kernel_helpers import bf16_bits
 
 from genkit import _core
@@ -26,8 +27,6 @@ FORMS = [("f32", None, "f32"), ("bf16", None, "bf16"), ("bf16", "int8", "bf16"),
 
 def write_checkpoint(folder, dtype):
     """A random llama of sizes that no kernel divides evenly."""
-    from safetensors import serialize_file
-
     from genkit.models import llama
 
     values = dict(model_type="llama", vocab_size=VOCAB, hidden_size=200, intermediate_size=330, num_hidden_layers=2,
@@ -40,10 +39,8 @@ def write_checkpoint(folder, dtype):
     tensors = {}
     for name, shape in llama.tensor_shapes(config).items():
         array = (random.standard_normal(shape) / 14 + (len(shape) == 1)).astype(np.float32)
-        stored = {"f32": array, "f16": array.astype(np.float16), "bf16": bf16_bits(array)}[dtype]
-        kind = {"f32": "F32", "f16": "F16", "bf16": "BF16"}[dtype]
-        tensors[name] = {"dtype": kind, "shape": list(shape), "data": stored.tobytes()}
-    serialize_file(tensors, str(folder / "model.safetensors"))
+        tensors[name] = {"f32": array, "f16": array.astype(np.float16), "bf16": bf16_bits(array)}[dtype]
+    write_tensors(folder / "model.safetensors", tensors)
     return folder
 
 
