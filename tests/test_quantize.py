@@ -110,7 +110,7 @@ def test_every_architecture_loads_rounded(name):
     base = genkit.load(FIXTURES / name, quantize="none", kv_type="f32").logits(ids)
     moved = {form: genkit.load(FIXTURES / name, quantize=form, kv_type="f32").logits(ids) - base for form in BY_NAME}
     spread = base.std()
-    assert 0 < moved["int8"].std() < 0.05 * spread and moved["int8"].std() < moved["int4"].std() < 0.6 * spread
+    assert 0 < moved["int8"].std() < 0.1 * spread and moved["int8"].std() < moved["int4"].std() < 0.6 * spread
     m = genkit.load(FIXTURES / name, quantize="int4")
     assert (m.quantize, m.kv_type) == ("int4", "bf16")
     assert m.generate(ids, max_tokens=5, ignore_eos=True).tokens[0] == int(m.logits(ids)[-1].argmax())
