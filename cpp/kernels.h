@@ -299,6 +299,7 @@ struct Kernels {
     void (*measure_bf16)(const MeasureArithmeticArgs&, int64_t begin, int64_t end);
     void (*measure_int8)(const MeasureArithmeticArgs&, int64_t begin, int64_t end);
     RowInput row_input = RowInput::f32;  // not a slot
+    bool code_tiles = false;             // not a slot: packed_linear wants the codes of more than untiled_rows rows tiled
 };
 
 }  // namespace genkit

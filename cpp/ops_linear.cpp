@@ -48,7 +48,7 @@ int64_t scale_count(int64_t k, const WeightFormat& f) { return (round_up(k, tile
 // pass over x, or four where x does not stay in a core's cache.
 int64_t packed_grain(int64_t panels, int64_t rows, int64_t k) {
     const int64_t grain = std::min(grain_for(packed_products_a_piece, rows * k * panel_outputs), panels / (8 * get_threads()));
-    const int64_t shared = rows <= 8 ? 1 : rows * k <= 1 << 20 ? 2 : 4;
+    const int64_t shared = rows <= untiled_rows ? 1 : rows * k <= 1 << 20 ? 2 : 4;
     return std::max<int64_t>(1, std::max(grain, std::min(shared, panels / (4 * get_threads()))));
 }
 
@@ -98,20 +98,26 @@ Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
     return out;
 }
 
-Quantized quantize(const Tensor& x) {
-    const char* op = "quantize";
+namespace {
+
+Quantized quantize(const char* op, const Tensor& x, bool tiled) {
     check_f32(op, "x", x, {-1, -1});
     const int64_t rows = x.dim(0), k = x.dim(1), depth = round_up(k, tile_depth);
     if (k < 1) fail(op, "x " + x.shape_text() + " has no columns");
     // An odd number of cache lines a row: rows do not compete for the same sets of the cache.
-    const int64_t stride = depth / tile_depth % 2 ? depth : depth + tile_depth;
-    Quantized q{Tensor({rows, stride}, DType::i8), Tensor({rows, (k + block_depth - 1) / block_depth}, DType::f32),
+    const int64_t stride = tiled || depth / tile_depth % 2 ? depth : depth + tile_depth;
+    const int64_t places = tiled ? round_up(rows, code_tile_rows) : rows;
+    Quantized q{Tensor({places, stride}, DType::i8), Tensor({places, (k + block_depth - 1) / block_depth}, DType::f32),
                 Tensor({rows, depth / sub_depth}, DType::i16)};
     QuantizeArgs a{x.data<float>(), q.codes.data<int8_t>(), q.scales.data<float>(), q.sums.data<int16_t>(), k,
-                   x.row_stride(), stride};
+                   x.row_stride(), stride, rows, tiled};
     submit(kernels().quantize, a, rows, grain_for(elements_a_piece, k));
     return q;
 }
+
+}  // namespace
+
+Quantized quantize(const Tensor& x) { return quantize("quantize", x, false); }
 
 Tensor packed_linear(const Tensor& x, const PackedWeight& weight, const OptionalTensor& bias, const OptionalTensor& residual,
                      const std::string& kind) {
@@ -127,11 +133,12 @@ Tensor packed_linear(const Tensor& x, const PackedWeight& weight, const Optional
     }
     Tensor out({rows, n}, DType::f32);
     if (rows == 0) return out;
-    const Quantized q = quantize(x);
+    const bool tiled = kernels().code_tiles && rows > untiled_rows;
+    const Quantized q = quantize(op, x, tiled);
     PackedLinearArgs a{q.codes.data<int8_t>(), q.scales.data<float>(), q.sums.data<int16_t>(), weight.panels.data<uint8_t>(),
                        optional_data(bias), optional_data(residual), out.data<float>(), rows, weight.n, weight.k,
                        q.codes.row_stride(), n, weight.format, weight.gated,
-                       weight.gated ? activation_from_name(op, kind) : Activation::silu};
+                       weight.gated ? activation_from_name(op, kind) : Activation::silu, tiled};
     submit(kernels().packed_linear, a, weight.panels.dim(0),
            packed_grain(weight.panels.dim(0), rows, weight.k));
     return out;

@@ -65,13 +65,29 @@ struct WeightCodes {
 // Activations for integer weights: for each 256 along k, scale = max |x| / 127 and code = round(x * (127 / max |x|)) to
 // nearest even, in f32; sums are of 32 codes each. Codes past k are 0. A block whose largest is below 2^-100 is zeros; one
 // with a NaN or an infinity has codes 0 and scale NaN, so that its row's outputs are NaN. Unit: one row.
+// tiled: for products of tiles, 16 rows by 64 codes together, zeros beyond the last row. Each tile of 16 rows takes
+// 16 * codes_stride bytes whichever way.
 struct QuantizeArgs {
     const float* x;   // [rows, k], row stride x_stride
-    int8_t* codes;    // [rows, round_up(k, 64)], row stride codes_stride, a multiple of 64
-    float* scales;    // [rows, ceil(k / 256)]
+    int8_t* codes;    // [rows, round_up(k, 64)], row stride codes_stride; tiled: [rows / 16][codes_stride / 64][16][64]
+    float* scales;    // [rows, ceil(k / 256)]; tiled: [rows / 16][ceil(k / 256)][16]
     int16_t* sums;    // [rows, round_up(k, 64) / 32]
-    int64_t k, x_stride, codes_stride;
+    int64_t k, x_stride, codes_stride;  // codes_stride is a multiple of 64
+    int64_t rows;
+    bool tiled;
 };
+constexpr int64_t code_tile_rows = 16;
+// Where the code of row r at i along k lies, and a row's scale of a block.
+static constexpr int64_t code_index(const QuantizeArgs& a, int64_t r, int64_t i) {
+    const int64_t row = r % code_tile_rows, tile = i / tile_depth;
+    if (!a.tiled) return r * a.codes_stride + i;
+    return (r - row) * a.codes_stride + (tile * code_tile_rows + row) * tile_depth + i % tile_depth;
+}
+static constexpr int64_t scale_index(const QuantizeArgs& a, int64_t r, int64_t block) {
+    const int64_t row = r % code_tile_rows, blocks = (a.k + block_depth - 1) / block_depth;
+    return a.tiled ? (r - row) * blocks + block * code_tile_rows + row : r * blocks + block;
+}
+constexpr int64_t untiled_rows = 8;  // up to here products are bound by reading the weights, and codes never tiled
 
 // out[m, n] = sum_k x[m, k] * weight[n, k] + bias[n] + residual[m, n] over packed integer weights. Unit: one panel for
 // every m. An output is acc = fma(float(sum of codes x codes), scale of the weight * scale of x, acc) over groups (256 at
@@ -90,6 +106,7 @@ struct PackedLinearArgs {
     WeightFormat format;
     bool gated;
     Activation kind;
+    bool tiled = false;  // codes and scales, see QuantizeArgs
 };
 
 // Rounds rows of w to codes (round to nearest; see reference_packed.inl for the scales). Unit: one row.

@@ -490,8 +490,8 @@ struct RandomCodes {
     }
 };
 
-void check_quantize(int64_t rows, int64_t k) {
-    const int64_t stride = k + 3, depth = round_up(k, tile_depth);
+void check_quantize(int64_t rows, int64_t k, bool tiled) {
+    const int64_t stride = k + 3, depth = round_up(k, tile_depth), places = tiled ? round_up(rows, code_tile_rows) : rows;
     std::vector<float> x = rng.normals(rows * stride, 2);
     if (rows > 3) {
         for (int64_t i = 0; i < k; i++) {
@@ -500,14 +500,14 @@ void check_quantize(int64_t rows, int64_t k) {
         }
         x[size_t(3 * stride + rng.below(k))] = rng.below(2) ? NAN : -INFINITY;
     }
-    std::vector<int8_t> want(size_t(rows * depth)), got = want;
+    std::vector<int8_t> want(size_t(places * depth)), got(want.size(), tiled ? 77 : 0);
     std::vector<int16_t> want_sums(size_t(rows * depth / sub_depth)), got_sums = want_sums;
-    std::vector<float> want_scales(size_t(rows * ((k + block_depth - 1) / block_depth))), got_scales = want_scales;
-    plain.quantize({x.data(), want.data(), want_scales.data(), want_sums.data(), k, stride, depth}, 0, rows);
+    std::vector<float> want_scales(size_t(places * ((k + block_depth - 1) / block_depth))), got_scales(want_scales.size(), 9);
+    plain.quantize({x.data(), want.data(), want_scales.data(), want_sums.data(), k, stride, depth, rows, tiled}, 0, rows);
     const int64_t middle = rng.below(rows + 1);
-    fast.quantize({x.data(), got.data(), got_scales.data(), got_sums.data(), k, stride, depth}, 0, middle);
-    fast.quantize({x.data(), got.data(), got_scales.data(), got_sums.data(), k, stride, depth}, middle, rows);
-    const std::string what = "quantize " + std::to_string(rows) + " x " + std::to_string(k);
+    fast.quantize({x.data(), got.data(), got_scales.data(), got_sums.data(), k, stride, depth, rows, tiled}, 0, middle);
+    fast.quantize({x.data(), got.data(), got_scales.data(), got_sums.data(), k, stride, depth, rows, tiled}, middle, rows);
+    const std::string what = std::string(tiled ? "tiled " : "") + "quantize " + std::to_string(rows) + " x " + std::to_string(k);
     same(what, got, want);
     same(what + " sums", got_sums, want_sums);
     check(what + " scales", got_scales, want_scales, relative(want_scales, 0));
@@ -558,13 +558,19 @@ void check_packed(int64_t n, int64_t k, const WeightFormat& f, bool gated, std::
         std::vector<int8_t> codes(size_t(rows * stride), 77);
         std::vector<int16_t> sums(size_t(rows * depth / sub_depth));
         std::vector<float> scales(size_t(rows * ((k + block_depth - 1) / block_depth)));
-        plain.quantize({x.data(), codes.data(), scales.data(), sums.data(), k, k, stride}, 0, rows);
+        plain.quantize({x.data(), codes.data(), scales.data(), sums.data(), k, k, stride, rows, false}, 0, rows);
         std::vector<float> want = rng.normals(rows * out_stride), got = want;
         PackedLinearArgs a{codes.data(), scales.data(), sums.data(), want_panels.data(), bias.data(),
                            gated ? nullptr : want.data(), want.data(), rows, n, k, stride, out_stride, f, gated, Activation::silu};
         plain.packed_linear(a, 0, panels);
         a.out = got.data();
         if (!gated) a.residual = got.data();
+        if (fast.code_tiles && rows > untiled_rows) {
+            codes.assign(size_t(round_up(rows, code_tile_rows) * stride), 77);
+            scales.assign(size_t(round_up(rows, code_tile_rows) * ((k + block_depth - 1) / block_depth)), 9);
+            plain.quantize({x.data(), codes.data(), scales.data(), sums.data(), k, k, stride, rows, true}, 0, rows);
+            a.codes = codes.data(), a.scales = scales.data(), a.tiled = true;
+        }
         const int64_t split = rng.below(panels + 1);
         fast.packed_linear(a, 0, split);
         fast.packed_linear(a, split, panels);
@@ -575,7 +581,8 @@ void check_packed(int64_t n, int64_t k, const WeightFormat& f, bool gated, std::
 }
 
 void check_integer_weights() {
-    for (int64_t k : {1, 31, 64, 100, 256, 257, 600, 2048}) check_quantize(1 + rng.below(7), k), check_quantize(5, k);
+    for (int64_t k : {1, 31, 64, 100, 256, 257, 600, 2048}) check_quantize(1 + rng.below(7), k, false), check_quantize(5, k, false);
+    for (int64_t k : {1, 100, 256, 600}) check_quantize(9, k, true), check_quantize(16, k, true), check_quantize(37, k, true);
     for (Packing packing : {Packing::int4_two_level, Packing::int4, Packing::int8}) {
         for (int64_t group : {32, 64, 128, 256}) {
             if (packing == Packing::int4_two_level && group != 256) continue;

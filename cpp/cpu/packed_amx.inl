@@ -1,15 +1,14 @@
-// Many rows by packed integer weights on AMX. A tile A is 16 rows by 64 codes of x as they lie, a tile B 64 codes by 16
+// Many rows by packed integer weights on AMX. A tile A is 16 rows by 64 codes of x as quantize laid them, a tile B 64 codes by 16
 // outputs: a panel's int8 lines as they lie, or int4 ones unpacked to what multiplies the scale, which is an int8. Two A by
 // two B sum in four tiles over a group; then the sums are stored just before the tiles are cleared for the next group, and
 // converted, scaled and added while that group's products run.
 
-constexpr int64_t rows_below = 8;       // up to here the tier below is faster: it never unpacks to memory
 constexpr int64_t pair_rows = 32;       // rows of x that two tiles hold
 constexpr int64_t slab_rows = 512;      // rows for which a block is unpacked, their float sums in the second-level cache
 constexpr int64_t panels_most = 4;      // panels that share a pass over x
 constexpr int64_t close_codes = 1 << 20;  // codes of x that stay in the second-level cache: then two panels are enough
 constexpr int64_t most_groups = block_depth / sub_depth;
-constexpr int64_t copy_stride = block_depth + 64;  // an odd number of cache lines
+constexpr int64_t code_tile_bytes = code_tile_rows * tile_depth;
 
 // Corrections a drain makes: none, x's sum times an integer (int8 codes less their zeros do not fit an int8) or a float.
 using Correction = Zero;
@@ -26,9 +25,8 @@ struct PanelBlock {
     const void* tiles;  // codes, or the panel's own
 };
 
-// Factors of up to 32 rows of x in a block; two sets for the same reason.
-struct RowFactors {
-    alignas(64) float scales[pair_rows];
+// Sums of up to 32 rows of x in a block, for corrections; two sets for the same reason.
+struct RowSums {
     alignas(64) int32_t sums[pair_rows][most_groups];  // of a row's codes over each group,
     alignas(64) float real_sums[pair_rows][most_groups];  // and as floats
 };
@@ -36,8 +34,10 @@ struct RowFactors {
 // Sums in tiles or staged, and all it takes to add them to acc.
 struct Pending {
     float* acc;  // [32 rows][32 outputs]
+    const float* scales;  // of the first 16 rows, of the others second_scales on
+    int64_t second_scales;
     const PanelFactors* panel;
-    const RowFactors* rows;
+    const RowSums* rows;
     int64_t group;
 };
 
@@ -95,13 +95,11 @@ INLINE void unpack_panel(const WeightFormat& f, const uint8_t* block, int64_t ti
     }
 }
 
-// Factors of rows [m, m + count) in a block, zeros beyond.
+// Sums of rows [m, m + count) in a block, zeros beyond.
 template <Correction correction>
-INLINE void gather_rows(const PackedLinearArgs& a, int64_t m, int64_t count, int64_t block, int64_t tiles, RowFactors& to) {
-    const int64_t blocks = (a.k + block_depth - 1) / block_depth, subs = round_up(a.k, tile_depth) / sub_depth;
-    for (int64_t i = 0; i < count; i++) to.scales[i] = a.scales[(m + i) * blocks + block];
-    for (int64_t i = count; i < pair_rows; i++) to.scales[i] = 0.0f;
+INLINE void gather_sums(const PackedLinearArgs& a, int64_t m, int64_t count, int64_t block, int64_t tiles, RowSums& to) {
     if (correction == Correction::none) return;
+    const int64_t subs = round_up(a.k, tile_depth) / sub_depth;
     for (int64_t i = 0; i < pair_rows; i++) {
         const int16_t* sums = a.sums + (m + i) * subs + block * (block_depth / sub_depth);
         __m256i s = _mm256_setzero_si256();
@@ -125,7 +123,7 @@ INLINE void drain(const Pending& p, const int32_t* staged) {
     for (int i = first; i < end; i++) {
         const int tile = i / 16, row = tile / 2 * 16 + i % 16, column = tile % 2 * 16;
         float* at = p.acc + row * 32 + column;
-        const vec x_scale = set1(p.rows->scales[row]);
+        const vec x_scale = set1(p.scales[tile / 2 * p.second_scales + i % 16]);
         ivec sum = load_line(staged + i * 16);
         if (correction == Correction::integer) {
             const ivec zeros = load_line(p.panel->zeros[p.group] + column);
@@ -172,8 +170,8 @@ INLINE void drain_slot(const Pending& p, const int32_t* staged) {
 
 // A step of the products. index: of the step; beyond spread it only multiplies.
 template <Correction correction, int tiles, int spread, int index>
-INLINE void product_step(const int8_t* x, int64_t x_stride, const int8_t* w, const Pending& p, int32_t* staged) {
-    tile_load<4>(x, x_stride);
+INLINE void product_step(const int8_t* x, int64_t second, const int8_t* w, const Pending& p, int32_t* staged) {
+    tile_load<4>(x, 64);
     tile_load<6>(w, 64);
     clear_tile<correction, tiles, spread, index * tiles>(staged);
     tile_dot_i8<0, 4, 6>();
@@ -183,7 +181,7 @@ INLINE void product_step(const int8_t* x, int64_t x_stride, const int8_t* w, con
     tile_dot_i8<1, 4, 7>();
     drain_slot<correction, tiles, spread, index * tiles + 1>(p, staged);
     if constexpr (tiles == 4) {
-        tile_load<5>(x + 16 * x_stride, x_stride);
+        tile_load<5>(x + second, 64);
         clear_tile<correction, tiles, spread, index * tiles + 2>(staged);
         tile_dot_i8<2, 5, 6>();
         drain_slot<correction, tiles, spread, index * tiles + 2>(p, staged);
@@ -193,26 +191,26 @@ INLINE void product_step(const int8_t* x, int64_t x_stride, const int8_t* w, con
     }
 }
 
-// A group's products, over the drain of the sums p left in the tiles. Steps of 64 codes, or one of 32.
+// second: bytes from a tile of x to that of the next 16 rows. A group's products, over the drain of the sums p left in the tiles. Steps of 64 codes, or one of 32.
 template <Correction correction, int tiles, int spread>
-void sum_group(const int8_t* x, int64_t x_stride, const int8_t* w, int64_t steps, const Pending& pending, int32_t* staged) {
+void sum_group(const int8_t* x, int64_t second, const int8_t* w, int64_t steps, const Pending& pending, int32_t* staged) {
     const Pending p = pending;  // in registers: what lies in memory is read again after every tile instruction
-    product_step<correction, tiles, spread, 0>(x, x_stride, w, p, staged);
-    if constexpr (spread >= 2) product_step<correction, tiles, spread, 1>(x + 64, x_stride, w + 2048, p, staged);
+    product_step<correction, tiles, spread, 0>(x, second, w, p, staged);
+    if constexpr (spread >= 2) product_step<correction, tiles, spread, 1>(x + code_tile_bytes, second, w + 2048, p, staged);
     if constexpr (spread >= 4) {
-        product_step<correction, tiles, spread, 2>(x + 128, x_stride, w + 4096, p, staged);
-        product_step<correction, tiles, spread, 3>(x + 192, x_stride, w + 6144, p, staged);
+        product_step<correction, tiles, spread, 2>(x + 2 * code_tile_bytes, second, w + 4096, p, staged);
+        product_step<correction, tiles, spread, 3>(x + 3 * code_tile_bytes, second, w + 6144, p, staged);
     }
     for (int64_t step = spread; step < steps; step++) {
-        product_step<correction, tiles, spread, spread>(x + step * 64, x_stride, w + step * 2048, p, staged);
+        product_step<correction, tiles, spread, spread>(x + step * code_tile_bytes, second, w + step * 2048, p, staged);
     }
 }
 
 template <Correction correction, int tiles>
-INLINE void sum_group_of(const int8_t* x, int64_t x_stride, const int8_t* w, int64_t steps, const Pending& p, int32_t* staged) {
-    if (steps == 4) return sum_group<correction, tiles, 4>(x, x_stride, w, steps, p, staged);
-    if (steps >= 2) return sum_group<correction, tiles, 2>(x, x_stride, w, steps, p, staged);
-    sum_group<correction, tiles, 1>(x, x_stride, w, steps, p, staged);
+INLINE void sum_group_of(const int8_t* x, int64_t second, const int8_t* w, int64_t steps, const Pending& p, int32_t* staged) {
+    if (steps == 4) return sum_group<correction, tiles, 4>(x, second, w, steps, p, staged);
+    if (steps >= 2) return sum_group<correction, tiles, 2>(x, second, w, steps, p, staged);
+    sum_group<correction, tiles, 1>(x, second, w, steps, p, staged);
 }
 
 // ---- panels -----------------------------------------------------------------------------------------------------
@@ -221,9 +219,8 @@ INLINE void sum_group_of(const int8_t* x, int64_t x_stride, const int8_t* w, int
 struct Workspace {
     alignas(64) float acc[panels_most][slab_rows][32];
     PanelBlock panels[panels_most];
-    RowFactors rows[2];
+    RowSums rows[2];
     alignas(64) int32_t staged[4 * 256];
-    alignas(64) int8_t copy[pair_rows * copy_stride];  // of the last rows where they do not fill their tiles
     alignas(64) float nowhere[pair_rows][32];          // what a drain adds to where nothing is pending
 };
 
@@ -277,7 +274,7 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t panels, in
             tile_store<3>(s.staged + 768, 64);
             drain<correction, 32, 64>(pending, s.staged);
         }
-        pending = {s.nowhere[0], &s.panels[0].factors[0], &s.rows[0], 0};
+        pending = {s.nowhere[0], s.nowhere[0], 0, &s.panels[0].factors[0], &s.rows[0], 0};
     };
     for (int64_t block = 0; block < blocks; block++) {
         const int64_t left = (depth - block * block_depth) / tile_depth, tiles = left < 4 ? left : 4;
@@ -294,18 +291,10 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t panels, in
             const int64_t m = m0 + pair * pair_rows, here = rows - pair * pair_rows;
             const int64_t count = here < pair_rows ? here : pair_rows;
             const int now_tiles = count <= 16 ? 2 : 4;
-            const int8_t* x = a.codes + m * a.codes_stride + block * block_depth;
-            int64_t x_stride = a.codes_stride;
-            if (count % 16 != 0) {
-                for (int64_t i = 0; i < count; i++) {
-                    for (int64_t t = 0; t < tiles; t++) {
-                        _mm512_store_si512(s.copy + i * copy_stride + t * 64, load_line(x + i * x_stride + t * 64));
-                    }
-                }
-                x = s.copy;
-                x_stride = copy_stride;
-            }
-            gather_rows<correction>(a, m, count, block, tiles, s.rows[parity]);
+            const int8_t* x = a.codes + m * a.codes_stride + block * (block_depth / tile_depth) * code_tile_bytes;
+            const float* x_scales = a.scales + m * blocks + block * code_tile_rows;
+            const int64_t second = code_tile_rows * a.codes_stride;
+            gather_sums<correction>(a, m, count, block, tiles, s.rows[parity]);
             for (int64_t i = block; i < count; i += blocks) {
                 const float* out = a.out + (m + i) * a.out_stride + begin * width;
                 for (int64_t j = 0; j < panels * width; j += 16) __builtin_prefetch(out + j, 1);
@@ -323,9 +312,10 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t panels, in
                     const int64_t k = group * f.group, steps = f.group == sub_depth ? 1 : (f.group < tiles * tile_depth - k
                                                                 ? f.group : tiles * tile_depth - k) / tile_depth;
                     const int8_t* at = w + k / tile_depth * 2048 + k % tile_depth / sub_depth * 512;
-                    if (now_tiles == 4) sum_group_of<correction, 4>(x + k, x_stride, at, steps, pending, s.staged);
-                    else sum_group_of<correction, 2>(x + k, x_stride, at, steps, pending, s.staged);
-                    pending = {s.acc[p][pair * pair_rows], &s.panels[p].factors[block % 2], &s.rows[parity], group};
+                    const int8_t* x_at = x + k / tile_depth * code_tile_bytes + k % tile_depth;
+                    if (now_tiles == 4) sum_group_of<correction, 4>(x_at, second, at, steps, pending, s.staged);
+                    else sum_group_of<correction, 2>(x_at, second, at, steps, pending, s.staged);
+                    pending = {s.acc[p][pair * pair_rows], x_scales, code_tile_rows * blocks, &s.panels[p].factors[block % 2], &s.rows[parity], group};
                 }
             }
         }
@@ -337,7 +327,6 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t panels, in
 template <Packing packing, Correction correction>
 void many_rows(const PackedLinearArgs& a, int64_t begin, int64_t end) {
     Workspace s;
-    for (int64_t i = 0; i < pair_rows * copy_stride; i++) s.copy[i] = 0;
     for (int64_t i = 0; i < pair_rows; i++) {
         store(s.nowhere[i], zero());
         store(s.nowhere[i] + 16, zero());
@@ -371,7 +360,7 @@ void many_rows_of(const PackedLinearArgs& a, int64_t begin, int64_t end) {
 }
 
 void packed_linear(const PackedLinearArgs& a, int64_t begin, int64_t end) {
-    if (a.rows <= rows_below) return below.packed_linear(a, begin, end);
+    if (!a.tiled) return below.packed_linear(a, begin, end);
     switch (a.format.packing) {
         case Packing::int4_two_level: return many_rows_of<Packing::int4_two_level>(a, begin, end);
         case Packing::int4: return many_rows_of<Packing::int4>(a, begin, end);

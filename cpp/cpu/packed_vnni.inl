@@ -4,7 +4,7 @@
 
 using ivec = __m512i;
 
-constexpr int64_t few_rows_most = 8;      // up to here weights go from their panels to registers
+// Up to untiled_rows weights go from their panels to registers.
 // Bytes; a panel is one stream, and the next panel of the piece follows it. What hides the memory's delay for one row is
 // soon too far for lines of 8 bits, of which twice as many are on their way.
 constexpr int64_t prefetch_ahead(Packing packing, int64_t rows) {

@@ -189,7 +189,7 @@ void many_rows(const PackedLinearArgs& a, int64_t begin, int64_t end) {
 
 template <Packing packing>
 void packed_linear_of(const PackedLinearArgs& a, int64_t begin, int64_t end) {
-    if (a.rows <= (a.format.group == sub_depth ? 2 : few_rows_most)) {
+    if (a.rows <= (a.format.group == sub_depth ? 2 : untiled_rows)) {
         if constexpr (packing != Packing::int4_two_level) {
             if (a.format.group == sub_depth) return few_rows<packing, true>(a, begin, end);
         }

@@ -52,8 +52,7 @@ void quantize(const QuantizeArgs& a, int64_t begin, int64_t end) {
     const int64_t depth = round_up(a.k, tile_depth);
     for (int64_t r = begin; r < end; r++) {
         const float* x = a.x + r * a.x_stride;
-        int8_t* codes = a.codes + r * a.codes_stride;
-        float* scales = a.scales + r * ((a.k + block_depth - 1) / block_depth);
+        auto code = [&](int64_t i) -> int8_t& { return a.codes[code_index(a, r, i)]; };
         int16_t* sums = a.sums + r * (depth / sub_depth);
         for (int64_t from = 0; from < a.k; from += block_depth) {
             const int64_t to = from + block_depth < a.k ? from + block_depth : a.k;
@@ -66,15 +65,20 @@ void quantize(const QuantizeArgs& a, int64_t begin, int64_t end) {
             }
             const bool counts = finite && largest >= 0x1p-100f;
             const float inverse = counts ? 127.0f / largest : 0.0f;
-            scales[from / block_depth] = finite ? (counts ? largest / 127.0f : 0.0f) : NAN;
-            for (int64_t i = from; i < to; i++) codes[i] = int8_t(counts ? round_even(x[i] * inverse) : 0.0f);
+            a.scales[scale_index(a, r, from / block_depth)] = finite ? (counts ? largest / 127.0f : 0.0f) : NAN;
+            for (int64_t i = from; i < to; i++) code(i) = int8_t(counts ? round_even(x[i] * inverse) : 0.0f);
         }
-        for (int64_t i = a.k; i < depth; i++) codes[i] = 0;
+        for (int64_t i = a.k; i < depth; i++) code(i) = 0;
         for (int64_t i = 0; i < depth / sub_depth; i++) {
             int sum = 0;
-            for (int64_t j = 0; j < sub_depth; j++) sum += codes[i * sub_depth + j];
+            for (int64_t j = 0; j < sub_depth; j++) sum += code(i * sub_depth + j);
             sums[i] = int16_t(sum);
         }
+    }
+    if (!a.tiled || end != a.rows) return;
+    for (int64_t r = a.rows; r % code_tile_rows != 0; r++) {
+        for (int64_t i = 0; i < depth; i++) a.codes[code_index(a, r, i)] = 0;
+        for (int64_t block = 0; block * block_depth < a.k; block++) a.scales[scale_index(a, r, block)] = 0.0f;
     }
 }
 

@@ -7,7 +7,8 @@ INLINE bool all_finite(vec size) { return bits(less(size, set1(infinity))) == ~0
 
 // ---- activations ----------------------------------------------------------------------------------------------
 
-INLINE void quantize_block(const float* x, int64_t subs, int8_t* codes, float* scale, int16_t* sums) {
+// tile_step: from the first of 64 codes to the first of the next 64.
+INLINE void quantize_block(const float* x, int64_t subs, int8_t* codes, int64_t tile_step, float* scale, int16_t* sums) {
     vec size = zero(), size1 = zero();
     for (int64_t i = 0; i < subs * sub_depth; i += 2 * lanes) {
         size = max_size(abs(load(x + i)), size);
@@ -18,7 +19,7 @@ INLINE void quantize_block(const float* x, int64_t subs, int8_t* codes, float* s
     const float largest = finite ? reduce_max(size) : 0.0f;
     if (!(largest >= 0x1p-100f)) {
         *scale = finite ? 0.0f : __builtin_nanf("");
-        __builtin_memset(codes, 0, size_t(subs * sub_depth));
+        for (int64_t sub = 0; sub < subs; sub += 2) __builtin_memset(codes + sub / 2 * tile_step, 0, tile_depth);
         __builtin_memset(sums, 0, size_t(subs) * sizeof(int16_t));
         return;
     }
@@ -28,7 +29,7 @@ INLINE void quantize_block(const float* x, int64_t subs, int8_t* codes, float* s
         vec v[sub_vecs];
         for (int64_t i = 0; i < sub_vecs; i++) v[i] = load(x + sub * sub_depth + i * lanes) * inverse;
         const bytes b = round_bytes(v);
-        store(codes + sub * sub_depth, b);
+        store(codes + sub / 2 * tile_step + sub % 2 * sub_depth, b);
         sums[sub] = int16_t(sum(b));
     }
 }
@@ -44,19 +45,26 @@ INLINE int64_t padded_block(const T* in, int64_t count, float* out) {
 
 void quantize(const QuantizeArgs& a, int64_t begin, int64_t end) {
     const int64_t blocks = (a.k + block_depth - 1) / block_depth, subs = round_up(a.k, tile_depth) / sub_depth;
+    const int64_t tile_step = a.tiled ? code_tile_rows * tile_depth : tile_depth;
     for (int64_t r = begin; r < end; r++) {
         for (int64_t b = 0; b < blocks; b++) {
             const float* x = a.x + r * a.x_stride + b * block_depth;
-            int8_t* codes = a.codes + r * a.codes_stride + b * block_depth;
+            int8_t* codes = a.codes + code_index(a, r, b * block_depth);
+            float* scale = a.scales + scale_index(a, r, b);
             int16_t* sums = a.sums + r * subs + b * (block_depth / sub_depth);
             if ((b + 1) * block_depth <= a.k) {
-                quantize_block(x, block_depth / sub_depth, codes, a.scales + r * blocks + b, sums);
+                quantize_block(x, block_depth / sub_depth, codes, tile_step, scale, sums);
             } else {
                 alignas(64) float padded[block_depth];
                 const int64_t rest = padded_block(x, a.k - b * block_depth, padded);
-                quantize_block(padded, rest, codes, a.scales + r * blocks + b, sums);
+                quantize_block(padded, rest, codes, tile_step, scale, sums);
             }
         }
+    }
+    if (!a.tiled || end != a.rows) return;
+    for (int64_t r = a.rows; r % code_tile_rows != 0; r++) {
+        for (int64_t i = 0; i < a.k; i += tile_depth) __builtin_memset(a.codes + code_index(a, r, i), 0, tile_depth);
+        for (int64_t b = 0; b < blocks; b++) a.scales[scale_index(a, r, b)] = 0.0f;
     }
 }
 

@@ -32,6 +32,7 @@ void install_amx(Kernels& k) {
     k.linear = linear;
     k.tile_rows = tile_rows;
     k.row_input = RowInput::bf16_tiles;
+    k.code_tiles = true;
     k.packed_linear = packed_linear;
     k.measure_bf16 = measure_bf16;
     k.measure_int8 = measure_int8;
