@@ -153,6 +153,13 @@ PYBIND11_MODULE(_core, m) {
           "seed"_a, "finite_only"_a = false, nogil());
     m.def("copy_pages", &copy_pages, "pages"_a, "source"_a, "target"_a, nogil());
 
+    py::class_<Arena, std::shared_ptr<Arena>>(m, "Arena")
+        .def(py::init<>())
+        .def("run", [](Arena& arena, const py::function& body, const py::args& args) {
+            Arena::Scope scope(&arena);
+            return body(*args);
+        }, "body"_a);
+
     py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan")
         .def_static("record", [](const py::function& body) {
             py::object result;

@@ -16,7 +16,8 @@ DType dtype_from_name(const std::string& name);  // throws std::invalid_argument
 
 class Tensor;
 
-// Where the tensors lie that ops make while a plan is recorded, for as long as the plan is replayed. A storage that is
+// Memory for tensors that ops make while it is in use: the intermediates of a plan, for as long as it is replayed, or of
+// steps that follow one another. A storage that is
 // given up during the recording serves later tensors of the same recording: what was recorded before no longer reads
 // it, and replays keep that order. Storages from elsewhere whose addresses were taken are kept alive. A tensor that
 // outlives arena and plan keeps its memory.

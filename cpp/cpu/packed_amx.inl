@@ -224,9 +224,10 @@ struct Workspace {
     alignas(64) float nowhere[pair_rows][32];          // what a drain adds to where nothing is pending
 };
 
-// Row by row, a row's panels together: panel by panel costs three times as much.
+// Row by row, a row's panels together: panel by panel costs three times as much. Whole cache lines go past the caches: to
+// fetch them first, from the memory or from the core that wrote them last, takes as long as the products of a block.
 INLINE void write_rows(const PackedLinearArgs& a, int64_t begin, int64_t panels, int64_t m0, int64_t rows, const Workspace& s) {
-    const bool whole = !a.gated && (begin + panels) * 32 <= a.n;
+    const bool whole = (begin + panels) * 32 <= a.n && a.out_stride % 16 == 0 && reinterpret_cast<uintptr_t>(a.out) % 64 == 0;
     for (int64_t m = 0; m < rows; m++) {
         for (int64_t p = 0; p < panels; p++) {
             vec first = load(s.acc[p][m]), second = load(s.acc[p][m] + 16);
@@ -234,11 +235,15 @@ INLINE void write_rows(const PackedLinearArgs& a, int64_t begin, int64_t panels,
                 write_row(a, begin + p, m0 + m, first, second);
                 continue;
             }
+            if (a.gated) {
+                _mm512_stream_ps(a.out + (m0 + m) * a.out_stride + (begin + p) * 16, gate_row(a, begin + p, first, second, 16));
+                continue;
+            }
             const int64_t i = (begin + p) * 32, at = (m0 + m) * a.out_stride + i;
             if (a.bias) first = first + load(a.bias + i), second = second + load(a.bias + i + 16);
             if (a.residual) first = first + load(a.residual + at), second = second + load(a.residual + at + 16);
-            store(a.out + at, first);
-            store(a.out + at + 16, second);
+            _mm512_stream_ps(a.out + at, first);
+            _mm512_stream_ps(a.out + at + 16, second);
         }
     }
 }
@@ -248,7 +253,7 @@ template <Packing packing, Correction correction>
 void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t panels, int64_t m0, int64_t rows, Workspace& s) {
     const WeightFormat& f = a.format;
     const int64_t depth = round_up(a.k, tile_depth), blocks = (a.k + block_depth - 1) / block_depth;
-    const int64_t pairs = (rows + pair_rows - 1) / pair_rows, padded = round_up(rows, 16), width = a.gated ? 16 : 32;
+    const int64_t pairs = (rows + pair_rows - 1) / pair_rows, padded = round_up(rows, 16);
     for (int64_t p = 0; p < panels; p++) {
         const uint8_t* first = a.weight + (begin + p) * panel_bytes(f, a.k);
         for (int64_t i = 0; i < panel_bytes(f, a.k) && i < block_bytes(f); i += 64) __builtin_prefetch(first + i, 0, 2);
@@ -283,7 +288,7 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t panels, in
             const uint8_t* at = a.weight + (begin + p) * panel_bytes(f, a.k) + block * block_bytes(f);
             unpack_panel<packing>(f, at, tiles, s.panels[p].factors[block % 2], s.panels[p]);
         }
-        // The next block is fetched meanwhile, some lines with every group; so are the outputs of a share of the rows.
+        // The next block is fetched meanwhile, some lines with every group; so are the residuals of a share of the rows.
         const uint8_t* next = a.weight + begin * panel_bytes(f, a.k) + (block + 1) * block_bytes(f);
         const int64_t lines = block + 1 < blocks ? block_bytes(f) / 64 : 0;
         const int64_t lines_a_pair = (lines + pairs - 1) / pairs;
@@ -295,9 +300,9 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t panels, in
             const float* x_scales = a.scales + m * blocks + block * code_tile_rows;
             const int64_t second = code_tile_rows * a.codes_stride;
             gather_sums<correction>(a, m, count, block, tiles, s.rows[parity]);
-            for (int64_t i = block; i < count; i += blocks) {
-                const float* out = a.out + (m + i) * a.out_stride + begin * width;
-                for (int64_t j = 0; j < panels * width; j += 16) __builtin_prefetch(out + j, 1);
+            for (int64_t i = block; i < count && a.residual; i += blocks) {
+                const float* residual = a.residual + (m + i) * a.out_stride + begin * panel_outputs;
+                for (int64_t j = 0; j < panels * panel_outputs; j += 16) __builtin_prefetch(residual + j, 0, 2);
             }
             for (int64_t p = 0; p < panels; p++) {
                 for (int64_t i = 0; i < lines_a_pair; i++) {
@@ -346,6 +351,7 @@ void many_rows(const PackedLinearArgs& a, int64_t begin, int64_t end) {
         }
     }
     tile_release();
+    _mm_sfence();  // what was written past the caches is seen before what the thread says next
 }
 
 template <Packing packing>

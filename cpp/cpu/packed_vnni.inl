@@ -64,20 +64,24 @@ struct Header {
 
 // ---- writing ----------------------------------------------------------------------------------------------------
 
+// Gates and ups of a row in a panel, with their biases; the first `count` count.
+INLINE vec gate_row(const PackedLinearArgs& a, int64_t panel, vec gate, vec up, int64_t count) {
+    const float* bias = a.bias ? a.bias + panel * 16 : nullptr;
+    if (bias) gate = gate + load(bias, count), up = up + load(bias + a.n / 2, count);
+    switch (a.kind) {
+        case Activation::silu: return activate<Activation::silu>(gate) * up;
+        case Activation::gelu: return activate<Activation::gelu>(gate) * up;
+        case Activation::gelu_tanh: break;
+    }
+    return activate<Activation::gelu_tanh>(gate) * up;
+}
+
 // A row's 32 sums of a panel. Not inlined: it is called once a row.
 __attribute__((noinline)) void write_row(const PackedLinearArgs& a, int64_t panel, int64_t m, vec first, vec second) {
     const int64_t outputs = a.gated ? a.n / 2 : a.n, i = panel * (a.gated ? 16 : 32);
     float* out = a.out + m * a.out_stride + i;
     const int64_t left = outputs - i, count = left < 16 ? left : 16;
-    if (a.gated) {
-        if (a.bias) first = first + load(a.bias + i, count), second = second + load(a.bias + outputs + i, count);
-        switch (a.kind) {
-            case Activation::silu: first = activate<Activation::silu>(first) * second; break;
-            case Activation::gelu: first = activate<Activation::gelu>(first) * second; break;
-            case Activation::gelu_tanh: first = activate<Activation::gelu_tanh>(first) * second; break;
-        }
-        return store(out, first, count);
-    }
+    if (a.gated) return store(out, gate_row(a, panel, first, second, count), count);
     const float* residual = a.residual ? a.residual + m * a.out_stride + i : nullptr;
     if (a.bias) first = first + load(a.bias + i, count);
     if (residual) first = first + load(residual, count);

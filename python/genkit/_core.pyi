@@ -4,7 +4,7 @@ Every op checks its arguments and raises ValueError with the failing values. Ops
 released and return new float32 tensors unless said otherwise. `n` is token rows, sequences are rows of a page table.
 """
 
-from typing import Callable, Optional, Sequence, TypeVar
+from typing import Any, Callable, Optional, Sequence, TypeVar
 
 import numpy
 
@@ -116,6 +116,12 @@ def sample(logits: Tensor, sequences: Tensor, positions: Tensor, temperature: fl
     with finite_only -infinity too; -2 where all are -infinity."""
 def copy_pages(pages: Tensor, source: Tensor, target: Tensor) -> None:
     """pages [heads, count, ...]; copies page source[i] to target[i] (i32) in every head."""
+
+class Arena:
+    """Memory for intermediates, used again and again: a large tensor from the system costs as much as filling it."""
+
+    def run(self, body: Callable[..., T], *arguments: Any) -> T:
+        """Calls body. Tensors that ops make meanwhile, on this thread, lie in memory that earlier ones have given up."""
 
 class Plan:
     """The kernels that ops called while `record` ran, to be run again with the same addresses: what varies lies in tensors

@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable, Collection, Iterator, Sequence as Sized
 
+from genkit import _core
 from genkit.decoding.logprobs import RawLogprobs
 from genkit.generation import Generation, Request, Text
 from genkit.kv_cache import KVCache, Sequence
@@ -161,12 +162,12 @@ class Batch:
 def prefill(model: "Model", cache: KVCache, sequence: Sequence, ids: list[int],
             cancelled: Callable[[], bool]) -> "Tensor | None":
     """Logits [1, vocab] after the last id, or None when cancelled on the way."""
-    logits = None
+    logits, arena = None, _core.Arena()
     for begin in range(0, len(ids), PREFILL_CHUNK):
         if cancelled():
             return None
         chunk = ids[begin : begin + PREFILL_CHUNK]
         last = begin + len(chunk) == len(ids)
         step = cache.step([(sequence, chunk)], logit_rows=[len(chunk) - 1] if last else [], context_length=len(ids))
-        logits = model(step, cache)
+        logits = arena.run(model, step, cache)
     return logits

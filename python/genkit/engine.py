@@ -154,11 +154,11 @@ class LoadedModel:
         _core.set_threads(self.threads)
         cache = self._cache([len(ids)], len(ids) * self.config.vocab_size * 4)
         sequence = Sequence()
-        out = np.empty((len(ids), self.config.vocab_size), np.float32)
+        out, arena = np.empty((len(ids), self.config.vocab_size), np.float32), _core.Arena()
         for begin in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[begin : begin + PREFILL_CHUNK]
             step = cache.step([(sequence, chunk)], context_length=len(ids))
-            out[begin : begin + len(chunk)] = self._model(step, cache).numpy()
+            out[begin : begin + len(chunk)] = arena.run(self._model, step, cache).numpy()
         return out
 
     def generate(self, prompt: str | Sized[int] | Sized[str] | Sized[Sized[int]], *,
