@@ -76,7 +76,7 @@ class Case:
         """float64 results and the error allowed: a weight is off by e to twice the error of a score. Where a tier has bf16
         dot products, bf16 and i8 pages see queries and weights rounded to bf16: the queries here too, for the weights
         half a unit of their 8 bits is allowed, twice for i8, whose total is not of rounded weights."""
-        rounded = _core.slots()["attention"] == "avx512bf16" and self.dtype in ("bf16", "i8")
+        rounded = _core.slots()["attention"] in ("avx512bf16", "amx") and self.dtype in ("bf16", "i8")
         log2e = np.float32(1.44269504)
         unit = np.float32(2.0**-16 if self.dtype == "i8" else 1)
         factor = np.float32(self.scale) * log2e * unit

@@ -17,6 +17,7 @@ namespace {
 #include "attention_pages.inl"
 #include "kv_write.inl"
 #include "attention.inl"
+#include "attention_units.inl"
 #include "sample.inl"
 #include "packed.inl"
 #include "packed_avx2.inl"

@@ -22,6 +22,7 @@ namespace {
 #include "attention_pages.inl"
 #include "kv_write.inl"
 #include "attention.inl"
+#include "attention_units.inl"
 #include "sample.inl"
 #include "install.inl"
 

@@ -21,6 +21,7 @@ Kernels below{};  // the slots as they were, for weights of other types
 #include "attention_pages.inl"
 #include "attention_bf16.inl"
 #include "attention.inl"
+#include "attention_units.inl"
 #include "linear_bf16.inl"
 #include "measure_bf16.inl"
 
