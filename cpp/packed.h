@@ -71,7 +71,7 @@ struct QuantizeArgs {
     const float* x;   // [rows, k], row stride x_stride
     int8_t* codes;    // [rows, round_up(k, 64)], row stride codes_stride; tiled: [rows / 16][codes_stride / 64][16][64]
     float* scales;    // [rows, ceil(k / 256)]; tiled: [rows / 16][ceil(k / 256)][16]
-    int16_t* sums;    // [rows, round_up(k, 64) / 32]
+    int16_t* sums;    // [rows, round_up(k, 64) / 32], or null
     int64_t k, x_stride, codes_stride;  // codes_stride is a multiple of 64
     int64_t rows;
     bool tiled;
@@ -97,7 +97,7 @@ constexpr int64_t untiled_rows = 8;  // up to here products are bound by reading
 struct PackedLinearArgs {
     const int8_t* codes;    // x, see QuantizeArgs
     const float* scales;
-    const int16_t* sums;
+    const int16_t* sums;    // may be null where tiled, without zeros
     const uint8_t* weight;  // panels, see packed.h
     const float* bias;      // [n] or null
     const float* residual;  // [rows, n], row stride out_stride, or null; may be out itself; not with gated

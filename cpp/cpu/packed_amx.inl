@@ -41,6 +41,17 @@ struct Pending {
     int64_t group;
 };
 
+// Lines to fetch, two with each product, or null: codes of x where the second-level cache does not hold them all.
+struct FetchCodes {
+    const int8_t* at;
+
+    INLINE void lines(int64_t product) const {
+        if (!at) return;
+        __builtin_prefetch(at + product * 128, 0, 2);
+        __builtin_prefetch(at + product * 128 + 64, 0, 2);
+    }
+};
+
 // ---- unpacking --------------------------------------------------------------------------------------------------
 
 // A byte of each lane in all four.
@@ -170,47 +181,64 @@ INLINE void drain_slot(const Pending& p, const int32_t* staged) {
 
 // A step of the products. index: of the step; beyond spread it only multiplies.
 template <Correction correction, int tiles, int spread, int index>
-INLINE void product_step(const int8_t* x, int64_t second, const int8_t* w, const Pending& p, int32_t* staged) {
+INLINE void product_step(const int8_t* x, int64_t second, const int8_t* w, const Pending& p, int32_t* staged, FetchCodes fetch) {
     tile_load<4>(x, 64);
     tile_load<6>(w, 64);
     clear_tile<correction, tiles, spread, index * tiles>(staged);
     tile_dot_i8<0, 4, 6>();
+    fetch.lines(0);
     drain_slot<correction, tiles, spread, index * tiles>(p, staged);
     tile_load<7>(w + 1024, 64);
     clear_tile<correction, tiles, spread, index * tiles + 1>(staged);
     tile_dot_i8<1, 4, 7>();
+    fetch.lines(1);
     drain_slot<correction, tiles, spread, index * tiles + 1>(p, staged);
     if constexpr (tiles == 4) {
         tile_load<5>(x + second, 64);
         clear_tile<correction, tiles, spread, index * tiles + 2>(staged);
         tile_dot_i8<2, 5, 6>();
+        fetch.lines(2);
         drain_slot<correction, tiles, spread, index * tiles + 2>(p, staged);
         clear_tile<correction, tiles, spread, index * tiles + 3>(staged);
         tile_dot_i8<3, 5, 7>();
+        fetch.lines(3);
         drain_slot<correction, tiles, spread, index * tiles + 3>(p, staged);
     }
 }
 
-// second: bytes from a tile of x to that of the next 16 rows. A group's products, over the drain of the sums p left in the tiles. Steps of 64 codes, or one of 32.
+// A group of steps of 64 codes, or one of 32.
+struct Group {
+    const int8_t *x, *w;
+    int64_t second;  // bytes from a tile of x to that of the next 16 rows
+    int64_t steps;
+    FetchCodes fetch;
+};
+
+// Its products, over the drain of the sums p left in the tiles.
 template <Correction correction, int tiles, int spread>
-void sum_group(const int8_t* x, int64_t second, const int8_t* w, int64_t steps, const Pending& pending, int32_t* staged) {
+void sum_group(const Group& group, const Pending& pending, int32_t* staged) {
     const Pending p = pending;  // in registers: what lies in memory is read again after every tile instruction
-    product_step<correction, tiles, spread, 0>(x, second, w, p, staged);
-    if constexpr (spread >= 2) product_step<correction, tiles, spread, 1>(x + code_tile_bytes, second, w + 2048, p, staged);
-    if constexpr (spread >= 4) {
-        product_step<correction, tiles, spread, 2>(x + 2 * code_tile_bytes, second, w + 4096, p, staged);
-        product_step<correction, tiles, spread, 3>(x + 3 * code_tile_bytes, second, w + 6144, p, staged);
+    const Group g = group;
+    auto fetch = [&](int64_t step) __attribute__((always_inline)) { return FetchCodes{g.fetch.at ? g.fetch.at + step * 512 : nullptr}; };
+    product_step<correction, tiles, spread, 0>(g.x, g.second, g.w, p, staged, g.fetch);
+    if constexpr (spread >= 2) {
+        product_step<correction, tiles, spread, 1>(g.x + code_tile_bytes, g.second, g.w + 2048, p, staged, fetch(1));
     }
-    for (int64_t step = spread; step < steps; step++) {
-        product_step<correction, tiles, spread, spread>(x + step * code_tile_bytes, second, w + step * 2048, p, staged);
+    if constexpr (spread >= 4) {
+        product_step<correction, tiles, spread, 2>(g.x + 2 * code_tile_bytes, g.second, g.w + 4096, p, staged, fetch(2));
+        product_step<correction, tiles, spread, 3>(g.x + 3 * code_tile_bytes, g.second, g.w + 6144, p, staged, fetch(3));
+    }
+    for (int64_t step = spread; step < g.steps; step++) {
+        product_step<correction, tiles, spread, spread>(g.x + step * code_tile_bytes, g.second, g.w + step * 2048, p, staged,
+                                                        fetch(step));
     }
 }
 
 template <Correction correction, int tiles>
-INLINE void sum_group_of(const int8_t* x, int64_t second, const int8_t* w, int64_t steps, const Pending& p, int32_t* staged) {
-    if (steps == 4) return sum_group<correction, tiles, 4>(x, second, w, steps, p, staged);
-    if (steps >= 2) return sum_group<correction, tiles, 2>(x, second, w, steps, p, staged);
-    sum_group<correction, tiles, 1>(x, second, w, steps, p, staged);
+INLINE void sum_group_of(const Group& g, const Pending& p, int32_t* staged) {
+    if (g.steps == 4) return sum_group<correction, tiles, 4>(g, p, staged);
+    if (g.steps >= 2) return sum_group<correction, tiles, 2>(g, p, staged);
+    sum_group<correction, tiles, 1>(g, p, staged);
 }
 
 // ---- panels -----------------------------------------------------------------------------------------------------
@@ -254,6 +282,9 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t panels, in
     const WeightFormat& f = a.format;
     const int64_t depth = round_up(a.k, tile_depth), blocks = (a.k + block_depth - 1) / block_depth;
     const int64_t pairs = (rows + pair_rows - 1) / pair_rows, padded = round_up(rows, 16);
+    const int64_t second = code_tile_rows * a.codes_stride;
+    const int8_t* x_slab = a.codes + m0 * a.codes_stride;
+    const bool far = a.rows * a.k > close_codes;
     for (int64_t p = 0; p < panels; p++) {
         const uint8_t* first = a.weight + (begin + p) * panel_bytes(f, a.k);
         for (int64_t i = 0; i < panel_bytes(f, a.k) && i < block_bytes(f); i += 64) __builtin_prefetch(first + i, 0, 2);
@@ -296,9 +327,8 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t panels, in
             const int64_t m = m0 + pair * pair_rows, here = rows - pair * pair_rows;
             const int64_t count = here < pair_rows ? here : pair_rows;
             const int now_tiles = count <= 16 ? 2 : 4;
-            const int8_t* x = a.codes + m * a.codes_stride + block * (block_depth / tile_depth) * code_tile_bytes;
+            const int8_t* x = x_slab + pair * 2 * second + block * block_depth * code_tile_rows;
             const float* x_scales = a.scales + m * blocks + block * code_tile_rows;
-            const int64_t second = code_tile_rows * a.codes_stride;
             gather_sums<correction>(a, m, count, block, tiles, s.rows[parity]);
             for (int64_t i = block; i < count && a.residual; i += blocks) {
                 const float* residual = a.residual + (m + i) * a.out_stride + begin * panel_outputs;
@@ -313,13 +343,17 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t panels, in
                     pending_tiles = now_tiles;
                 }
                 const int8_t* w = static_cast<const int8_t*>(s.panels[p].tiles);
+                // A quarter of the tiles that come after these: of the next rows, or the next block's of the first ones.
+                const int8_t* next_x = (pair + 1 < pairs ? x + 2 * second : x_slab + (block + 1) * block_depth * code_tile_rows) +
+                                       p / 2 * second + p % 2 * 2048;
                 for (int64_t group = 0; group < groups; group++) {
                     const int64_t k = group * f.group, steps = f.group == sub_depth ? 1 : (f.group < tiles * tile_depth - k
                                                                 ? f.group : tiles * tile_depth - k) / tile_depth;
-                    const int8_t* at = w + k / tile_depth * 2048 + k % tile_depth / sub_depth * 512;
-                    const int8_t* x_at = x + k / tile_depth * code_tile_bytes + k % tile_depth;
-                    if (now_tiles == 4) sum_group_of<correction, 4>(x_at, second, at, steps, pending, s.staged);
-                    else sum_group_of<correction, 2>(x_at, second, at, steps, pending, s.staged);
+                    const Group g{x + k / tile_depth * code_tile_bytes + k % tile_depth,
+                                  w + k / tile_depth * 2048 + k % tile_depth / sub_depth * 512, second, steps,
+                                  {far ? next_x + k / tile_depth * 512 : nullptr}};
+                    if (now_tiles == 4) sum_group_of<correction, 4>(g, pending, s.staged);
+                    else sum_group_of<correction, 2>(g, pending, s.staged);
                     pending = {s.acc[p][pair * pair_rows], x_scales, code_tile_rows * blocks, &s.panels[p].factors[block % 2], &s.rows[parity], group};
                 }
             }

@@ -53,7 +53,6 @@ void quantize(const QuantizeArgs& a, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
         const float* x = a.x + r * a.x_stride;
         auto code = [&](int64_t i) -> int8_t& { return a.codes[code_index(a, r, i)]; };
-        int16_t* sums = a.sums + r * (depth / sub_depth);
         for (int64_t from = 0; from < a.k; from += block_depth) {
             const int64_t to = from + block_depth < a.k ? from + block_depth : a.k;
             float largest = 0.0f;
@@ -69,10 +68,10 @@ void quantize(const QuantizeArgs& a, int64_t begin, int64_t end) {
             for (int64_t i = from; i < to; i++) code(i) = int8_t(counts ? round_even(x[i] * inverse) : 0.0f);
         }
         for (int64_t i = a.k; i < depth; i++) code(i) = 0;
-        for (int64_t i = 0; i < depth / sub_depth; i++) {
+        for (int64_t i = 0; i < depth / sub_depth && a.sums; i++) {
             int sum = 0;
             for (int64_t j = 0; j < sub_depth; j++) sum += code(i * sub_depth + j);
-            sums[i] = int16_t(sum);
+            a.sums[r * (depth / sub_depth) + i] = int16_t(sum);
         }
     }
     if (!a.tiled || end != a.rows) return;

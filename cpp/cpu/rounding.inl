@@ -7,12 +7,15 @@ INLINE bool all_finite(vec size) { return bits(less(size, set1(infinity))) == ~0
 
 // ---- activations ----------------------------------------------------------------------------------------------
 
-// tile_step: from the first of 64 codes to the first of the next 64.
+constexpr int64_t fetched_ahead = 512;  // floats
+
+// tile_step: from the first of 64 codes to the first of the next 64. sums may be null.
 INLINE void quantize_block(const float* x, int64_t subs, int8_t* codes, int64_t tile_step, float* scale, int16_t* sums) {
     vec size = zero(), size1 = zero();
     for (int64_t i = 0; i < subs * sub_depth; i += 2 * lanes) {
         size = max_size(abs(load(x + i)), size);
         size1 = max_size(abs(load(x + i + lanes)), size1);
+        for (int64_t j = 0; j < 2 * lanes; j += 16) __builtin_prefetch(x + i + j + fetched_ahead);
     }
     size = max_size(size, size1);
     const bool finite = all_finite(size);
@@ -20,7 +23,7 @@ INLINE void quantize_block(const float* x, int64_t subs, int8_t* codes, int64_t 
     if (!(largest >= 0x1p-100f)) {
         *scale = finite ? 0.0f : __builtin_nanf("");
         for (int64_t sub = 0; sub < subs; sub += 2) __builtin_memset(codes + sub / 2 * tile_step, 0, tile_depth);
-        __builtin_memset(sums, 0, size_t(subs) * sizeof(int16_t));
+        if (sums) __builtin_memset(sums, 0, size_t(subs) * sizeof(int16_t));
         return;
     }
     *scale = largest / 127.0f;
@@ -30,7 +33,7 @@ INLINE void quantize_block(const float* x, int64_t subs, int8_t* codes, int64_t 
         for (int64_t i = 0; i < sub_vecs; i++) v[i] = load(x + sub * sub_depth + i * lanes) * inverse;
         const bytes b = round_bytes(v);
         store(codes + sub / 2 * tile_step + sub % 2 * sub_depth, b);
-        sums[sub] = int16_t(sum(b));
+        if (sums) sums[sub] = int16_t(sum(b));
     }
 }
 
@@ -51,7 +54,7 @@ void quantize(const QuantizeArgs& a, int64_t begin, int64_t end) {
             const float* x = a.x + r * a.x_stride + b * block_depth;
             int8_t* codes = a.codes + code_index(a, r, b * block_depth);
             float* scale = a.scales + scale_index(a, r, b);
-            int16_t* sums = a.sums + r * subs + b * (block_depth / sub_depth);
+            int16_t* sums = a.sums ? a.sums + r * subs + b * (block_depth / sub_depth) : nullptr;
             if ((b + 1) * block_depth <= a.k) {
                 quantize_block(x, block_depth / sub_depth, codes, tile_step, scale, sums);
             } else {
