@@ -7,7 +7,7 @@ namespace {
 constexpr int64_t linear_tile = 48;  // a multiple of every tier's tile of outputs
 // bf16 weights by rows of bf16: a piece's outputs with many rows; where linear takes tiles, for few rows, its bytes of
 // weights (about 10 us).
-constexpr int64_t few_bf16_rows = 16, bf16_outputs = 96, tiled_outputs_least = 32, tiled_bytes = 1 << 18;
+constexpr int64_t few_bf16_rows = 16, bf16_outputs = 256, tiled_outputs_least = 32, tiled_bytes = 1 << 18;
 constexpr int64_t packed_products_a_piece = 1 << 21;  // about a megabyte: what is fetched beyond a piece is lost
 constexpr int64_t rounding_pieces = 8;  // a thread, of a weight
 

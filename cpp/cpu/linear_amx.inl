@@ -4,10 +4,10 @@
 // zero, whatever else its tile holds: any rows and ranges give the same bits.
 
 constexpr int64_t step_depth = 32;       // k of a product
-constexpr int64_t depth_block = 512;     // k for which outputs are copied together, and fetched ahead
+constexpr int64_t depth_block = 256;     // k for which outputs are copied together, and fetched ahead
 constexpr int64_t block_steps = depth_block / step_depth;
 constexpr int64_t pair_outputs = 32;     // outputs that two tiles hold
-constexpr int64_t pairs_most = 4;        // pairs of outputs whose sums wait in the second-level cache with a slab of x
+constexpr int64_t pairs_most = 8;        // pairs of outputs whose sums wait in the second-level cache with a slab of x
 constexpr int64_t slab_pairs = 16;       // pairs of row tiles in a slab
 constexpr int64_t tile_floats = 256;
 
@@ -93,7 +93,7 @@ struct Fetch {
 
 // Tiles 0 .. 3 += outputs x rows; tile 2 i + j is of outputs i and rows j.
 template <bool two>
-INLINE void multiply(const Outputs& w, const Rows& x, int64_t steps, Fetch& fetch) {
+INLINE void multiply(const Outputs& w, const Rows& x, int64_t steps, Fetch& fetch, const uint16_t* next_x = nullptr) {
     for (int64_t s = 0; s < steps; s++) {
         const char* a = w.at + s * w.step;
         const uint16_t* b = x.at + s * x.step;
@@ -101,6 +101,9 @@ INLINE void multiply(const Outputs& w, const Rows& x, int64_t steps, Fetch& fetc
         tile_load<4>(a, w.stride);
         tile_dot_bf16<0, 4, 6>();
         fetch.some();
+        if (next_x) {
+            for (int64_t i = 0; i < 4; i++) __builtin_prefetch(next_x + s * 128 + i * 32, 0, 2);
+        }
         tile_load<5>(a + w.second, w.stride);
         tile_dot_bf16<2, 5, 6>();
         if (two) {
@@ -147,7 +150,8 @@ INLINE void copy_outputs(const LinearArgs& a, int64_t n, int64_t end, int64_t k,
     }
 }
 
-// Sums [2 output tiles][2 row tiles][16][16] to rows m .. and outputs n .. end.
+// Sums [2 output tiles][2 row tiles][16][16] to rows m .. and outputs n .. end. past: whole cache lines go past the caches.
+template <bool past>
 INLINE void write_sums(const LinearArgs& a, int64_t m, int64_t n, int64_t end, const float* sums) {
     for (int64_t i = 0; i < 2 && n + i * 16 < end; i++) {
         const int64_t at = n + i * 16, count = end - at < 16 ? end - at : 16;
@@ -162,7 +166,8 @@ INLINE void write_sums(const LinearArgs& a, int64_t m, int64_t n, int64_t end, c
                 vec sum = _mm512_castsi512_ps(r[row]);
                 if (a.bias) sum = sum + bias;
                 if (a.residual) sum = sum + load(a.residual + offset, count);
-                store(a.out + offset, sum, count);
+                if (past && count == 16) _mm512_stream_ps(a.out + offset, sum);
+                else store(a.out + offset, sum, count);
             }
         }
     }
@@ -201,7 +206,7 @@ void linear_few_rows(const LinearArgs& a, int64_t begin, int64_t end) {
             }
         }
         store_sums<two>(sums);
-        write_sums(a, 0, n, end, sums);
+        write_sums<false>(a, 0, n, end, sums);
     }
 }
 
@@ -212,6 +217,7 @@ void linear_many_rows(const LinearArgs& a, int64_t begin, int64_t end) {
     alignas(64) float sums[pairs_most][slab_pairs][4 * tile_floats];
     const int64_t steps = (a.k + step_depth - 1) / step_depth, tile = step_depth * 16;
     const int64_t row_tiles = (a.rows + 15) / 16, pairs = (row_tiles + 1) / 2;
+    const bool aligned = a.out_stride % 16 == 0 && reinterpret_cast<uintptr_t>(a.out + begin) % 64 == 0;
     for (int64_t n0 = begin; n0 < end; n0 += pairs_most * pair_outputs) {
         const int64_t n1 = end - n0 < pairs_most * pair_outputs ? end : n0 + pairs_most * pair_outputs;
         for (int64_t slab = 0; slab < pairs; slab += slab_pairs) {
@@ -231,10 +237,14 @@ void linear_many_rows(const LinearArgs& a, int64_t begin, int64_t end) {
                         const int64_t t = (slab + p) * 2;
                         float* at = sums[(n - n0) / pair_outputs][p];
                         const Rows x{a.x_bf16 + (t * steps + k / step_depth) * tile, 64, steps * tile, tile};
+                        // An eighth of the same rows' next k with each pair of outputs.
+                        const int64_t part = (n - n0) / pair_outputs;
+                        const uint16_t* next_x = k + depth_block < a.k ? x.at + block_steps * tile + part / 4 * x.second + part % 4 * 1024
+                                                                       : nullptr;
                         if (t + 1 < row_tiles) {
                             if (k == 0) clear_sums<true>();
                             else load_sums<true>(at);
-                            multiply<true>(w, x, here, fetch);
+                            multiply<true>(w, x, here, fetch, next_x);
                             store_sums<true>(at);
                         } else {
                             if (k == 0) clear_sums<false>();
@@ -246,7 +256,10 @@ void linear_many_rows(const LinearArgs& a, int64_t begin, int64_t end) {
                 }
             }
             for (int64_t n = n0; n < n1; n += pair_outputs) {
-                for (int64_t p = 0; p < count; p++) write_sums(a, (slab + p) * 32, n, n1, sums[(n - n0) / pair_outputs][p]);
+                for (int64_t p = 0; p < count; p++) {
+                    if (aligned) write_sums<true>(a, (slab + p) * 32, n, n1, sums[(n - n0) / pair_outputs][p]);
+                    else write_sums<false>(a, (slab + p) * 32, n, n1, sums[(n - n0) / pair_outputs][p]);
+                }
             }
         }
     }
@@ -264,4 +277,5 @@ void linear(const LinearArgs& a, int64_t begin, int64_t end) {
     else if (a.rows <= 32) linear_few_rows<true>(a, begin, end);
     else linear_many_rows(a, begin, end);
     tile_release();
+    _mm_sfence();  // what was written past the caches is seen before what the thread says next
 }
