@@ -281,19 +281,13 @@ template <Packing packing, Correction correction>
 void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t panels, int64_t m0, int64_t rows, Workspace& s) {
     const WeightFormat& f = a.format;
     const int64_t depth = round_up(a.k, tile_depth), blocks = (a.k + block_depth - 1) / block_depth;
-    const int64_t pairs = (rows + pair_rows - 1) / pair_rows, padded = round_up(rows, 16);
+    const int64_t pairs = (rows + pair_rows - 1) / pair_rows;
     const int64_t second = code_tile_rows * a.codes_stride;
     const int8_t* x_slab = a.codes + m0 * a.codes_stride;
     const bool far = a.rows * a.k > close_codes;
     for (int64_t p = 0; p < panels; p++) {
         const uint8_t* first = a.weight + (begin + p) * panel_bytes(f, a.k);
         for (int64_t i = 0; i < panel_bytes(f, a.k) && i < block_bytes(f); i += 64) __builtin_prefetch(first + i, 0, 2);
-    }
-    for (int64_t p = 0; p < panels; p++) {
-        for (int64_t m = 0; m < padded; m++) {
-            store(s.acc[p][m], zero());
-            store(s.acc[p][m] + 16, zero());
-        }
     }
     Pending pending{};
     int pending_tiles = 0;
@@ -337,6 +331,9 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t panels, in
             for (int64_t p = 0; p < panels; p++) {
                 for (int64_t i = 0; i < lines_a_pair; i++) {
                     __builtin_prefetch(next + p * panel_bytes(f, a.k) + (pair * lines_a_pair + i) * 64, 0, 2);
+                }
+                if (block == 0) {
+                    for (int64_t i = 0; i < pair_rows * 32; i += 16) store(s.acc[p][pair * pair_rows] + i, zero());
                 }
                 if (pending_tiles != now_tiles) {
                     finish();
