@@ -111,8 +111,15 @@ private:
                 phase_++;
                 return open();
             }
-            phase_->work.run_piece(static_cast<int64_t>(next(state)));
+            phase_->work.run_piece(place(static_cast<int64_t>(next(state)), static_cast<int64_t>(pieces(state))));
         }
+    }
+
+    // Which piece the i-th taken is: one from each thread's share in turn. Threads that keep step so go through memory that
+    // lies together, and what they fetch beyond a piece is of use.
+    int64_t place(int64_t i, int64_t pieces) const {
+        const int64_t threads = static_cast<int64_t>(threads_.size()) + 1, share = pieces / threads;
+        return i < share * threads ? i % threads * share + i / threads : i;
     }
 
     void work() {

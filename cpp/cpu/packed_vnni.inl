@@ -11,6 +11,15 @@ constexpr int64_t prefetch_ahead(Packing packing, int64_t rows) {
     return (packing == Packing::int8 ? 1024 : 2048) * (rows == 1 ? 1 : 2);
 }
 
+// To the second-level cache: the first level's few buffers would be full of what is on its way. One row of int8 does so
+// little with a line that it fares better without the detour.
+template <Packing packing, int64_t rows>
+INLINE void fetch_ahead(const uint8_t* line) {
+    constexpr int64_t ahead = prefetch_ahead(packing, rows);
+    if (packing == Packing::int8 && rows == 1) __builtin_prefetch(line + ahead);
+    else __builtin_prefetch(line + ahead, 0, 2);
+}
+
 INLINE ivec load_line(const void* p) { return _mm512_loadu_si512(p); }
 INLINE ivec broadcast4(const void* p) {  // four bytes, or two 16-bit sums
     int32_t bits;
@@ -50,8 +59,9 @@ struct Header {
         return _mm512_set1_epi32(f.zero == Zero::none ? -8 : 0);
     }
     // u of the 32 codes in a tile's low or high nibbles, in both 16-bit halves of each lane.
+    INLINE ivec both_subscales(int64_t tile, int64_t column) const { return widen_u8(at + 64 + (tile * 2 + column) * 16); }
     INLINE void subscales(int64_t tile, int64_t column, ivec& low, ivec& high) const {
-        const ivec both = widen_u8(at + 64 + (tile * 2 + column) * 16);
+        const ivec both = both_subscales(tile, column);
         const ivec l = low_nibbles(both), h = _mm512_srli_epi32(both, 4);
         low = _mm512_or_si512(l, _mm512_slli_epi32(l, 16));
         high = _mm512_or_si512(h, _mm512_slli_epi32(h, 16));
@@ -95,13 +105,55 @@ __attribute__((noinline)) void write_row(const PackedLinearArgs& a, int64_t pane
 
 // ---- few rows: bound by reading the weights ------------------------------------------------------------------------
 
+// One row by a panel of two levels. Codes are multiplied as they lie in their byte, the high ones 16 times as large, and u
+// multiplies the sums of 32: less work a line than weights of two levels are, and all of it exact, since no sum that is
+// converted to f32 passes 2^24.
+void one_row_two_level(const PackedLinearArgs& a, int64_t panel) {
+    const int64_t depth = round_up(a.k, tile_depth), blocks = (a.k + block_depth - 1) / block_depth;
+    const ivec low = _mm512_set1_epi8(15), high = _mm512_set1_epi8(int8_t(0xf0));
+    const uint8_t* line = a.weight + panel * panel_bytes(a.format, a.k);
+    vec acc[2] = {zero(), zero()};
+    for (int64_t block = 0; block < blocks; block++) {
+        const Header header{a.format, line};
+        for (int64_t i = 0; i < header_bytes(a.format); i += 64) fetch_ahead<Packing::int4_two_level, 1>(line + i);
+        line += header_bytes(a.format);
+        const int64_t left = (depth - block * block_depth) / tile_depth, tiles = left < 4 ? left : 4;
+        vec sums[2] = {zero(), zero()};
+        ivec less[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            const int64_t k = block * block_depth + tile * tile_depth;
+            const ivec x_sums = broadcast4(a.sums + k / sub_depth);
+#pragma GCC unroll 2
+            for (int64_t c = 0; c < 2; c++) {
+                less[c] = _mm512_dpwssd_epi32(less[c], header.minima(tile, c), x_sums);
+                ivec part[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+#pragma GCC unroll 8
+                for (int64_t l = 0; l < 8; l++, line += 64) {
+                    fetch_ahead<Packing::int4_two_level, 1>(line);
+                    const ivec bytes = load_line(line);
+                    part[0] = _mm512_dpbusd_epi32(part[0], _mm512_and_si512(bytes, low), broadcast4(a.codes + k + l * 4));
+                    part[1] = _mm512_dpbusd_epi32(part[1], _mm512_and_si512(bytes, high), broadcast4(a.codes + k + 32 + l * 4));
+                }
+                const ivec u = header.both_subscales(tile, c);
+                sums[c] = fma(_mm512_cvtepi32_ps(part[0]), _mm512_cvtepi32_ps(_mm512_and_si512(u, low)), sums[c]);
+                sums[c] = fma(_mm512_cvtepi32_ps(part[1]), _mm512_cvtepi32_ps(_mm512_and_si512(u, high)) * set1(0x1p-8f), sums[c]);
+            }
+        }
+        const vec x_scale = set1(a.scales[block]);
+        for (int64_t c = 0; c < 2; c++) {
+            acc[c] = fma(sums[c] - _mm512_cvtepi32_ps(less[c]), header.scales(0, c) * x_scale, acc[c]);
+        }
+    }
+    write_row(a, panel, 0, acc[0], acc[1]);
+}
+
 // One panel, each line of both columns of a tile multiplied as it comes. The two 32 codes of a tile have sums of their
 // own: narrow groups (of 32) need them so, and one row would wait for its own sums otherwise.
 template <Packing packing, bool narrow, int64_t rows>
 void few_rows_panel(const PackedLinearArgs& a, int64_t panel) {
     constexpr bool two_level = packing == Packing::int4_two_level;
     constexpr int64_t parts = narrow || rows <= 4 ? 2 : 1;
-    constexpr int64_t column_bytes = tile_bytes(packing) / 2, ahead = prefetch_ahead(packing, rows);
+    constexpr int64_t column_bytes = tile_bytes(packing) / 2;
     const int64_t depth = round_up(a.k, tile_depth), subs = depth / sub_depth, blocks = (a.k + block_depth - 1) / block_depth;
     const int64_t header_size = header_bytes(a.format), group_tiles = narrow ? 1 : a.format.group / tile_depth;
     const bool real = !two_level && a.format.zero == Zero::real;
@@ -110,7 +162,7 @@ void few_rows_panel(const PackedLinearArgs& a, int64_t panel) {
     for (int64_t m = 0; m < rows; m++) acc[m][0] = acc[m][1] = zero();
     for (int64_t block = 0; block < blocks; block++) {
         const Header header{a.format, line};
-        for (int64_t i = 0; i < header_size; i += 64) __builtin_prefetch(line + i + ahead);
+        for (int64_t i = 0; i < header_size; i += 64) fetch_ahead<packing, rows>(line + i);
         line += header_size;
         const int64_t left = (depth - block * block_depth) / tile_depth, tiles = left < 4 ? left : 4;
         ivec sums[rows][2][parts];  // column, 32 codes
@@ -149,14 +201,13 @@ void few_rows_panel(const PackedLinearArgs& a, int64_t panel) {
                     for (int64_t l = 0; l < column_bytes / 64; l++) {
                         const uint8_t* at = line + c * column_bytes + l * 64;
                         const int8_t* x = a.codes + k + l * 4;
-                        __builtin_prefetch(at + ahead);
+                        fetch_ahead<packing, rows>(at);
                         if (packing == Packing::int8) {
                             const ivec w = _mm512_xor_si512(load_line(at), _mm512_set1_epi8(-128));
                             sums[0][c][l / 8] = _mm512_dpbusd_epi32(sums[0][c][l / 8], w, broadcast4(x));
                             continue;
                         }
-                        ivec low = low_nibbles(load_line(at)), high = high_nibbles(load_line(at));
-                        if (two_level) low = _mm512_mullo_epi16(low, u[c][0]), high = _mm512_mullo_epi16(high, u[c][1]);
+                        const ivec low = low_nibbles(load_line(at)), high = high_nibbles(load_line(at));
                         sums[0][c][0] = _mm512_dpbusd_epi32(sums[0][c][0], low, broadcast4(x));
                         sums[0][c][1] = _mm512_dpbusd_epi32(sums[0][c][1], high, broadcast4(x + 32));
                     }
@@ -166,7 +217,7 @@ void few_rows_panel(const PackedLinearArgs& a, int64_t panel) {
             for (int64_t l = 0; l < 8; l++) {
                 ivec w[2][2];
                 for (int64_t i = 0; i < column_bytes / 256; i++) {  // in the order of memory: 92 % of the bandwidth against 78
-                    __builtin_prefetch(line + (column_bytes / 256 * l + i) * 64 + ahead);
+                    fetch_ahead<packing, rows>(line + (column_bytes / 256 * l + i) * 64);
                 }
 #pragma GCC unroll 2
                 for (int64_t c = 0; c < 2; c++) {
@@ -221,7 +272,10 @@ template <Packing packing, bool narrow>
 void few_rows(const PackedLinearArgs& a, int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; panel++) {
         switch (a.rows) {
-            case 1: few_rows_panel<packing, narrow, 1>(a, panel); break;
+            case 1:
+                if constexpr (packing == Packing::int4_two_level) one_row_two_level(a, panel);
+                else few_rows_panel<packing, narrow, 1>(a, panel);
+                break;
             case 2: few_rows_panel<packing, narrow, 2>(a, panel); break;
             case 3: few_rows_panel<packing, narrow, 3>(a, panel); break;
             case 5: few_rows_panel<packing, narrow, 5>(a, panel); break;
