@@ -238,6 +238,7 @@ INLINE bool sees(const Query& query, int64_t page) {
 template <class T>
 struct VectorPass {
     VectorPass(int64_t, int64_t) {}
+    void end() {}  // not a destructor: whoever has one calls C++'s runtime, from code of this tier
 
     void attend(const AttentionArgs& a, Query* query, int64_t queries, int64_t page, const Page<T>& page_at) {
         Page<T> at = page_at;

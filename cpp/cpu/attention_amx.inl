@@ -62,8 +62,7 @@ public:
         for (int tile = 6; tile < 8; tile++) shapes.set(tile, 16, 64);
         tile_config(shapes);
     }
-    TilePass(const TilePass&) = delete;
-    ~TilePass() {
+    void end() {
         if (tiled_) tile_release();
     }
 

@@ -114,6 +114,7 @@ void attend(const AttentionArgs& a, int64_t row, int64_t row_end, int64_t kv_hea
             }
         }
     }
+    pass.end();
     if (a.partials) return;
     for (int64_t i = 0; i < queries; i++) normalize(query[i].out, query[i].merged_total, dim);
 }
