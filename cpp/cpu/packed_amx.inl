@@ -64,7 +64,8 @@ INLINE ivec byte_zeros(const Header& header, int64_t group, int64_t column) {
     return spread_byte(widen_u8(header.at + header.zeros_at() + (group * 2 + column) * 16));
 }
 
-template <Packing packing>
+// ahead: bytes from a line to the one that is fetched meanwhile, or 0.
+template <Packing packing, int64_t ahead>
 INLINE void unpack_panel(const WeightFormat& f, const uint8_t* block, int64_t tiles, PanelFactors& factors, PanelBlock& to) {
     const Header header{f, block};
     const int64_t groups = (tiles * tile_depth + f.group - 1) / f.group;
@@ -79,6 +80,7 @@ INLINE void unpack_panel(const WeightFormat& f, const uint8_t* block, int64_t ti
         }
     }
     const uint8_t* line = block + header_bytes(f);
+    for (int64_t i = 0; ahead && i < header_bytes(f); i += 64) __builtin_prefetch(block + ahead + i, 0, 2);
     to.tiles = line;
     if (packing == Packing::int8) return;
     to.tiles = to.codes;
@@ -96,6 +98,7 @@ INLINE void unpack_panel(const WeightFormat& f, const uint8_t* block, int64_t ti
                 less[1] = byte_zeros(header, (tile * tile_depth + sub_depth) / f.group, c);
             }
             for (int64_t l = 0; l < 8; l++, line += 64) {
+                if (ahead) __builtin_prefetch(line + ahead, 0, 2);
                 const ivec bytes = load_line(line);
                 ivec low = low_nibbles(bytes), high = high_nibbles(bytes);
                 if (packing == Packing::int4_two_level) low = _mm512_mullo_epi16(low, u[0]), high = _mm512_mullo_epi16(high, u[1]);
@@ -311,7 +314,7 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t panels, in
         const int64_t groups = (tiles * tile_depth + f.group - 1) / f.group;
         for (int64_t p = 0; p < panels; p++) {
             const uint8_t* at = a.weight + (begin + p) * panel_bytes(f, a.k) + block * block_bytes(f);
-            unpack_panel<packing>(f, at, tiles, s.panels[p].factors[block % 2], s.panels[p]);
+            unpack_panel<packing, 0>(f, at, tiles, s.panels[p].factors[block % 2], s.panels[p]);
         }
         // The next block is fetched meanwhile, some lines with every group; so are the residuals of a share of the rows.
         const uint8_t* next = a.weight + begin * panel_bytes(f, a.k) + (block + 1) * block_bytes(f);
@@ -385,6 +388,81 @@ void many_rows(const PackedLinearArgs& a, int64_t begin, int64_t end) {
     _mm_sfence();  // what was written past the caches is seen before what the thread says next
 }
 
+// ---- few rows ---------------------------------------------------------------------------------------------------
+
+// Rows below which the tier below is faster: it never unpacks to memory.
+constexpr int64_t tile_rows_least(Packing packing) { return packing == Packing::int8 ? 3 : 5; }
+constexpr int64_t few_ahead = 2048;     // bytes
+
+// A block's groups by all rows, into staged[group][2][rows][16].
+INLINE void sum_few(const PackedLinearArgs& a, const int8_t* x, const int8_t* w, int64_t depth, int32_t (*staged)[2][untiled_rows * 16]) {
+    for (int64_t k = 0, group = 0; k < depth; group++) {
+        tile_zero<0>();
+        tile_zero<1>();
+        for (const int64_t end = k + a.format.group < depth ? k + a.format.group : depth; k < end; k += tile_depth) {
+            tile_load<4>(x + k, a.codes_stride);
+            tile_load<6>(w + k / tile_depth * 2048, 64);
+            tile_dot_i8<0, 4, 6>();
+            tile_load<7>(w + k / tile_depth * 2048 + 1024, 64);
+            tile_dot_i8<1, 4, 7>();
+        }
+        tile_store<0>(staged[group][0], 64);
+        tile_store<1>(staged[group][1], 64);
+    }
+}
+
+// Codes row by row. A panel at a time; a block is unpacked while the products of the one before run.
+template <Packing packing>
+void few_rows_in_tiles(const PackedLinearArgs& a, int64_t begin, int64_t end) {
+    alignas(64) int32_t staged[block_depth / tile_depth][2][untiled_rows * 16];
+    alignas(64) float acc[untiled_rows][32];
+    PanelBlock unpacked[2];
+    const WeightFormat& f = a.format;
+    const int64_t depth = round_up(a.k, tile_depth), blocks = (a.k + block_depth - 1) / block_depth;
+    TileShapes shapes;
+    for (int tile = 0; tile < 6; tile++) shapes.set(tile, a.rows, 64);
+    for (int tile = 6; tile < 8; tile++) shapes.set(tile, 16, 64);
+    tile_config(shapes);
+    auto tiles_of = [&](int64_t block) {
+        const int64_t left = (depth - block * block_depth) / tile_depth;
+        return left < 4 ? left : 4;
+    };
+    auto unpack = [&](int64_t panel, int64_t block, PanelBlock& to) __attribute__((always_inline)) {
+        const uint8_t* at = a.weight + panel * panel_bytes(f, a.k) + block * block_bytes(f);
+        for (int64_t i = header_bytes(f); packing == Packing::int8 && i < block_bytes(f); i += 64) {
+            __builtin_prefetch(at + few_ahead + i, 0, 2);
+        }
+        unpack_panel<packing, few_ahead>(f, at, tiles_of(block), to.factors[0], to);
+    };
+    unpack(begin, 0, unpacked[0]);
+    for (int64_t panel = begin, parity = 0; panel < end; panel++) {
+        for (int64_t m = 0; m < a.rows; m++) {
+            store(acc[m], zero());
+            store(acc[m] + 16, zero());
+        }
+        for (int64_t block = 0; block < blocks; block++, parity ^= 1) {
+            const PanelBlock& now = unpacked[parity];
+            const int64_t block_codes = tiles_of(block) * tile_depth;
+            sum_few(a, a.codes + block * block_depth, static_cast<const int8_t*>(now.tiles), block_codes, staged);
+            if (block + 1 < blocks) unpack(panel, block + 1, unpacked[parity ^ 1]);
+            else if (panel + 1 < end) unpack(panel + 1, 0, unpacked[parity ^ 1]);
+            for (int64_t group = 0; group * f.group < block_codes; group++) {
+                const vec scales[2] = {load(now.factors[0].scales[group]), load(now.factors[0].scales[group] + 16)};
+                for (int64_t m = 0; m < a.rows; m++) {
+                    const vec x_scale = set1(a.scales[m * blocks + block]);
+                    for (int64_t c = 0; c < 2; c++) {
+                        const ivec sum = load_line(staged[group][c] + m * 16);
+                        float* at = acc[m] + c * 16;
+                        store(at, fma(_mm512_cvtepi32_ps(sum), scales[c] * x_scale, load(at)));
+                    }
+                }
+            }
+        }
+        for (int64_t m = 0; m < a.rows; m++) write_row(a, panel, m, load(acc[m]), load(acc[m] + 16));
+    }
+    tile_release();
+}
+
 template <Packing packing>
 void many_rows_of(const PackedLinearArgs& a, int64_t begin, int64_t end) {
     if constexpr (packing != Packing::int4_two_level) {
@@ -397,7 +475,15 @@ void many_rows_of(const PackedLinearArgs& a, int64_t begin, int64_t end) {
 }
 
 void packed_linear(const PackedLinearArgs& a, int64_t begin, int64_t end) {
-    if (!a.tiled) return below.packed_linear(a, begin, end);
+    if (!a.tiled) {
+        const bool corrected = a.format.zero == Zero::real || (a.format.packing == Packing::int8 && a.format.zero != Zero::none);
+        if (a.rows < tile_rows_least(a.format.packing) || corrected || a.format.group == sub_depth || begin == end) return below.packed_linear(a, begin, end);
+        switch (a.format.packing) {
+            case Packing::int4_two_level: return few_rows_in_tiles<Packing::int4_two_level>(a, begin, end);
+            case Packing::int4: return few_rows_in_tiles<Packing::int4>(a, begin, end);
+            case Packing::int8: return few_rows_in_tiles<Packing::int8>(a, begin, end);
+        }
+    }
     switch (a.format.packing) {
         case Packing::int4_two_level: return many_rows_of<Packing::int4_two_level>(a, begin, end);
         case Packing::int4: return many_rows_of<Packing::int4>(a, begin, end);

@@ -105,46 +105,63 @@ __attribute__((noinline)) void write_row(const PackedLinearArgs& a, int64_t pane
 
 // ---- few rows: bound by reading the weights ------------------------------------------------------------------------
 
-// One row by a panel of two levels. Codes are multiplied as they lie in their byte, the high ones 16 times as large, and u
-// multiplies the sums of 32: less work a line than weights of two levels are, and all of it exact, since no sum that is
-// converted to f32 passes 2^24.
-void one_row_two_level(const PackedLinearArgs& a, int64_t panel) {
-    const int64_t depth = round_up(a.k, tile_depth), blocks = (a.k + block_depth - 1) / block_depth;
+// A panel of two levels. Codes are multiplied as they lie in their byte, the high ones 16 times as large, and u multiplies
+// the sums of 32: less work a line than weights of two levels are, and all of it exact, since no sum that is converted to
+// f32 passes 2^24.
+template <int64_t rows>
+void few_rows_two_level(const PackedLinearArgs& a, int64_t panel) {
+    constexpr Packing packing = Packing::int4_two_level;
+    const int64_t depth = round_up(a.k, tile_depth), blocks = (a.k + block_depth - 1) / block_depth, subs = depth / sub_depth;
     const ivec low = _mm512_set1_epi8(15), high = _mm512_set1_epi8(int8_t(0xf0));
     const uint8_t* line = a.weight + panel * panel_bytes(a.format, a.k);
-    vec acc[2] = {zero(), zero()};
+    vec acc[rows][2];
+    for (int64_t m = 0; m < rows; m++) acc[m][0] = acc[m][1] = zero();
     for (int64_t block = 0; block < blocks; block++) {
         const Header header{a.format, line};
-        for (int64_t i = 0; i < header_bytes(a.format); i += 64) fetch_ahead<Packing::int4_two_level, 1>(line + i);
+        for (int64_t i = 0; i < header_bytes(a.format); i += 64) fetch_ahead<packing, rows>(line + i);
         line += header_bytes(a.format);
         const int64_t left = (depth - block * block_depth) / tile_depth, tiles = left < 4 ? left : 4;
-        vec sums[2] = {zero(), zero()};
-        ivec less[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+        vec sums[rows][2];
+        ivec less[rows][2];
+        for (int64_t m = 0; m < rows; m++) {
+            sums[m][0] = sums[m][1] = zero();
+            less[m][0] = less[m][1] = _mm512_setzero_si512();
+        }
         for (int64_t tile = 0; tile < tiles; tile++) {
             const int64_t k = block * block_depth + tile * tile_depth;
-            const ivec x_sums = broadcast4(a.sums + k / sub_depth);
 #pragma GCC unroll 2
             for (int64_t c = 0; c < 2; c++) {
-                less[c] = _mm512_dpwssd_epi32(less[c], header.minima(tile, c), x_sums);
-                ivec part[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+                ivec part[rows][2];
+                for (int64_t m = 0; m < rows; m++) part[m][0] = part[m][1] = _mm512_setzero_si512();
 #pragma GCC unroll 8
                 for (int64_t l = 0; l < 8; l++, line += 64) {
-                    fetch_ahead<Packing::int4_two_level, 1>(line);
-                    const ivec bytes = load_line(line);
-                    part[0] = _mm512_dpbusd_epi32(part[0], _mm512_and_si512(bytes, low), broadcast4(a.codes + k + l * 4));
-                    part[1] = _mm512_dpbusd_epi32(part[1], _mm512_and_si512(bytes, high), broadcast4(a.codes + k + 32 + l * 4));
+                    fetch_ahead<packing, rows>(line);
+                    const ivec bytes = load_line(line), w_low = _mm512_and_si512(bytes, low), w_high = _mm512_and_si512(bytes, high);
+#pragma GCC unroll 4
+                    for (int64_t m = 0; m < rows; m++) {
+                        const int8_t* x = a.codes + m * a.codes_stride + k + l * 4;
+                        part[m][0] = _mm512_dpbusd_epi32(part[m][0], w_low, broadcast4(x));
+                        part[m][1] = _mm512_dpbusd_epi32(part[m][1], w_high, broadcast4(x + 32));
+                    }
                 }
-                const ivec u = header.both_subscales(tile, c);
-                sums[c] = fma(_mm512_cvtepi32_ps(part[0]), _mm512_cvtepi32_ps(_mm512_and_si512(u, low)), sums[c]);
-                sums[c] = fma(_mm512_cvtepi32_ps(part[1]), _mm512_cvtepi32_ps(_mm512_and_si512(u, high)) * set1(0x1p-8f), sums[c]);
+                const ivec u = header.both_subscales(tile, c), minima = header.minima(tile, c);
+                const vec u_low = _mm512_cvtepi32_ps(_mm512_and_si512(u, low));
+                const vec u_high = _mm512_cvtepi32_ps(_mm512_and_si512(u, high)) * set1(0x1p-8f);
+                for (int64_t m = 0; m < rows; m++) {
+                    less[m][c] = _mm512_dpwssd_epi32(less[m][c], minima, broadcast4(a.sums + m * subs + k / sub_depth));
+                    sums[m][c] = fma(_mm512_cvtepi32_ps(part[m][0]), u_low, sums[m][c]);
+                    sums[m][c] = fma(_mm512_cvtepi32_ps(part[m][1]), u_high, sums[m][c]);
+                }
             }
         }
-        const vec x_scale = set1(a.scales[block]);
-        for (int64_t c = 0; c < 2; c++) {
-            acc[c] = fma(sums[c] - _mm512_cvtepi32_ps(less[c]), header.scales(0, c) * x_scale, acc[c]);
+        for (int64_t m = 0; m < rows; m++) {
+            const vec x_scale = set1(a.scales[m * blocks + block]);
+            for (int64_t c = 0; c < 2; c++) {
+                acc[m][c] = fma(sums[m][c] - _mm512_cvtepi32_ps(less[m][c]), header.scales(0, c) * x_scale, acc[m][c]);
+            }
         }
     }
-    write_row(a, panel, 0, acc[0], acc[1]);
+    for (int64_t m = 0; m < rows; m++) write_row(a, panel, m, acc[m][0], acc[m][1]);
 }
 
 // One panel, each line of both columns of a tile multiplied as it comes. The two 32 codes of a tile have sums of their
@@ -268,21 +285,24 @@ void few_rows_panel(const PackedLinearArgs& a, int64_t panel) {
     for (int64_t m = 0; m < rows; m++) write_row(a, panel, m, acc[m][0], acc[m][1]);
 }
 
+template <Packing packing, bool narrow, int64_t rows>
+INLINE void few_rows_of(const PackedLinearArgs& a, int64_t panel) {
+    if constexpr (packing == Packing::int4_two_level && rows <= 4) few_rows_two_level<rows>(a, panel);
+    else few_rows_panel<packing, narrow, rows>(a, panel);
+}
+
 template <Packing packing, bool narrow>
 void few_rows(const PackedLinearArgs& a, int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; panel++) {
         switch (a.rows) {
-            case 1:
-                if constexpr (packing == Packing::int4_two_level) one_row_two_level(a, panel);
-                else few_rows_panel<packing, narrow, 1>(a, panel);
-                break;
-            case 2: few_rows_panel<packing, narrow, 2>(a, panel); break;
-            case 3: few_rows_panel<packing, narrow, 3>(a, panel); break;
-            case 5: few_rows_panel<packing, narrow, 5>(a, panel); break;
-            case 6: few_rows_panel<packing, narrow, 6>(a, panel); break;
-            case 7: few_rows_panel<packing, narrow, 7>(a, panel); break;
-            case 8: few_rows_panel<packing, narrow, 8>(a, panel); break;
-            default: few_rows_panel<packing, narrow, 4>(a, panel); break;
+            case 1: few_rows_of<packing, narrow, 1>(a, panel); break;
+            case 2: few_rows_of<packing, narrow, 2>(a, panel); break;
+            case 3: few_rows_of<packing, narrow, 3>(a, panel); break;
+            case 5: few_rows_of<packing, narrow, 5>(a, panel); break;
+            case 6: few_rows_of<packing, narrow, 6>(a, panel); break;
+            case 7: few_rows_of<packing, narrow, 7>(a, panel); break;
+            case 8: few_rows_of<packing, narrow, 8>(a, panel); break;
+            default: few_rows_of<packing, narrow, 4>(a, panel); break;
         }
     }
 }
