@@ -9,7 +9,7 @@ constexpr int64_t column_outputs = 8;     // of a panel: what a vector of sums h
 constexpr int64_t columns = panel_outputs / column_outputs;
 constexpr int64_t many_rows_least = 9;    // from here it pays to take a block of nibbles apart first
 constexpr int64_t slab_rows = 128;        // rows whose float sums wait in the cache while a panel is walked
-constexpr int64_t prefetch_ahead = 8192;  // bytes; a panel is one stream, and the next panel of the piece follows it
+constexpr int64_t prefetch_ahead = 4096;  // bytes; a panel is one stream, and the next panel of the piece follows it
 
 INLINE ivec load_half_line(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 INLINE ivec broadcast4(const void* p) {  // four bytes, or two 16-bit sums
@@ -146,7 +146,7 @@ INLINE void add_group(const Header& header, int64_t group, int64_t column, const
 // A column visits every second half line of a tile's half. What lies ahead is fetched evenly meanwhile, in the order of
 // memory: a quarter of it in each column.
 INLINE void prefetch_lines(const uint8_t* quarter, int64_t count) {
-    for (int64_t i = 0; i < count; i++) __builtin_prefetch(quarter + i * 64 + prefetch_ahead);
+    for (int64_t i = 0; i < count; i++) __builtin_prefetch(quarter + i * 64 + prefetch_ahead, 0, 2);
 }
 
 // Up to four rows by a block of nibbles. A tile's low and high nibbles are codes 32 apart and have sums of their own.
