@@ -10,6 +10,8 @@ import pytest
 
 from genkit import _core
 
+TILES = "-DEMULATED_TILES"  # where the processor has tiles, only the permission to use them
+
 
 @pytest.mark.parametrize("tier", compilers.tiers())
 def test_tier_agrees_with_the_reference(tier, tmp_path):
@@ -23,7 +25,7 @@ def test_tier_agrees_with_the_reference(tier, tmp_path):
         if not run[0]:
             pytest.skip(f"no qemu user emulator for tier {tier} on this machine")
     elif tier == "amx" and "avx512bf16" in _core.tiers():
-        link = ["-DEMULATED_TILES"]  # where the processor has tiles, only the permission to use them
+        link = [TILES]
     elif tier not in _core.tiers():
         pytest.skip(f"this processor cannot run tier {tier}")
     program = compilers.compile_source(compiler, compilers.ROOT / "tests/kernel_check.cpp", tmp_path / "check", "-O1",
@@ -43,6 +45,7 @@ def test_tier_under_sanitizers(tier, tmp_path):
     if not compiler:
         pytest.skip(reason)
     program = compilers.compile_source(compiler, compilers.ROOT / "tests/kernel_check.cpp", tmp_path / "check", *SANITIZERS,
-                                       f"-DINSTALL_TIER=install_{tier}", str(compilers.tier_object(tier, *SANITIZERS)))
+                                       f"-DINSTALL_TIER=install_{tier}", str(compilers.tier_object(tier, *SANITIZERS)),
+                                       *([TILES] if tier == "amx" else []))
     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
