@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ class Format:
             return 4 + (16 + 8 * (4 + 8)) / 256
         zero = {"none": 0, "integer": 8, "real": 16}[self.zero]
         return (8 if self.packing == "int8" else 4) + (16 + zero) / self.group
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON; Format(**d) gives it back."""
+        return asdict(self)
 
     def core(self) -> WeightFormat:
         """For the compiled core. Raises ValueError for a format it does not have."""

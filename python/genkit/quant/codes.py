@@ -1,0 +1,120 @@
+"""A matrix in integer codes, row-major in numpy: what rounding gives, what files hold, what the core packs.
+
+The layout is that of WeightCodes in cpp/packed.h. Rows are outputs; k, the inputs, is filled up to whole tiles of 64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Optional, Sequence
+
+import numpy as np
+
+from genkit.quant.formats import Format
+
+if TYPE_CHECKING:
+    from genkit._core import PackedWeight
+
+TILE = 64  # codes along k that a row is filled up to
+SUB = 32  # codes that share u and m
+
+
+def depth_of(k: int) -> int:
+    """Codes in a row of k weights."""
+    return -(-k // TILE) * TILE
+
+
+def groups_of(k: int, group: int) -> int:
+    """Scales in a row of k weights."""
+    return -(-depth_of(k) // group)
+
+
+def widen(bits: np.ndarray, dtype: str) -> np.ndarray:
+    """uint16 bits of "f16" or "bf16" as float32."""
+    if dtype == "f16":
+        return bits.view(np.float16).astype(np.float32)
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+@dataclass
+class Codes:
+    """Codes of a matrix [n, k]. What is past k is padding: codes and zeros of it mean nothing.
+
+    codes u8 (int8: i8) [n, depth]; scales u16 bits of format.scale_dtype [n, groups]; two-level: subscales and minima u8
+    [n, depth / 32]; zeros, where the format has them: u8 (int8: i8) or u16 bits [n, groups].
+    """
+
+    format: Format
+    k: int
+    codes: np.ndarray
+    scales: np.ndarray
+    subscales: Optional[np.ndarray] = None
+    minima: Optional[np.ndarray] = None
+    zeros: Optional[np.ndarray] = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.k
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """The arrays there are, by name."""
+        found = {name: getattr(self, name) for name in ("codes", "scales", "subscales", "minima", "zeros")}
+        return {name: array for name, array in found.items() if array is not None}
+
+    def rows(self, begin: int, end: int) -> "Codes":
+        """Views of rows [begin, end)."""
+        return replace(self, **{name: array[begin:end] for name, array in self.parts().items()})
+
+    @staticmethod
+    def stack(parts: Sequence["Codes"]) -> "Codes":
+        """Matrices of one format and k, one under another."""
+        first = parts[0]
+        if any(part.format != first.format or part.k != first.k for part in parts):
+            raise ValueError("matrices of different formats cannot be put one under another")
+        if len(parts) == 1:
+            return first
+        return replace(first, **{name: np.concatenate([part.parts()[name] for part in parts]) for name in first.parts()})
+
+    def dequantize(self) -> np.ndarray:
+        """float32 [n, k]: what the codes stand for. Integers are exact; one product in float32, with real zeros then one
+        sum, as the core's unpack does."""
+        f = self.format
+        q = self.codes.astype(np.float32)
+        if f.packing == "int4_two_level":
+            q = q * np.repeat(self.subscales, SUB, 1) - np.repeat(self.minima, SUB, 1).astype(np.float32)
+        elif f.zero == "integer":
+            q -= self._spread(self.zeros.astype(np.float32))
+        elif f.zero == "none" and f.packing == "int4":
+            q -= 8
+        q *= self._spread(widen(self.scales, f.scale_dtype))
+        if f.zero == "real":
+            q += self._spread(widen(self.zeros, f.scale_dtype))
+        return q[:, : self.k]
+
+    def _spread(self, per_group: np.ndarray) -> np.ndarray:
+        return np.repeat(per_group, self.format.group, 1)[:, : self.codes.shape[1]]
+
+    def pack(self, gated: bool = False) -> "PackedWeight":
+        """For the kernels. Raises ValueError for codes, subscales, minima or zeros out of their range, MemoryError."""
+        from genkit import _core
+
+        def tensor(array: Optional[np.ndarray], dtype: Optional[str] = None) -> "Optional[_core.Tensor]":
+            return None if array is None else _core.Tensor.from_numpy(np.ascontiguousarray(array), dtype)
+
+        f = self.format
+        return _core.pack_weight(tensor(self.codes), tensor(self.scales, f.scale_dtype), tensor(self.subscales),
+                                 tensor(self.minima), tensor(self.zeros, f.scale_dtype if f.zero == "real" else None),
+                                 self.k, f.core(), gated)
+
+
+def to_nibbles(codes: np.ndarray) -> np.ndarray:
+    """u8 codes 0..15 [n, even] -> u8 [n, half]: of two neighbours the first is the low nibble."""
+    return codes[:, 0::2] | codes[:, 1::2] << 4
+
+
+def from_nibbles(packed: np.ndarray) -> np.ndarray:
+    """The reverse of to_nibbles."""
+    out = np.empty((packed.shape[0], packed.shape[1] * 2), np.uint8)
+    np.bitwise_and(packed, 15, out=out[:, 0::2])
+    np.right_shift(packed, 4, out=out[:, 1::2])
+    return out
