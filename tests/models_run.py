@@ -10,8 +10,9 @@ from genkit.models import Model, load_model
 
 
 def load(folder: Path) -> Model:
-    with open_checkpoint(folder) as checkpoint:
-        return load_model(read_config(folder), checkpoint)
+    fields = read_config(folder)
+    with open_checkpoint(folder, fields) as checkpoint:
+        return load_model(fields, checkpoint)
 
 
 class Run:

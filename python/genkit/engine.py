@@ -56,7 +56,10 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, *, 
     quantize = choose_quantize(quantize, fields)
     format = None if quantize == "none" else formats.BY_NAME[quantize]
     _core.set_threads(threads)
-    with checkpoints.open_checkpoint(folder) as checkpoint:
+    with checkpoints.open_checkpoint(folder, fields) as checkpoint:
+        if checkpoint.quantized and format is not None:
+            raise UsageError(f"{path}: its weights are codes already: --quantize {quantize} would round them a second time; "
+                             "leave it away")
         check_memory(checkpoint, bits=None if format is None else format.bits)
         if progress is not None:
             done = 0

@@ -13,6 +13,7 @@ import numpy as np
 from genkit import _core
 from genkit.checkpoints.files import shown, shown_path
 from genkit.errors import BadFileError, ResourceError
+from genkit.quant.codes import Codes
 from genkit.rope import Rope
 
 if TYPE_CHECKING:
@@ -234,8 +235,10 @@ class Weights:
     def linear_transposed(self, name: str) -> Linear:
         """A linear whose file holds [in, out] (GPT-2's Conv1D)."""
         weight = name + ".weight"
-        return Linear(self._rounded(self.checkpoint.load_transposed(weight, self.shapes[weight]), weight),
-                      self._biases([name]))
+        codes = self._codes([weight], transposed=True)
+        if codes is None:
+            codes = self._rounded(self.checkpoint.load_transposed(weight, self.shapes[weight]), weight)
+        return Linear(codes, self._biases([name]))
 
     def embedding(self, name: str) -> Embedding:
         """The table of token embeddings, which may be the head as well."""
@@ -257,17 +260,38 @@ class Weights:
         weight = name + ".weight"
         if weight not in self.shapes and weight not in self.checkpoint:
             return Linear(embedding.weight)
-        head = self._rounded(self.checkpoint.load(weight, embedding.weight.shape), weight)
+        self.shapes = dict(self.shapes) | {weight: embedding.weight.shape}
+        head = self._weight([name])
         return Linear(embedding.weight if _same(head, embedding.weight) else head)
 
     def _weight(self, names: Sequence[str], gated: bool = False) -> Weight:
         """The matrices one under another."""
         weights = [name + ".weight" for name in names]
+        codes = self._codes(weights, gated)
+        if codes is not None:
+            return codes
         if len(names) == 1:
             weight = self.checkpoint.load(weights[0], self.shapes[weights[0]])
         else:
             weight = self.checkpoint.load_concat(weights, [self.shapes[w] for w in weights])
         return self._rounded(weight, weights[0], gated)
+
+    def _codes(self, names: Sequence[str], gated: bool = False, transposed: bool = False) -> Optional[Weight]:
+        """Matrices that the checkpoint has in codes of one format, packed as they are; None for any others."""
+        stored = [self.checkpoint.quantized.get(name) for name in names]
+        if self._format is not None or None in stored or len({(s.format, s.shape[1]) for s in stored}) > 1 or not stored[0].format:
+            return None
+        try:
+            codes = Codes.stack([self.checkpoint.codes(name, self.shapes[name][:: -1 if transposed else 1]) for name in names])
+            return codes.pack(gated)
+        except ValueError as error:
+            raise BadFileError(f"{shown_path(self.checkpoint.folder)}: tensor {shown(names[0], 200)}: {error}") from None
+        except MemoryError:
+            raise self._no_memory(names[0]) from None
+
+    def _no_memory(self, name: str) -> ResourceError:
+        return ResourceError(f"{shown_path(self.checkpoint.folder)}: no memory to pack tensor {shown(name, 200)}; "
+                             "take a smaller model or free memory")
 
     def _rounded(self, weight: Tensor, name: str, gated: bool = False) -> Weight:
         if self._format is None:
@@ -275,8 +299,7 @@ class Weights:
         try:
             return _core.quantize_weight(weight, self._format, gated)
         except MemoryError:
-            raise ResourceError(f"{shown_path(self.checkpoint.folder)}: no memory to round tensor {shown(name, 200)}; "
-                                "take a smaller model or free memory") from None
+            raise self._no_memory(name) from None
 
     def _vector(self, name: str) -> Tensor:
         return self.checkpoint.load_f32(name, self.shapes[name])

@@ -7,7 +7,7 @@ files hold by name. What it finds carries the name that the float matrix would h
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Callable, Mapping, Optional
 
 import numpy as np
@@ -36,9 +36,13 @@ class Stored:
     parts: "Mapping[str, TensorInfo]"
     decode: "Callable[[dict[str, np.ndarray]], Codes | np.ndarray]"
 
-    @property
-    def nbytes(self) -> int:
-        return sum(info.nbytes for info in self.parts.values())
+    label: str = ""  # what people call the type, where no format does
+
+    def info(self) -> "TensorInfo":
+        """It as one tensor, of dtype "int4" or "int8"."""
+        parts = list(self.parts.values())
+        label = self.label or ("int8" if self.format.packing == "int8" else "int4")
+        return replace(parts[0], dtype=label, shape=self.shape, nbytes=sum(info.nbytes for info in parts))
 
 
 def find(fields: "Fields", tensors: "Mapping[str, TensorInfo]") -> dict[str, Stored]:

@@ -7,10 +7,13 @@ mapped: a file that is cut while it is being read is an error and not a SIGBUS.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, Sequence
 
+import numpy as np
+
+from genkit.checkpoints import quantized as schemes
 from genkit.checkpoints.config import LARGE_FILE, parse_json, read_json
 from genkit.checkpoints.files import failure, open_regular, read_into, shown, shown_path, size_words
 from genkit.errors import BadFileError, ResourceError
@@ -18,6 +21,9 @@ from genkit.machine import memory_available
 
 if TYPE_CHECKING:
     from genkit._core import Tensor
+    from genkit.checkpoints.config import Fields
+    from genkit.checkpoints.quantized import Stored
+    from genkit.quant.codes import Codes
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -33,6 +39,9 @@ BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U64": 64, "I32"
         "I8": 8, "U8": 8, "BOOL": 8, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
         "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
 LOADABLE = ("f32", "f16", "bf16")
+NUMPY = {"f64": np.float64, "f32": np.float32, "f16": np.uint16, "bf16": np.uint16, "i64": np.int64, "u64": np.uint64,
+         "i32": np.int32, "u32": np.uint32, "i16": np.int16, "u16": np.uint16, "i8": np.int8, "u8": np.uint8}
+F16_MAX = 65504.0
 
 
 @dataclass(frozen=True)
@@ -158,14 +167,20 @@ def _second_opinion(path: Path, size: int) -> None:
 class Checkpoint:
     """Named tensors of a folder. Files stay open until close(), so a replaced file cannot be mixed in.
 
+    A matrix that lies there in codes (`quantized`) is one tensor under the name its floats would have: `codes` gives it as
+    it is, the others widened.
     `progress` is called with the bytes of every piece read. Loading functions raise BadFileError (missing tensor, other
     shape or type than the model needs, file cut short) and ResourceError (not enough memory).
     """
 
-    def __init__(self, folder: Path, tensors: dict[str, TensorInfo], descriptors: dict[Path, int]) -> None:
+    def __init__(self, folder: Path, tensors: dict[str, TensorInfo], descriptors: dict[Path, int],
+                 quantized: "Mapping[str, Stored] | None" = None) -> None:
         self.folder = folder
-        self.tensors = tensors
         self.nbytes = sum(info.nbytes for info in tensors.values())
+        self.quantized = dict(quantized or {})
+        parts = {id(info) for stored in self.quantized.values() for info in stored.parts.values()}
+        self.tensors = {name: info for name, info in tensors.items() if id(info) not in parts}
+        self.tensors |= {name: stored.info() for name, stored in self.quantized.items()}
         self.progress: Callable[[int], None] | None = None
         self._descriptors = descriptors
 
@@ -186,9 +201,58 @@ class Checkpoint:
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
-    def load(self, name: str, shape: tuple[int, ...]) -> "Tensor":
-        """The tensor in the type it has on disk: f32, f16 or bf16."""
+    def codes(self, name: str, shape: tuple[int, ...]) -> "Codes":
+        """A matrix of `quantized`, unless its format is None."""
+        codes = self._decoded(name, shape)
+        if isinstance(codes, np.ndarray):
+            raise ValueError(f"tensor {name} has no codes that a kernel takes")
+        return codes
+
+    def _decoded(self, name: str, shape: tuple[int, ...]) -> "Codes | np.ndarray":
+        info, stored = self._info(name, shape), self.quantized[name]
+        parts = {role: self.array(where, name) for role, where in stored.parts.items()}
+        try:
+            return stored.decode(parts)
+        except ValueError as error:
+            raise BadFileError(f"{shown_path(info.file)}: tensor {shown(name, 200)}: {error}") from None
+        except MemoryError:
+            raise self._no_memory(stored.shape, "i8", name) from None
+
+    def codes_of_rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> "Codes":
+        """Rows [begin, end) of a matrix in codes; only they are read where the file has row after row."""
+        return self._decoded_rows(name, shape, begin, end)
+
+    def _decoded_rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> "Codes | np.ndarray":
+        stored = self.quantized[name]
+        if any(info.shape[:1] != shape[:1] for info in stored.parts.values()):
+            decoded = self._decoded(name, shape)
+            return decoded[begin:end] if isinstance(decoded, np.ndarray) else decoded.rows(begin, end)
+        parts = {role: self.array(_rows_of(where, begin, end), name) for role, where in stored.parts.items()}
+        return stored.decode(parts)
+
+    def load_rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> "Tensor":
+        """Rows [begin, end) of a matrix, as `load` gives it."""
         info = self._info(name, shape)
+        if name in self.quantized:
+            return self._widened(self._decoded_rows(name, shape, begin, end))
+        result = self._allocate((end - begin, *shape[1:]), info.dtype, name)
+        self._read(name, _rows_of(info, begin, end), result)
+        return result
+
+    def array(self, info: TensorInfo, name: str) -> "np.ndarray":
+        """Bytes of the files as they are, f16 and bf16 as uint16 bits. `name` is for what may go wrong."""
+        try:
+            result = np.empty(info.shape, NUMPY[info.dtype])
+        except MemoryError:
+            raise self._no_memory(info.shape, info.dtype, name) from None
+        self._fill(name, info, memoryview(result.reshape(-1).view(np.uint8)), 0)
+        return result
+
+    def load(self, name: str, shape: tuple[int, ...]) -> "Tensor":
+        """The tensor in the type it has on disk: f32, f16 or bf16. Codes become f16, or f32 where that is too small."""
+        info = self._info(name, shape)
+        if name in self.quantized:
+            return self._widened(self._decoded(name, shape))
         tensor = self._allocate(info.shape, info.dtype, name)
         self._read(name, info, tensor)
         return tensor
@@ -206,7 +270,8 @@ class Checkpoint:
         rest = infos[0].shape[1:]
         if any(not info.shape or info.shape[1:] != rest for info in infos):
             raise ValueError(f"cannot put {list(map(tuple, shapes))} one under another")
-        dtype = infos[0].dtype if len({info.dtype for info in infos}) == 1 and not f32 else "f32"
+        dtypes = {info.dtype for info in infos}
+        dtype = infos[0].dtype if len(dtypes) == 1 and dtypes <= set(LOADABLE) and not f32 else "f32"
         result = self._allocate((sum(info.shape[0] for info in infos), *rest), dtype, names[0])
         row = 0
         for name, info in zip(names, infos):
@@ -235,6 +300,13 @@ class Checkpoint:
             target[:, begin:begin + rows] = buffer.numpy()[:rows].T
         return result
 
+    @staticmethod
+    def _widened(decoded: "Codes | np.ndarray") -> "Tensor":
+        from genkit._core import Tensor, convert
+
+        values = Tensor.from_numpy(decoded if isinstance(decoded, np.ndarray) else decoded.dequantize())
+        return values if np.abs(values.numpy()).max(initial=0) > F16_MAX else convert(values, "f16")
+
     def _info(self, name: str, shape: Iterable[int]) -> TensorInfo:
         info = self.tensors.get(name)
         if info is None:
@@ -242,7 +314,7 @@ class Checkpoint:
         where = f"{shown_path(info.file)}: tensor {shown(name, 200)}"
         if info.shape != tuple(shape):
             raise BadFileError(f"{where} has shape {list(info.shape)}; config.json asks for {list(shape)}")
-        if info.dtype not in LOADABLE:
+        if info.dtype not in LOADABLE and name not in self.quantized:
             raise BadFileError(f"{where} has dtype {info.dtype.upper()}; only F32, F16 and BF16 weights can be loaded")
         return info
 
@@ -265,7 +337,7 @@ class Checkpoint:
             raise self._no_memory(tensor.shape, "f32", name) from None
 
     def _no_memory(self, shape: tuple[int, ...], dtype: str, name: str) -> ResourceError:
-        nbytes = BITS[dtype.upper()] // 8
+        nbytes = BITS.get(dtype.upper(), 8) // 8
         for size in shape:
             nbytes *= size
         return ResourceError(f"{shown_path(self.folder)}: no memory for tensor {shown(name, 200)}: needs "
@@ -274,17 +346,24 @@ class Checkpoint:
 
     def _read(self, name: str, info: TensorInfo, target: "Tensor", skip: int = 0) -> None:
         """Fills target with the tensor's bytes from `skip` on."""
-        if not target.nbytes:
-            return
+        if target.nbytes:
+            self._fill(name, info, target.bytes(), skip)
+
+    def _fill(self, name: str, info: TensorInfo, target: memoryview, skip: int) -> None:
         if info.file not in self._descriptors:
             raise ValueError("the checkpoint is closed")
         try:
-            done = read_into(self._descriptors[info.file], target.bytes(), info.offset + skip, self.progress)
+            done = read_into(self._descriptors[info.file], target, info.offset + skip, self.progress)
         except OSError as error:
             raise failure(info.file, error) from None
-        if done < target.nbytes:
+        if done < len(target):
             raise BadFileError(f"{shown_path(info.file)}: file ended at byte {skip + done} of tensor "
                                f"{shown(name, 200)} ({info.nbytes} bytes); it was cut after it was opened")
+
+
+def _rows_of(info: TensorInfo, begin: int, end: int) -> TensorInfo:
+    row = info.nbytes // info.shape[0]
+    return replace(info, shape=(end - begin, *info.shape[1:]), offset=info.offset + begin * row, nbytes=(end - begin) * row)
 
 
 TRANSPOSE_PIECE = 16 << 20  # bytes of a matrix in flight while it is turned
@@ -307,10 +386,10 @@ def check_memory(checkpoint: Checkpoint, extra: int = 0, bits: float | None = No
                             f"{size_words(available)} of memory is available; take a smaller model or free memory")
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, fields: "Fields | None" = None) -> Checkpoint:
     """The weights of a model folder: model.safetensors, or the shards model.safetensors.index.json names.
 
-    Headers are read and checked, no data. Raises BadFileError.
+    With `fields`, config.json, matrices in codes are found. Headers are read and checked, no data. Raises BadFileError.
     """
     folder = Path(folder)
     descriptors: dict[Path, int] = {}
@@ -323,7 +402,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             raise _no_weights(folder)
         if not tensors:
             raise BadFileError(f"{shown_path(folder)}: the weights hold no tensors")
-        return Checkpoint(folder, tensors, descriptors)
+        return Checkpoint(folder, tensors, descriptors, None if fields is None else schemes.find(fields, tensors))
     except BaseException:
         for descriptor in descriptors.values():
             os.close(descriptor)

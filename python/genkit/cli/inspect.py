@@ -65,7 +65,7 @@ def examine(folder: Path, context: Optional[int]) -> "dict[str, Any]":
     from genkit.text.tokenizer import Tokenizer
 
     fields = read_config(folder)
-    with open_checkpoint(folder) as checkpoint:
+    with open_checkpoint(folder, fields) as checkpoint:
         config = read_model_config(fields, checkpoint)
         kv_type = choose_kv_type("auto", checkpoint, "none")
         tensors = checkpoint.tensors.values()

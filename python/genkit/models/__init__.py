@@ -1,15 +1,17 @@
 """Architectures, one file each, found by config.json's model_type.
 
-A model file offers `read_config(fields, checkpoint)`, a ModelConfig, and `build(fields, checkpoint, config, format)`, a model:
-`model.config` and `model(step, cache)`, logits f32 [rows asked for, vocab_size]. Adding one: a file here, a line below,
-a parity test.
+A model file offers `read_config(fields, checkpoint)`, a ModelConfig; `tensor_shapes(config)`, every tensor the checkpoint
+must hold; `layers_prefix(config)`, what the names of the layers' begin with; and `Model`. Adding one: a file here, a line
+below, a parity test.
 """
 
+import functools
 import importlib
 from types import ModuleType
-from typing import TYPE_CHECKING, Optional, Protocol
+from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol
 
 from genkit.errors import BadFileError
+from genkit.nn import Weights
 
 if TYPE_CHECKING:
     from genkit._core import Tensor, WeightFormat
@@ -23,8 +25,16 @@ ARCHITECTURES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": 
 
 
 class Model(Protocol):
-    config: "ModelConfig"
+    """Made of a configuration and Weights, without its blocks: `blocks` are what `block(i)` gives for each layer. Called, it
+    gives logits f32 [rows asked for, vocab_size]: `start`, the blocks one after the other with what is `shared`, `finish`."""
 
+    config: "ModelConfig"
+    blocks: "list[Any]"
+
+    def block(self, i: int) -> "Any": ...
+    def start(self, step: "Step") -> "Tensor": ...
+    def shared(self, step: "Step") -> "tuple[Tensor, ...]": ...
+    def finish(self, x: "Tensor", step: "Step") -> "Tensor": ...
     def __call__(self, step: "Step", cache: "KVCache") -> "Tensor": ...
 
 
@@ -41,7 +51,15 @@ def load_model(fields: "Fields", checkpoint: "Checkpoint", format: Optional["Wei
 
     Raises BadFileError as read_model_config, and for sizes that are not the weights'.
     """
-    return _module(fields).build(fields, checkpoint, read_model_config(fields, checkpoint), format)
+    model = open_model(fields, checkpoint, functools.partial(Weights, format=format))
+    model.blocks = [model.block(i) for i in range(model.config.layers)]
+    return model
+
+
+def open_model(fields: "Fields", checkpoint: "Checkpoint", weights: "Callable[..., Weights]" = Weights) -> Model:
+    """The same without its blocks, its weights read by another kind of Weights."""
+    module, config = _module(fields), read_model_config(fields, checkpoint)
+    return module.Model(config, weights(fields, checkpoint, module.tensor_shapes(config), module.layers_prefix(config)))
 
 
 def _module(fields: "Fields") -> ModuleType:
@@ -51,9 +69,4 @@ def _module(fields: "Fields") -> ModuleType:
     if model_type not in ARCHITECTURES:
         raise BadFileError(f"{path}: architecture {shown(model_type)} is not supported; "
                            f"known: {', '.join(sorted(ARCHITECTURES))}")
-    quantization = fields.object("quantization_config")
-    if quantization is not None:
-        method = quantization.optional("quant_method")
-        raise BadFileError(f"{path}: quantization_config with quant_method {shown(method)} is not supported; "
-                           "use the model's f32, f16 or bf16 checkpoint")
     return importlib.import_module(f"genkit.models.{ARCHITECTURES[model_type]}")

@@ -5,7 +5,7 @@ saved from the whole model or from its body.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 from genkit import _core
 from genkit.models.config import (MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, MAX_WIDTH, ModelConfig, activation,
@@ -99,19 +99,35 @@ class Block:
 class GPT2Model:
     def __init__(self, config: GPT2Config, weights: Weights) -> None:
         self.config = config
+        self._weights = weights
         self.embedding = weights.embedding(config.prefix + "wte")
         self.positions = weights.position_embedding(config.prefix + "wpe")
-        self.blocks = [Block(config, weights, i) for i in range(config.layers)]
         self.norm = weights.layer_norm(config.prefix + "ln_f", config.norm_eps)
         self.head = weights.head("lm_head", self.embedding)
+        self.blocks: list[Block] = []
+
+    def block(self, i: int) -> Block:
+        return Block(self.config, self._weights, i)
+
+    def start(self, step: "Step") -> Tensor:
+        return _core.add(self.embedding(step.token_ids), self.positions(step.positions))
+
+    def shared(self, step: "Step") -> tuple[Tensor, ...]:
+        return ()
+
+    def finish(self, x: Tensor, step: "Step") -> Tensor:
+        return self.head(self.norm(select_rows(x, step.logit_rows)))
 
     def __call__(self, step: "Step", cache: "KVCache") -> Tensor:
         """-> logits f32 [len(step.logit_rows) or n, vocab_size]; the step's keys and values are in the cache."""
-        x = _core.add(self.embedding(step.token_ids), self.positions(step.positions))
+        x, shared = self.start(step), self.shared(step)
         for block, pages in zip(self.blocks, cache.layers):
-            x = block(x, step, pages)
-        return self.head(self.norm(select_rows(x, step.logit_rows)))
+            x = block(x, step, pages, *shared)
+        return self.finish(x, step)
 
 
-def build(fields: "Fields", checkpoint: "Checkpoint", config: GPT2Config, format: Optional[_core.WeightFormat]) -> GPT2Model:
-    return GPT2Model(config, Weights(fields, checkpoint, tensor_shapes(config), config.prefix + "h.", format))
+Model = GPT2Model
+
+
+def layers_prefix(c: GPT2Config) -> str:
+    return c.prefix + "h."

@@ -14,7 +14,6 @@ from genkit.nn import Attention, GatedMLP, RMSNorm, RoPE, Tensor, Weights, selec
 from genkit.rope import Rope, read_rope
 
 if TYPE_CHECKING:
-    from genkit._core import WeightFormat
     from genkit.checkpoints.config import Fields
     from genkit.checkpoints.safetensors import Checkpoint
     from genkit.kv_cache import KVCache, Step
@@ -121,25 +120,44 @@ class Block:
 
 
 class LlamaModel:
+    """`blocks` may be made and called one at a time, as quant/streaming.py does."""
+
     def __init__(self, config: LlamaConfig, weights: Weights) -> None:
         self.config = config
+        self._weights = weights
         self.embedding = weights.embedding("model.embed_tokens")
-        self.blocks = [Block(config, weights, i) for i in range(config.layers)]
         self.norm = weights.rms_norm("model.norm", config.norm_eps)
         self.head = weights.head("lm_head", self.embedding)
         self.rope = RoPE(config.rope)
+        self.blocks: list[Block] = []
+
+    def block(self, i: int) -> Block:
+        return Block(self.config, self._weights, i)
+
+    def start(self, step: "Step") -> Tensor:
+        """What the first block gets."""
+        return self.embedding(step.token_ids)
+
+    def shared(self, step: "Step") -> tuple[Tensor, ...]:
+        """What every block gets beside its own."""
+        return (self.rope(step),)
+
+    def finish(self, x: Tensor, step: "Step") -> Tensor:
+        return self.head(self.norm(select_rows(x, step.logit_rows)))
 
     def __call__(self, step: "Step", cache: "KVCache") -> Tensor:
         """-> logits f32 [len(step.logit_rows) or n, vocab_size]; the step's keys and values are in the cache."""
-        x = self.embedding(step.token_ids)
-        rope_table = self.rope(step)
+        x, shared = self.start(step), self.shared(step)
         for block, pages in zip(self.blocks, cache.layers):
-            x = block(x, step, pages, rope_table)
-        return self.head(self.norm(select_rows(x, step.logit_rows)))
+            x = block(x, step, pages, *shared)
+        return self.finish(x, step)
 
 
-def build(fields: "Fields", checkpoint: "Checkpoint", config: LlamaConfig, format: Optional["WeightFormat"]) -> LlamaModel:
-    return LlamaModel(config, Weights(fields, checkpoint, tensor_shapes(config), "model.layers.", format))
+Model = LlamaModel
+
+
+def layers_prefix(c: LlamaConfig) -> str:
+    return "model.layers."
 
 
 def read_config(fields: "Fields", checkpoint: "Checkpoint") -> LlamaConfig:

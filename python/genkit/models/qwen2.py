@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from genkit.models.config import MAX_LAYERS, MAX_POSITIONS
-from genkit.models.llama import LlamaConfig, build, llama_config  # noqa: F401 build is offered here too
+from genkit.models.llama import LlamaConfig, Model, layers_prefix, llama_config, tensor_shapes  # noqa: F401 offered here too
 
 if TYPE_CHECKING:
     from genkit.checkpoints.config import Fields

@@ -1,0 +1,101 @@
+"""What each tensor of a model is for: asked of the model file itself, which is built without reading a weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Sequence
+
+from genkit import models
+from genkit.nn import Embedding, LayerNorm, Linear, RMSNorm, Weights
+
+if TYPE_CHECKING:
+    from genkit.checkpoints import Checkpoint, Fields
+
+
+@dataclass
+class Roles:
+    """matrices: name -> [n out, k in] of all that may be kept in codes, in the model's order; in_order: those the file
+    holds as [k, n]. together: matrices that one product reads at once, so that all need one format. embedding and head
+    are names; head is None where the embedding serves."""
+
+    matrices: dict[str, tuple[int, int]] = field(default_factory=dict)
+    transposed: set[str] = field(default_factory=set)
+    together: list[tuple[str, ...]] = field(default_factory=list)
+    others: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    embedding: str = ""
+    head: str | None = None
+    layers: dict[str, int] = field(default_factory=dict)  # which block a matrix belongs to
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """[n, k] of a matrix, the file's shape of others."""
+        return self.matrices.get(name) or self.others[name]
+
+
+class _Survey(Weights):
+    """Hands out layers without weights, and takes down what was asked for."""
+
+    roles: Roles
+    layer: int | None = None
+
+    def _note(self, names: Sequence[str], transposed: bool = False) -> None:
+        weights = tuple(name + ".weight" for name in names)
+        for weight in weights:
+            shape = self.shapes[weight]
+            self.roles.matrices[weight] = shape[::-1] if transposed else shape
+            if self.layer is not None:
+                self.roles.layers[weight] = self.layer
+            if transposed:
+                self.roles.transposed.add(weight)
+        self.roles.together.append(weights)
+
+    def linear(self, *names: str) -> Linear:
+        self._note(names)
+        return Linear(None)
+
+    def gated_linear(self, gate: str, up: str, activation: str) -> Linear:
+        self._note([gate, up])
+        return Linear(None)
+
+    def linear_transposed(self, name: str) -> Linear:
+        self._note([name], transposed=True)
+        return Linear(None)
+
+    def embedding(self, name: str) -> Embedding:
+        self._note([name])
+        self.roles.embedding = name + ".weight"
+        return Embedding(None)
+
+    def position_embedding(self, name: str) -> Embedding:
+        return Embedding(None)
+
+    def rms_norm(self, name: str, eps: float) -> RMSNorm:
+        return RMSNorm(None, eps)
+
+    def layer_norm(self, name: str, eps: float) -> LayerNorm:
+        return LayerNorm(None, None, eps)
+
+    def head(self, name: str, embedding: Embedding) -> Linear:
+        weight = name + ".weight"
+        if weight in self.shapes:
+            self._note([name])
+            self.roles.head = weight
+        return Linear(None)
+
+
+def survey(fields: "Fields", checkpoint: "Checkpoint") -> Roles:
+    """Raises BadFileError as building the model would, before any weight is read."""
+    roles = Roles()
+    shapes: dict[str, Any] = {}
+
+    def weights(*arguments: Any) -> Weights:
+        found = _Survey(*arguments)
+        found.roles = roles
+        shapes.update(found.shapes)
+        return found
+
+    model = models.open_model(fields, checkpoint, weights)
+    for i in range(model.config.layers):
+        model._weights.layer = i
+        model.block(i)
+    roles.others = {name: shape for name, shape in shapes.items() if name not in roles.matrices}
+    return roles
