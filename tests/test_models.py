@@ -250,8 +250,8 @@ def test_unknown_architecture(tmp_path):
 
 
 def test_quantized_checkpoint(tmp_path):
-    refusal(altered(tmp_path, "llama", quantization_config={"quant_method": "gptq", "bits": 4}), "config.json",
-            "quantization_config", "gptq")
+    refusal(altered(tmp_path, "llama", quantization_config={"quant_method": "exl9", "bits": 4}), "config.json",
+            "quantization_config", "exl9", "compressed-tensors")
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])

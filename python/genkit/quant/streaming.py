@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Optional, Sequence
 import numpy as np
 
 from genkit import _core, models
+from genkit.checkpoints.files import shown_path
 from genkit.kv_cache import KVCache, Step, pages_for
 from genkit.kv_cache import Sequence as Cached
 from genkit.nn import Embedding, GatedLinear, Linear, Tensor, Weights
@@ -117,6 +118,7 @@ class Streamed:
         c = self.config = self.model.config
         self._cache = KVCache(1, c.kv_heads, c.head_dim, pages_for(max(map(len, sequences))), kv_type)
         self._arena = _core.Arena()
+        self.where = shown_path(checkpoint.folder)
         self.tokens = [list(tokens) for tokens in sequences]
         self.states: list[np.ndarray] = []
         for tokens in self.tokens:
