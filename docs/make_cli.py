@@ -13,7 +13,16 @@ def tables() -> str:
 
     from genkit.cli.app import app
 
-    return "\n".join(section(name, command) for name, command in get_command(app).commands.items())
+    return "\n".join(section(name, command) for name, command in commands(get_command(app).commands))
+
+
+def commands(group: "dict[str, Any]", before: str = "") -> "list[tuple[str, Any]]":
+    """Those of groups under both names: "eval perplexity"."""
+    found = []
+    for name, command in group.items():
+        inner = getattr(command, "commands", None)
+        found += commands(inner, f"{name} ") if inner else [(before + name, command)]
+    return found
 
 
 def section(name: str, command: Any) -> str:

@@ -7,6 +7,7 @@ a call where nothing has to be decided in Python between them. The maths is in t
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, Sequence as Sized
 
@@ -24,12 +25,13 @@ from genkit.decoding.stop import StopChecker
 from genkit.errors import DeviceError, Interrupted, ResourceError, UsageError
 from genkit.generation import Generation, Request, Stream, Text
 from genkit.kv_cache import KV_TYPES, KVCache, Sequence, page_bytes, pages_for
+from genkit.opening import Opened, open_model
 from genkit.plan import Decoder
 from genkit.quant import formats
 from genkit.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from genkit.checkpoints.config import Fields, GenerationDefaults
+    from genkit.checkpoints.config import Fields
 
 
 def load(path: str | Path, device: str = "auto", threads: int | None = None, *, quantize: str | None = None,
@@ -51,15 +53,15 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, *, 
     if error := _core.isa_error():
         raise UsageError(error)
     folder = checkpoints.resolve(str(path), revision=revision, offline=offline, progress=progress is not None)
-    fields = checkpoints.read_config(folder)
-    defaults = checkpoints.generation_defaults(folder, fields)
-    quantize = choose_quantize(quantize, fields)
-    format = None if quantize == "none" else formats.BY_NAME[quantize]
-    _core.set_threads(threads)
-    with checkpoints.open_checkpoint(folder, fields) as checkpoint:
+    with ExitStack() as stack:
+        opened = open_model(folder, stack)
+        fields, checkpoint = opened.fields, opened.checkpoint
+        quantize = choose_quantize(quantize, fields)
+        format = None if quantize == "none" else formats.BY_NAME[quantize]
         if checkpoint.quantized and format is not None:
             raise UsageError(f"{path}: its weights are codes already: --quantize {quantize} would round them a second time; "
                              "leave it away")
+        _core.set_threads(threads)
         check_memory(checkpoint, bits=None if format is None else format.bits)
         if progress is not None:
             done = 0
@@ -75,10 +77,10 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, *, 
     longest = model.config.max_positions
     context = longest if context is None else whole_number("context", context, 1, longest)
     tokenizer = None
-    if (folder / "tokenizer.json").exists():  # without one the model still takes token ids
-        tokenizer = Tokenizer(folder)
+    if opened.has_tokenizer:  # without one the model still takes token ids
+        tokenizer = opened.tokenizer()
         checkpoints.check_token_ids(tokenizer.vocab_size - 1, model.config.vocab_size, folder / "tokenizer.json")
-    return LoadedModel(folder, model, tokenizer, defaults, context, threads, quantize, kv_type, time.perf_counter() - start)
+    return LoadedModel(opened, model, tokenizer, context, threads, quantize, kv_type, time.perf_counter() - start)
 
 
 def choose_quantize(quantize: str | None, fields: "Fields") -> str:
@@ -121,9 +123,9 @@ def choose_kv_type(kv_type: str, checkpoint: checkpoints.Checkpoint, quantize: s
 class LoadedModel:
     """A model in memory. One call at a time; use it from several threads only in turns."""
 
-    def __init__(self, folder: Path, model: Any, tokenizer: Tokenizer | None, defaults: "GenerationDefaults",
-                 context: int, threads: int, quantize: str, kv_type: str, load_s: float) -> None:
-        self.folder = folder
+    def __init__(self, opened: Opened, model: Any, tokenizer: Tokenizer | None, context: int, threads: int, quantize: str,
+                 kv_type: str, load_s: float) -> None:
+        self.folder = opened.path
         self.config = model.config
         self.context = context
         self.threads = threads
@@ -133,7 +135,8 @@ class LoadedModel:
         self.load_s = load_s
         self._model = model
         self._tokenizer = tokenizer
-        self._defaults = defaults
+        self._open_tokenizer = opened.tokenizer
+        self._defaults = defaults = opened.defaults
         # Where the model's files name no end of text, the tokenizer's own is taken.
         self._eos_ids = defaults.eos_token_ids
         if not self._eos_ids and tokenizer is not None and tokenizer.eos_id is not None:
@@ -148,7 +151,7 @@ class LoadedModel:
     def tokenizer(self) -> Tokenizer:
         """Raises BadFileError when the folder has none."""
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self.folder)  # says what is missing
+            self._tokenizer = self._open_tokenizer()  # says what is missing
         return self._tokenizer
 
     def logits(self, token_ids: Sized[int]) -> np.ndarray:

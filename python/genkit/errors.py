@@ -1,6 +1,7 @@
 """One exception type per exit code; the command line prints one line of it, the library raises it.
 
-Exit codes: 2 usage, 3 bad file, 4 memory or disk, 5 device, 130 interrupt. 1 is left to failures nobody foresaw.
+Exit codes: 2 usage, 3 bad file, 4 memory or disk, 5 device, 130 interrupt, 1 a limit of the user's
+that was not kept, and failures nobody foresaw.
 Messages name what failed, where, the value, and what to do.
 """
 
@@ -9,6 +10,10 @@ class Error(Exception):
     """Base of everything genkit raises on purpose; `exit_code` is what the command line exits with."""
 
     exit_code = 1
+
+
+class LimitError(Error):
+    """A measured value is beyond what the user allowed (--max-kld)."""
 
 
 class UsageError(Error, ValueError):

@@ -4,14 +4,17 @@ from typing import Annotated
 
 import typer
 
+from genkit.cli import evaluate
 from genkit.cli.doctor import doctor
 from genkit.cli.generate import generate
 from genkit.cli.help import GroupedCommand
 from genkit.cli.inspect import inspect
+from genkit.cli.quantize import quantize
 from genkit.cli.train import train
+from genkit.cli.verify import verify
 
 app = typer.Typer(
-    help="Run and make generative models on the machine you have.",
+    help="Run, shrink and make generative models on the machine you have.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,  # genkit.cli.failure says what went wrong, in one line
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -38,5 +41,6 @@ def genkit(
         raise typer.Exit(2)
 
 
-for command in (generate, inspect, doctor, train):
+for command in (generate, quantize, inspect, verify, doctor, train):
     app.command(cls=GroupedCommand)(command)
+app.add_typer(evaluate.app, name="eval")

@@ -46,16 +46,23 @@ def bar(label: str, enabled: bool, *, of_bytes: bool = False) -> Iterator[Option
         start = time.monotonic()
         progress = task = None
 
-        def update(done: int, total: int) -> None:
+        def update(done: int, total: int, what: str = label) -> None:
             nonlocal progress, task
             if progress is None:
                 if time.monotonic() - start < BAR_AFTER:
                     return
                 progress = stack.enter_context(make_progress(of_bytes))
                 task = progress.add_task(label, total=total)
-            progress.update(task, completed=done, total=total)
+            progress.update(task, completed=done, total=total, description=what)
 
         yield update
+
+
+@contextmanager
+def step_bar(enabled: bool) -> Iterator[Optional[Callable[[str, int, int], None]]]:
+    """As bar, for work in steps of different kinds: the function is (what is done now, done, in all); a new total begins anew."""
+    with bar("", enabled) as update:
+        yield None if update is None else (lambda what, done, total: update(done, total, what))
 
 
 def make_progress(of_bytes: bool):

@@ -59,6 +59,21 @@ def token_count(text: str) -> int:
     return int(value)
 
 
+def byte_count(text: str) -> int:
+    """8GiB, 500MB, 8G (of 1024s), 1000000"""
+    units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+             "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+    digits = text.rstrip("KkMmGgTtIiBb")
+    unit = text[len(digits):].upper()
+    try:
+        value = float(digits) * units[unit]
+    except (KeyError, ValueError):
+        raise typer.BadParameter(f"{shorten(text)} is not a size (like 8GiB or 500MB)") from None
+    if not 0 < value <= LARGEST:
+        raise typer.BadParameter(f"{shorten(text)} is not a size above zero")
+    return int(value)
+
+
 def logit_bias(texts: "list[str]") -> "dict[int, float]":
     """["15043=1.5", "220-2", "13+inf"] -> {15043: 1.5, 220: -2.0, 13: inf}: our ID=VALUE, and llama.cpp's ID(+/-)VALUE."""
     biases = {}

@@ -39,6 +39,7 @@ class Output:
         self.folder = self.out.with_name(self.out.name + ".partial")
         self._fingerprint = json.loads(json.dumps(fingerprint))
         self._finished: dict[str, dict[str, str]] = {}  # tensor -> array -> SHA-256
+        self.methods: dict[str, str] = {}  # tensor -> what was done to it
         self._descriptors: dict[str, int] = {}
         self._journal: int | None = None
         check_paths(self.out, source, force)
@@ -82,6 +83,7 @@ class Output:
                              "made from, or start anew with --force and without --resume")
         for entry in entries[1:]:
             self._finished[entry["tensor"]] = entry["arrays"]
+            self.methods[entry["tensor"]] = entry["method"]
 
     def _note(self, entry: Mapping[str, Any]) -> None:
         os.write(self._journal, json.dumps(entry, sort_keys=True).encode() + b"\n")
@@ -127,11 +129,12 @@ class Output:
                 hashes.setdefault(name, hashlib.sha256()).update(data)
                 _write(self._descriptors[file.name], data, offset + at)
 
-    def finish_tensor(self, tensor: str, hashes: Mapping[str, Any]) -> None:
+    def finish_tensor(self, tensor: str, hashes: Mapping[str, Any], method: str) -> None:
         entry = {name: digest.hexdigest() for name, digest in hashes.items()}
         with _disk(self.folder):
-            self._note({"tensor": tensor, "arrays": entry})
+            self._note({"tensor": tensor, "arrays": entry, "method": method})
         self._finished[tensor] = entry
+        self.methods[tensor] = method
 
     def add(self, name: str, contents: bytes) -> None:
         """A whole small file."""

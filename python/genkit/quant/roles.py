@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from genkit.checkpoints import Checkpoint, Fields
 
 
+COMPARED = 4 << 20  # weights compared at a time
+
+
 @dataclass
 class Roles:
-    """matrices: name -> [n out, k in] of all that may be kept in codes, in the model's order; in_order: those the file
+    """matrices: name -> [n out, k in] of all that may be kept in codes, in the model's order; transposed: those the file
     holds as [k, n]. together: matrices that one product reads at once, so that all need one format. embedding and head
     are names; head is None where the embedding serves."""
 
@@ -76,10 +79,23 @@ class _Survey(Weights):
 
     def head(self, name: str, embedding: Embedding) -> Linear:
         weight = name + ".weight"
+        if weight not in self.shapes and weight in self.checkpoint and not self._is_table(weight):
+            self.shapes = dict(self.shapes) | {weight: self.shapes[self.roles.embedding]}
         if weight in self.shapes:
             self._note([name])
             self.roles.head = weight
         return Linear(None)
+
+    def _is_table(self, head: str) -> bool:
+        """Whether a head that config.json calls tied is the embedding, number for number."""
+        table, shape = self.roles.embedding, self.shapes[self.roles.embedding]
+        if {head, table} & set(self.checkpoint.quantized):
+            return False
+        step = max(1, COMPARED // shape[1])
+        return all(self._rows(head, shape, i, step) == self._rows(table, shape, i, step) for i in range(0, shape[0], step))
+
+    def _rows(self, name: str, shape: tuple[int, int], begin: int, count: int) -> bytes:
+        return bytes(self.checkpoint.load_rows(name, shape, begin, min(begin + count, shape[0])).bytes())
 
 
 def survey(fields: "Fields", checkpoint: "Checkpoint") -> Roles:

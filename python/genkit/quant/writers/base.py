@@ -20,6 +20,7 @@ from genkit.quant.formats import Format
 if TYPE_CHECKING:
     from genkit.checkpoints.config import Fields
     from genkit.models.config import ModelConfig
+    from genkit.quant.roles import Roles
 
 FLOATS = ("f32", "f16", "bf16")
 Kind = Union[Format, str]  # what a tensor is kept as: codes of a format, or one of FLOATS
@@ -57,6 +58,9 @@ class File:
 class Writer:
     """Raises UsageError in its constructor for a model, and in `format` for a type, that the form cannot hold."""
 
+    by_rows = True  # arrays lie row after row, so that `encode` may get some rows at a time, multiples of row_multiple
+    row_multiple = 32
+
     def __init__(self, source: Source) -> None:
         self.source = source
         self.shapes: dict[str, tuple[int, ...]] = {}  # of what `arrays` was asked for
@@ -64,6 +68,15 @@ class Writer:
     def format(self, kind: str, group_size: int | None = None, asymmetric: bool = False) -> Kind:
         """What "int4", "int8" or a float type becomes here, by default or with this group."""
         raise NotImplementedError
+
+    def default(self, name: str, roles: "Roles", kind: str) -> str | None:
+        """What a matrix becomes when all are to be `kind` and nobody speaks of this one: another type, "float", or None
+        for just that. Here: everything is `kind`."""
+        return None
+
+    def plain(self, name: str, shape: tuple[int, ...], dtype: str) -> str:
+        """The float type of a tensor that is kept as a float, dtype in the source."""
+        return dtype
 
     def check(self, name: str, shape: tuple[int, int], kind: Kind) -> str | None:
         """Why this matrix [n, k] cannot be kept so here (it then stays a float), or None."""
@@ -84,6 +97,10 @@ class Writer:
     def extras(self, kinds: Mapping[str, Kind]) -> dict[str, bytes]:
         """Other files by name, config.json above all."""
         raise NotImplementedError
+
+    def index(self, files: Sequence[File], arrays: Sequence[Array]) -> dict[str, bytes]:
+        """A file that says which array is where, if the form has one."""
+        return {}
 
 
 SHARD = 5 * 10**9  # bytes a safetensors file holds at most, as transformers cuts them

@@ -1,0 +1,83 @@
+"""genkit's own form, as quant/writers/native.py lays it out."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Mapping
+
+import numpy as np
+
+from genkit.checkpoints.config import Fields
+from genkit.checkpoints.files import shown, shown_path
+from genkit.checkpoints.parts import check_group, check_single, matrix
+from genkit.checkpoints.quantized import Stored, part
+from genkit.errors import BadFileError
+from genkit.quant.codes import SUB, Codes, depth_of, from_nibbles, groups_of
+from genkit.quant.formats import Format
+
+if TYPE_CHECKING:
+    from genkit.checkpoints.safetensors import TensorInfo
+
+VERSIONS = (1,)
+MAX_K = 2**31 - 1
+
+
+def find(fields: Fields, tensors: "Mapping[str, TensorInfo]") -> dict[str, Stored]:
+    """Raises BadFileError for what is not as it should be."""
+    quantization = fields.object("quantization_config")
+    version = quantization.integer("version", 0, 2**31 - 1)
+    if version not in VERSIONS:
+        raise BadFileError(f"{shown_path(fields.path)}: quantization_config.version is {version}; this genkit reads 1. Update genkit")
+    formats = quantization.object("formats")
+    if formats is None:
+        raise quantization.error("formats", "an object: tensor name -> format")
+    return {name: _stored(formats, name, tensors) for name in formats.raw}
+
+
+def _stored(formats: Fields, name: str, tensors: "Mapping[str, TensorInfo]") -> Stored:
+    entry = formats.object(name)
+    if entry is None:
+        raise formats.error(name, "an object")
+    format, k = _format(entry), entry.integer("k", 1, MAX_K)
+    check_single(tensors, name, name + ".codes")
+    n = matrix(tensors, name + ".codes", ("u8", "i8")).shape[0]
+    depth, groups = depth_of(k), groups_of(k, format.group)
+
+    def at(role: str, dtype: str, columns: int) -> None:
+        parts[role] = part(tensors, f"{name}.{role}", (dtype,), (n, columns))
+
+    parts: dict[str, TensorInfo] = {}
+    eight = format.packing == "int8"
+    at("codes", "i8" if eight else "u8", depth if eight else depth // 2)
+    at("scales", format.scale_dtype, groups)
+    if format.packing == "int4_two_level":
+        at("subscales", "u8", depth // SUB // 2)
+        at("minima", "u8", depth // SUB)
+    if format.zero != "none":
+        at("zeros", format.scale_dtype if format.zero == "real" else "i8" if eight else "u8", groups)
+    return Stored((n, k), format, parts, partial(_decode, format, k))
+
+
+def _format(entry: Fields) -> Format:
+    packing = entry.string("packing", ("int4_two_level", "int4", "int8"))
+    group, zero = check_group(entry, "group"), entry.string("zero", ("none", "integer", "real"))
+    format = Format(packing, group, zero, entry.string("scale_dtype", ("f16", "bf16")))
+    if packing == "int4_two_level" and format != Format("int4_two_level"):
+        raise entry.error("packing", "with it a group of 256, no zeros and f16 scales")
+    return format
+
+
+def _decode(format: Format, k: int, parts: dict[str, np.ndarray]) -> Codes:
+    if format.packing == "int8":
+        return Codes(format, k, **parts)
+    unpacked = {"codes": from_nibbles(parts["codes"])}
+    if format.packing == "int4_two_level":
+        unpacked["subscales"] = from_nibbles(parts["subscales"])
+        # What the kernels' sums of integers count on: u q - m is an int8.
+        minima = parts["minima"].astype(np.int16)
+        worst = 15 * unpacked["subscales"].astype(np.int16) - minima
+        if minima.max(initial=0) > 128 or worst.max(initial=0) > 127:
+            raise ValueError(f"minima reach {minima.max()} and 15 u - m {worst.max()}; expected at most 128 and 127")
+    elif format.zero == "integer" and parts["zeros"].max(initial=0) > 16:
+        raise ValueError(f"holds a zero of {parts['zeros'].max()}; expected 0 to 16")
+    return Codes(format, k, **(parts | unpacked))

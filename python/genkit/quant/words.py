@@ -1,0 +1,63 @@
+"""Codes in little-endian words, as compressed-tensors, GPTQ and MLX keep them: code i of a row lies at bit i * bits of the
+row's words, unsigned, which for two's complement i8 is the top bit turned. And scales in the type of the model."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from genkit.quant.codes import depth_of, groups_of, to_nibbles, widen
+
+PIECE = 1 << 20  # bytes of nibbles widened at a time, so that what lies between stays in a cache
+
+
+def to_words(codes: np.ndarray, bits: int) -> np.ndarray:
+    """codes u8 0..15 or i8 [n, m] -> i32 [n, m * bits / 32]. m * bits must be a multiple of 32."""
+    packed = to_nibbles(codes) if bits == 4 else codes.view(np.uint8) ^ 0x80
+    return np.ascontiguousarray(packed).view("<i4")
+
+
+def from_words(words: np.ndarray, bits: int, k: int) -> np.ndarray:
+    """The reverse: u8 or i8 [n, depth of k], zeros past k."""
+    packed = np.ascontiguousarray(words).view(np.uint8)
+    n, depth = packed.shape[0], depth_of(k)
+    if bits == 8:
+        out = np.zeros((n, depth), np.uint8) if depth > k else np.empty((n, depth), np.uint8)
+        np.bitwise_xor(packed, 0x80, out=out[:, :k])
+        return out.view(np.int8)
+    pairs = np.zeros((n, depth // 2), np.uint16) if depth > k else np.empty((n, depth // 2), np.uint16)
+    rows = max(1, PIECE // max(k, 1))
+    for begin in range(0, n, rows):
+        part = pairs[begin:begin + rows, : k // 2]
+        np.multiply(packed[begin:begin + rows], np.uint16(17), out=part, dtype=np.uint16)  # the byte, and itself 4 bits up
+        np.bitwise_and(part, 0x0F0F, out=part)
+    return pairs.view(np.uint8)
+
+
+def narrow(values: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 -> uint16 bits of "f16" or "bf16", rounded to nearest even."""
+    if dtype == "f16":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16).view(np.uint16)
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits.astype(np.uint64) + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where((bits & 0x7FFFFFFF) > 0x7F800000, bits >> 16 | 0x40, rounded).astype(np.uint16)
+
+
+def scales_from_file(values: np.ndarray, k: int, group: int) -> np.ndarray:
+    """Scales or offsets [n, k / group] of a file, bits of f16 or bf16, or float32 that f16 holds -> uint16 bits [n, groups of
+    a whole depth]. Raises ValueError."""
+    if values.dtype == np.float32:
+        bits = narrow(values, "f16")
+        wide = widen(bits, "f16")
+        bad = ~((wide == values) | np.isnan(values))
+        if bad.any():
+            raise ValueError(f"holds the F32 scale {values[bad][0]!r}, which float16 has not; such scales are not supported yet")
+        values = bits
+    missing = groups_of(k, group) - values.shape[1]
+    return np.pad(values, ((0, 0), (0, missing))) if missing else values
+
+
+def scales_to_file(bits: np.ndarray, dtype: str, k: int, group: int, disk: str) -> np.ndarray:
+    """The reverse, of bits of dtype: as they are, or widened where the file's type is "f32"."""
+    bits = bits[:, : k // group]
+    return widen(np.ascontiguousarray(bits), dtype) if disk == "f32" else bits
