@@ -11,7 +11,8 @@ import pytest
 from genkit.bench.peers import engines, files, measure, report, workloads
 from genkit.bench.peers.engines import Engine
 from genkit.bench.peers.files import WorkFolder
-from genkit.bench.peers.gguf import gguf_name, interleave, write_gguf
+from genkit.bench.peers.gguf import write_gguf
+from genkit.checkpoints.gguf_model import gguf_name, interleave
 from genkit.bench.peers.measure import Comparison, Results, Row, Settings
 from genkit.bench.peers.process import Failed, Worker
 from genkit.bench.peers.report import Spread, paired, spread

@@ -15,7 +15,7 @@ from genkit import _core
 from genkit.nn import Tensor
 from genkit.quant.codes import Codes
 from genkit.quant.formats import Format
-from genkit.quant.gptq import gptq, output_error
+from genkit.quant.gptq import Factor, factorize, gptq, keep_better
 from genkit.quant.quantize import Run
 from genkit.quant.rounding import round_matrix
 from genkit.quant.streaming import Streamed
@@ -73,16 +73,18 @@ def calibrated(run: Run, sequences: Sequences, reopen: Open) -> None:
             watch.inputs.clear()
             source.apply(source.block(i), keep=False)
             for product, inputs in list(watch.inputs.items()):
+                hessian = inputs.mean()
+                factor = factorize(hessian)
                 for name in product:
                     if name not in run.finished:
-                        _matrix(run, name, inputs.mean())
+                        _matrix(run, name, hessian, factor)
                 del watch.inputs[product]
         states.apply(states.block(i))
     if plan.roles.head is not None:
         run.simple([plan.roles.head])
 
 
-def _matrix(run: Run, name: str, hessian: np.ndarray) -> None:
+def _matrix(run: Run, name: str, hessian: np.ndarray, factor: Factor) -> None:
     plan, kind = run.plan, run.plan.kinds[name]
     shape = plan.roles.shape(name)
     if not isinstance(kind, Format):
@@ -93,15 +95,17 @@ def _matrix(run: Run, name: str, hessian: np.ndarray) -> None:
     else:
         weight = plan.checkpoint.load(name, shape)
     weight = _core.convert(weight, "f32").numpy() if weight.dtype != "f32" else weight.numpy()
-    codes, method = best(weight, hessian, kind)
+    codes, method = best(weight, hessian, factor, kind)
     step = shape[0] if not plan.writer.by_rows else 4096
     run.put(name, ((begin, shape[0], codes.rows(begin, min(begin + step, shape[0]))) for begin in range(0, shape[0], step)), method)
 
 
-def best(weight: np.ndarray, hessian: np.ndarray, format: Format) -> tuple[Codes, str]:
-    """GPTQ's codes, or those of the search weighted by the inputs' mean squares where they lose less of the output."""
-    searched = round_matrix(weight, format, search=True, importance=np.ascontiguousarray(np.diagonal(hessian)))
-    found = gptq(weight, hessian, format)
-    if output_error(weight, found.codes.dequantize(), hessian) < output_error(weight, searched.dequantize(), hessian):
-        return found.codes, "gptq"
-    return searched, "search"
+def best(weight: np.ndarray, hessian: np.ndarray, factor: Factor, format: Format) -> tuple[Codes, str]:
+    """GPTQ's codes; of rows where they lose more of the output than the search weighted by the inputs' mean squares, that
+    one's."""
+    searched = round_matrix(weight, format, True, factor.importance)
+    found = gptq(weight, hessian, format, factor=factor)
+    codes, better = keep_better(weight, hessian, searched, found.codes)
+    if not better.any():
+        return codes, "search" + (f" ({found.note})" if found.note else "")
+    return codes, "gptq" if better.all() else f"gptq, {int((~better).sum())} of {len(better)} rows by search"

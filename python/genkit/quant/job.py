@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.resources import files
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from genkit import _core, checkpoints
-from genkit.checkpoints.config import LARGE_FILE
+from genkit.checkpoints.config import LARGE_FILE, read_json
 from genkit.checkpoints.files import read_small
 from genkit.engine import choose_threads
 from genkit.errors import BadFileError, UsageError
@@ -18,7 +19,7 @@ from genkit.models import read_model_config
 from genkit.quant import evaluate
 from genkit.quant.fit import choose
 from genkit.opening import Opened, open_model
-from genkit.quant.output import Output, check_paths
+from genkit.quant.output import Output, check_paths, clean_up
 from genkit.quant.quantize import Plan, Recipe, Run, describe, fingerprint, make_plan
 from genkit.quant.writers.base import json_bytes
 
@@ -64,7 +65,7 @@ def quantize(model: str | Path, out: str | Path, recipe: Recipe, *, calibration:
     _core.set_threads(choose_threads(threads))
     path, out = checkpoints.resolve(str(model)), Path(out)
     tell = progress or (lambda what, done, total: None)
-    check_paths(Path(out).absolute(), path, force)
+    check_paths(Path(out).absolute(), path, force or resume)
     if calibration is not None and evaluation is not None and read_text(calibration) == read_text(evaluation):
         raise UsageError(f"--calibration {calibration} and --eval {evaluation} are one text: its price would look too small; name another")
     with ExitStack() as stack:
@@ -72,8 +73,12 @@ def quantize(model: str | Path, out: str | Path, recipe: Recipe, *, calibration:
         plan = plan_of(source, recipe, calibration=calibration, progress=progress)
         sequences = _calibration(plan, source, calibration) if plan.method in ("gptq", "awq") else []
         text = bundled_text("evaluation") if evaluation is None else read_text(evaluation)
-        digest = hashlib.sha256(repr(sequences).encode()).hexdigest() if sequences else None
-        output = stack.enter_context(Output(out, path, fingerprint(plan, digest), resume=resume, force=force))
+        made_of = fingerprint(plan, _digest(sequences) if sequences else None)
+        same = _digest({key: value for key, value in made_of.items() if key != "written"} | {"text": _digest(text) if price else None})
+        if resume and (done := finished(out, same)):
+            clean_up(out)
+            return done
+        output = stack.enter_context(Output(out, path, made_of, resume=resume, force=force))
         with Run(plan, output, progress) as run:
             for name, contents in (plan.writer.extras(plan.kinds) | plan.writer.index(plan.files, [a for arrays in plan.arrays.values() for a in arrays])).items():
                 output.add(name, contents)
@@ -87,12 +92,26 @@ def quantize(model: str | Path, out: str | Path, recipe: Recipe, *, calibration:
                 calibrated(run, sequences, reopen)
             else:
                 run.simple(list(plan.kinds))
-        report = describe_plan(plan, output.methods)
+        report = describe_plan(plan, output.methods) | {"fingerprint": same}
         if price:
             report["price"] = _price(plan, source, reopen(), text, evaluation, tell)
         output.add(REPORT, json_bytes(report))
         output.complete(single=single_file(out), progress=lambda done, total: tell("reading it back", done, total))
     return report
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def finished(out: Path, same: str) -> Optional[dict[str, Any]]:
+    """The report of an OUT that is what this run would make, if it is."""
+    single = single_file(out) is not None
+    path = out.with_name(f"{out.name}.{REPORT}") if single else out / REPORT
+    if not out.exists() or not path.is_file() or (single and out.with_name(out.name + ".partial").exists()):
+        return None
+    report = read_json(path)
+    return report if report.get("fingerprint") == same else None
 
 
 def single_file(out: Path) -> Optional[str]:

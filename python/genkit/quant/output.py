@@ -1,9 +1,10 @@
 """An output that appears whole or not at all.
 
 Everything is written into OUT.partial, beside OUT: the files at their full size from the start, tensors at their places in
-any order, and a journal with one line for each tensor that is finished and the SHA-256 of its arrays. Whoever is killed
-leaves that behind; the next run with the same source and recipe goes on after checking what is there. At the end
-everything is flushed to disk, read back and compared, and OUT.partial takes the place of OUT in one step.
+any order. OUT.partial.jsonl is the journal, one line for each tensor that is finished with the SHA-256 of its arrays.
+Whoever is killed leaves these two behind; the next run with the same source and recipe goes on after checking what is
+there. At the end everything is flushed to disk, read back and compared, OUT.partial takes the place of OUT in one step,
+and the journal goes.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
 
 import numpy as np
 
-from genkit.checkpoints.files import shown_path, size_words
+from genkit.checkpoints.files import shown, shown_path, size_words
 from genkit.errors import BadFileError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from genkit.quant.writers.base import Array, File
 
-JOURNAL = "journal.jsonl"
 MANIFEST = "manifest.json"
 SPARE = 64 << 20  # bytes of disk beyond the output's own
 
@@ -42,20 +42,22 @@ class Output:
         self.methods: dict[str, str] = {}  # tensor -> what was done to it
         self._descriptors: dict[str, int] = {}
         self._journal: int | None = None
+        self.journal = self.out.with_name(self.out.name + ".partial.jsonl")
         check_paths(self.out, source, force)
         with _disk(self.folder):
-            if self.folder.exists() and not resume:
-                if not force:
-                    raise UsageError(f"{shown_path(self.folder)}: a run that was stopped left it; --resume goes on, --force starts anew")
-                self._lock()
-                self.close()
-                shutil.rmtree(self.folder)
-            self.folder.mkdir(exist_ok=True)
             self._lock()
+            if not resume and (self.folder.exists() or os.fstat(self._journal).st_size):
+                if not force:
+                    self.close()
+                    raise UsageError(f"{shown_path(self.folder)}: left by a run that was stopped; --resume goes on with it, --force starts anew")
+                if self.folder.exists():
+                    shutil.rmtree(self.folder)
+                os.ftruncate(self._journal, 0)
             self._read_journal()
+            self.folder.mkdir(exist_ok=True)
 
     def _lock(self) -> None:
-        self._journal = os.open(self.folder / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._journal = os.open(self.journal, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -70,15 +72,20 @@ class Output:
             try:
                 entries.append(json.loads(line))
             except ValueError:
-                raise BadFileError(f"{shown_path(self.folder / JOURNAL)}: broken line {shown_path(line[:60])}; remove "
-                                   f"{shown_path(self.folder)} and start anew") from None
+                self.close()
+                raise BadFileError(f"{shown_path(self.journal)}: broken line {shown(line[:60].decode(errors='replace'))}; "
+                                   "start anew with --force and without --resume") from None
         os.ftruncate(self._journal, sum(len(line) + 1 for line in lines))
         os.lseek(self._journal, 0, os.SEEK_END)
         if not entries:
+            if self.folder.exists():
+                self.close()
+                raise UsageError(f"{shown_path(self.folder)}: there, but without a journal to go on from; remove it, or --force")
             self._note(self._fingerprint)
             return
         if entries[0] != self._fingerprint:
             keys = [key for key in self._fingerprint if entries[0].get(key) != self._fingerprint[key]]
+            self.close()
             raise UsageError(f"{shown_path(self.folder)}: made from another {', '.join(keys) or 'recipe'}; run with what it was "
                              "made from, or start anew with --force and without --resume")
         for entry in entries[1:]:
@@ -100,6 +107,9 @@ class Output:
             need, free = sum(file.nbytes for file in files) + SPARE - there, shutil.disk_usage(self.folder).free
             if need > free:
                 raise ResourceError(f"{shown_path(self.out)}: needs {size_words(need)} of disk, {size_words(free)} are free")
+            for path in self.folder.iterdir():
+                if path.name not in self._files:
+                    path.unlink()  # small files of the stopped run: they are written anew
             for file in files:
                 descriptor = os.open(self.folder / file.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
                 self._descriptors[file.name] = descriptor
@@ -150,7 +160,7 @@ class Output:
         when OUT is a file; others then lie beside it, under OUT's name and their own."""
         with _disk(self.folder):
             self._verify(progress)
-            names = sorted(path.name for path in self.folder.iterdir() if path.name != JOURNAL)
+            names = sorted(path.name for path in self.folder.iterdir())
             manifest = {"version": 1, "files": {name: _facts(self.folder / name) for name in names if name != MANIFEST}}
             self.add(MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
             for name in [*names, MANIFEST]:
@@ -160,12 +170,11 @@ class Output:
                 for name in [n for n in [*names, MANIFEST] if n != single]:
                     os.replace(self.folder / name, self.out.with_name(f"{self.out.name}.{name}"))
                 os.replace(self.folder / single, self.out)
-                os.unlink(self.folder / JOURNAL)
                 self.folder.rmdir()
             else:
-                os.unlink(self.folder / JOURNAL)
                 _put_in_place(self.folder, self.out)
             _sync(self.out.parent)
+            self.journal.unlink()
         self.close()
 
     def _verify(self, progress: Callable[[int, int], None] | None) -> None:
@@ -196,6 +205,15 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def clean_up(out: Path) -> None:
+    """Removes what a run left that was stopped when OUT was in its place already."""
+    folder = out.with_name(out.name + ".partial")
+    with _disk(folder):
+        if folder.exists():
+            shutil.rmtree(folder)
+        out.with_name(folder.name + ".jsonl").unlink(missing_ok=True)
 
 
 def check_paths(out: Path, source: Path, force: bool) -> None:

@@ -27,8 +27,9 @@ def from_words(words: np.ndarray, bits: int, k: int) -> np.ndarray:
     pairs = np.zeros((n, depth // 2), np.uint16) if depth > k else np.empty((n, depth // 2), np.uint16)
     rows = max(1, PIECE // max(k, 1))
     for begin in range(0, n, rows):
-        part = pairs[begin:begin + rows, : k // 2]
-        np.multiply(packed[begin:begin + rows], np.uint16(17), out=part, dtype=np.uint16)  # the byte, and itself 4 bits up
+        part, source = pairs[begin:begin + rows, : k // 2], packed[begin:begin + rows]
+        np.left_shift(source, 4, out=part, dtype=np.uint16)  # its high nibble is where the second code belongs
+        np.bitwise_or(part, source, out=part)
         np.bitwise_and(part, 0x0F0F, out=part)
     return pairs.view(np.uint8)
 

@@ -1,0 +1,109 @@
+"""GGUF, the file of llama.cpp and what is built on it: everything in one file, tokenizer included.
+
+checkpoints/gguf_container.py has the layout, gguf_blocks.py that of the blocks, gguf_model.py the names. llama.cpp's types
+have 32 weights to a float16 scale: int4 becomes Q4_0, with a minimum Q4_1, int8 Q8_0. Vectors are F32.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Mapping, Sequence
+
+import numpy as np
+
+from genkit.checkpoints.gguf_blocks import BY_FORMAT, TYPES, encode
+from genkit.checkpoints.gguf_container import STRING, U32, Key, head_bytes, nbytes_of
+from genkit.checkpoints.gguf_model import (ARCHITECTURES, ROPE_FACTORS, check_model, config_keys, generation_keys, gguf_name,
+                                           interleave, is_permuted, rope_factors)
+from genkit.errors import UsageError
+from genkit.quant.codes import Codes
+from genkit.quant.formats import Format
+from genkit.quant.writers.base import FLOATS, Array, File, Kind, Source, Writer
+
+if TYPE_CHECKING:
+    from genkit.quant.roles import Roles
+
+NAME = "model.gguf"
+BLOCK = 32
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}  # llama.cpp's name for the whole
+
+
+class Model(Writer):
+    """notes: what the user should know, after `files`."""
+
+    def __init__(self, source: Source, vocabulary: bool = True) -> None:
+        """vocabulary: whether to take the tokenizer along."""
+        super().__init__(source)
+        check_model(source.fields, source.config)
+        self.notes: list[str] = []
+        self._vocabulary = vocabulary and (source.folder / "tokenizer.json").exists()
+        self._architecture = ARCHITECTURES[source.config.model_type]
+        if self._architecture == "llama":  # rows change places within a head
+            self.row_multiple = math.lcm(BLOCK, source.config.head_dim)
+
+    def format(self, kind: str, group_size: int | None = None, asymmetric: bool = False) -> Kind:
+        if kind in FLOATS:
+            return kind
+        if kind not in ("int4", "int8"):
+            raise UsageError(f"type {kind!r}: --format gguf holds int4, int8, {', '.join(FLOATS)}")
+        if group_size not in (None, BLOCK):
+            raise UsageError(f"--group-size {group_size}: GGUF's blocks are of {BLOCK}; leave it away")
+        if kind == "int8" and asymmetric:
+            raise UsageError("--asym with int8: GGUF has no such type; leave it away")
+        return Format(kind, BLOCK, "real" if asymmetric else "none")
+
+    def default(self, name: str, roles: "Roles", kind: str) -> str | None:
+        """Eight bits for embedding and head, as llama.cpp has them."""
+        if name not in (roles.embedding, roles.head):
+            return None
+        return "float" if roles.shape(name)[1] % BLOCK else "int8"
+
+    def plain(self, name: str, shape: tuple[int, ...], dtype: str) -> str:
+        return dtype if len(shape) > 1 else "f32"
+
+    def check(self, name: str, shape: tuple[int, int], kind: Kind) -> str | None:
+        return f"{shape[1]} columns are not whole blocks of {BLOCK}" if shape[1] % BLOCK else None
+
+    def arrays(self, name: str, shape: tuple[int, ...], kind: Kind) -> list[Array]:
+        self.shapes[name] = shape
+        block = TYPES[kind.upper()] if isinstance(kind, str) else BY_FORMAT[kind]
+        return [Array(gguf_name(name), block.name, shape, nbytes_of(block, shape))]
+
+    def encode(self, name: str, value: Codes | np.ndarray) -> list[np.ndarray]:
+        """Rows of whole heads, where they change places."""
+        rows = encode(value) if isinstance(value, Codes) else value
+        if is_permuted(self._architecture, name):
+            rows = np.ascontiguousarray(interleave(rows, rows.shape[0] // self.source.config.head_dim))
+        return [rows]
+
+    def files(self, arrays: Sequence[Array], kinds: Mapping[str, Kind]) -> list[File]:
+        tensors = [(array.name, array.dtype, array.shape) for array in arrays]
+        factors = rope_factors(self.source.config.rope)
+        if factors is not None:  # first, so that its bytes are of the file's beginning
+            tensors.insert(0, (ROPE_FACTORS, "F32", factors.shape))
+        head, offsets, nbytes = head_bytes(self._keys(arrays), tensors)
+        if factors is not None:
+            del offsets[ROPE_FACTORS]
+            head += factors.astype("<f4").tobytes()
+        return [File(NAME, head, offsets, nbytes)]
+
+    def _keys(self, arrays: Sequence[Array]) -> list[Key]:
+        from genkit.checkpoints.config import generation_defaults
+
+        source = self.source
+        weights = {kind: sum(math.prod(array.shape) for array in arrays if array.dtype == kind) for kind in FILE_TYPES}
+        keys: list[Key] = [("general.architecture", STRING, self._architecture), ("general.type", STRING, "model"),
+                           ("general.file_type", U32, FILE_TYPES[max(weights, key=weights.__getitem__)]),
+                           ("general.quantization_version", U32, 2), *config_keys(source.config)]
+        defaults = generation_defaults(source.folder, source.fields)
+        keys += generation_keys(defaults)
+        if not self._vocabulary:
+            return [*keys, ("tokenizer.ggml.model", STRING, "no_vocab")]
+        from genkit.text.gguf_vocab import vocabulary_keys
+        from genkit.text.tokenizer import Tokenizer
+
+        vocabulary, self.notes = vocabulary_keys(Tokenizer(source.folder), source.config.vocab_size, defaults.eos_token_ids)
+        return keys + vocabulary
+
+    def extras(self, kinds: Mapping[str, Kind]) -> dict[str, bytes]:
+        return {}
