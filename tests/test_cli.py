@@ -597,7 +597,8 @@ def test_ctrl_c_at_any_moment_is_exit_130(endless):
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=TIMEOUT)
         stdout.decode()
-        if b"runpy" not in stderr and b"<frozen" not in stderr:
+        too_early = delay < 0.2 and process.returncode == -signal.SIGINT and not stderr  # a busy machine again
+        if b"runpy" not in stderr and b"<frozen" not in stderr and not too_early:
             assert process.returncode == 130 and b"Traceback" not in stderr, (delay, stderr)
 
 

@@ -93,7 +93,9 @@ class Output:
             self.methods[entry["tensor"]] = entry["method"]
 
     def _note(self, entry: Mapping[str, Any]) -> None:
-        os.write(self._journal, json.dumps(entry, sort_keys=True).encode() + b"\n")
+        line = memoryview(json.dumps(entry, sort_keys=True).encode() + b"\n")
+        while line:
+            line = line[os.write(self._journal, line):]
 
     def begin(self, files: Sequence["File"], tensors: Mapping[str, Sequence["Array"]]) -> list[str]:
         """Makes the files at their full size; tensors: the arrays of each. Returns the tensors that are finished already,
