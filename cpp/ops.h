@@ -20,6 +20,12 @@ struct PackedWeight {
     bool gated;  // rows are gates then ups, panels hold both: packed_linear gives f(gate) * up
 };
 
+// A weight in row-major codes (WeightCodes): subscales and minima for int4_two_level, zeros where the format has them.
+struct RoundedWeight {
+    Tensor codes, scales;
+    OptionalTensor subscales, minima, zeros;
+};
+
 // Rows of int8 activations (QuantizeArgs).
 struct Quantized {
     Tensor codes, scales, sums;
@@ -37,6 +43,7 @@ Quantized quantize(const Tensor& x);
 Tensor packed_linear(const Tensor& x, const PackedWeight& weight, const OptionalTensor& bias, const OptionalTensor& residual,
                      const std::string& kind);
 PackedWeight quantize_weight(const Tensor& weight, const WeightFormat& format, bool gated);
+RoundedWeight round_weight(const Tensor& weight, const WeightFormat& format, bool search, const OptionalTensor& importance);
 PackedWeight pack_weight(const Tensor& codes, const Tensor& scales, const OptionalTensor& subscales,
                          const OptionalTensor& minima, const OptionalTensor& zeros, int64_t k, const WeightFormat& format,
                          bool gated);

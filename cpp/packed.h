@@ -109,13 +109,17 @@ struct PackedLinearArgs {
     bool tiled = false;  // codes and scales, see QuantizeArgs
 };
 
-// Rounds rows of w to codes (round to nearest; see reference_packed.inl for the scales). Unit: one row.
+// Rounds rows of w to codes. To nearest: scales of the range (reference_rounding.inl; with zeros search.inl). search: scales,
+// minima and zeros for which sum_j a_j (w_j - what its code stands for)^2 is small, a_j = 1 or, with importance h of the
+// inputs, h_j sqrt(w_j^2 + mean of w^2). Always after scales are rounded to their type. Unit: one row.
 struct QuantizeWeightArgs {
     const void* weight;  // [n, k] f32 | f16 | bf16
-    WeightCodes out;     // no zeros; a row with a NaN or an infinity gets NaN scales there
+    WeightCodes out;     // where a weight is NaN or infinite, or a scale would be, the scale is NaN; int8 has no zeros
     int64_t k;
     WeightFormat format;
     DType dtype;
+    bool search = false;
+    const float* importance = nullptr;  // [k] or null; only with search
 };
 
 // Row-major codes into panels. Unit: one panel, of 32 rows, or of 16 gates and their 16 ups. Rows past n are padding.

@@ -52,7 +52,7 @@ public:
     void add_range(const char* op, const char* name, const Tensor& values, int64_t limit);
 
 private:
-    Plan() : arena_(std::make_shared<Arena>()) {}
+    Plan() : arena_(std::make_shared<Arena>(true)) {}
     void check_ranges() const;
 
     struct Range {

@@ -72,6 +72,7 @@ void Arena::give_back(size_t block) {
 }
 
 void Arena::keep(const std::shared_ptr<char>& storage) {
+    if (!keeps_) return;
     std::lock_guard<std::mutex> lock(mutex_);
     if (std::any_of(blocks_.begin(), blocks_.end(), [&](const Block& b) { return b.memory.get() == storage.get(); })) return;
     if (std::find(kept_.begin(), kept_.end(), storage) == kept_.end()) kept_.push_back(storage);

@@ -17,12 +17,12 @@ DType dtype_from_name(const std::string& name);  // throws std::invalid_argument
 class Tensor;
 
 // Memory for tensors that ops make while it is in use: the intermediates of a plan, for as long as it is replayed, or of
-// steps that follow one another. A storage that is
-// given up during the recording serves later tensors of the same recording: what was recorded before no longer reads
-// it, and replays keep that order. Storages from elsewhere whose addresses were taken are kept alive. A tensor that
-// outlives arena and plan keeps its memory.
+// steps that follow one another. A storage that is given up serves later tensors: what was recorded before no longer reads
+// it, and replays keep that order. With `keeps`, for a plan, storages from elsewhere whose addresses were taken are kept
+// alive. A tensor that outlives arena and plan keeps its memory.
 class Arena : public std::enable_shared_from_this<Arena> {
 public:
+    explicit Arena(bool keeps = false) : keeps_(keeps) {}
     std::shared_ptr<char> take(size_t bytes);
     void keep(const std::shared_ptr<char>& storage);
     bool owns(const Tensor& t) const;
@@ -48,6 +48,7 @@ private:
     };
     void give_back(size_t block);
     mutable std::mutex mutex_;  // a tensor may die on any thread
+    const bool keeps_;
     bool open_ = true;
     std::vector<Block> blocks_;
     std::vector<std::shared_ptr<char>> kept_;

@@ -238,3 +238,18 @@ def test_slots_name_the_tier_that_serves_them():
                 assert served["attention"] == name and served["rms_norm"] == "avx512"
     finally:
         _core.use_tier(tier)
+
+
+def test_an_arena_does_not_hold_what_it_was_given():
+    """What a run reads belongs to the caller; only a plan, which reads it again, keeps it."""
+    arena, size = _core.Arena(), 8 << 20
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    before = resident()
+    for i in range(40):
+        x = _core.Tensor.from_numpy(np.full((1024, size // 4096), i, np.float32))
+        assert arena.run(_core.add, x, x).numpy()[5, 5] == 2 * i
+    assert resident() - before < 12 * size

@@ -232,6 +232,7 @@ float activate(Activation kind, float x) {
 }
 
 #include "reference_packed.inl"
+#include "reference_rounding.inl"
 
 void activation(const ActivationArgs& a, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {

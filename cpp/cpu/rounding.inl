@@ -89,17 +89,19 @@ INLINE Range range_of(const float* w, int64_t count) {
     return {reduce_max(high), reduce_max(low), all_finite(size)};
 }
 
-// s as stored, and widened again.
-INLINE float round_scale(float s, uint16_t* bits) {
-    f16 rounded;
-    store(&rounded, set1(s), 1);
-    *bits = rounded.bits;
+// s as stored, and widened again; what is below 2^-100 is 0.
+INLINE float round_scale(float s, DType dtype, uint16_t* bits) {
+    const vec small = set1(__builtin_fabsf(s) < 0x1p-100f ? 0.0f : s);
+    uint16_t rounded[lanes];
     float wide[lanes];
-    store(wide, load(&rounded, 1));
+    if (dtype == DType::bf16) store_u16(rounded, narrow_bf16(small));
+    else store_u16(rounded, narrow_f16(small));
+    store(wide, dtype == DType::bf16 ? widen_bf16(load_u16(rounded)) : widen_f16(load_u16(rounded)));
+    *bits = rounded[0];
     return wide[0];
 }
 
-constexpr uint16_t f16_nan = 0x7e00;
+constexpr uint16_t nan_bits(DType dtype) { return dtype == DType::bf16 ? 0x7fc0 : 0x7e00; }
 
 INLINE void round_two_level(const float* w, int64_t subs, uint8_t* codes, uint16_t* scale, uint8_t* u_out, uint8_t* m_out) {
     float high[8], low[8], u[8], m[8], inverse_u[8];
@@ -115,9 +117,9 @@ INLINE void round_two_level(const float* w, int64_t subs, uint8_t* codes, uint16
         const vec h = load(high + g, n), l = load(low + g, n);
         s = max(s, max((h + l) / set1(225.0f), max(l / set1(128.0f), h / set1(127.0f))));
     });
-    const float rounded = round_scale(reduce_max(s), scale);
+    const float rounded = round_scale(reduce_max(s), DType::f16, scale);
     if (!(finite && rounded < infinity)) {
-        *scale = f16_nan;
+        *scale = nan_bits(DType::f16);
         __builtin_memset(codes, 0, size_t(subs * sub_depth));
         __builtin_memset(u_out, 1, size_t(subs));
         __builtin_memset(m_out, 0, size_t(subs));
@@ -144,12 +146,12 @@ INLINE void round_two_level(const float* w, int64_t subs, uint8_t* codes, uint16
     }
 }
 
-INLINE void round_group(const float* w, int64_t count, bool four_bits, uint8_t* codes, uint16_t* scale) {
+INLINE void round_group(const float* w, int64_t count, bool four_bits, DType dtype, uint8_t* codes, uint16_t* scale) {
     const Range r = range_of(w, count);
     const float s = four_bits ? (r.low >= r.high ? r.low : -r.high) / 8.0f : (r.low >= r.high ? r.low : r.high) / 127.0f;
-    const float rounded = round_scale(s, scale);
+    const float rounded = round_scale(s, dtype, scale);
     if (!(r.finite && __builtin_fabsf(rounded) < infinity)) {
-        *scale = f16_nan;
+        *scale = nan_bits(dtype);
         __builtin_memset(codes, four_bits ? 8 : 0, size_t(count));
         return;
     }
@@ -162,7 +164,10 @@ INLINE void round_group(const float* w, int64_t count, bool four_bits, uint8_t* 
     }
 }
 
+#include "search.inl"
+
 void quantize_weight(const QuantizeWeightArgs& a, int64_t begin, int64_t end) {
+    if (a.search || a.format.zero != Zero::none) return search_weight(a, begin, end);
     const int64_t depth = round_up(a.k, tile_depth), group = a.format.group;
     with_type(a.dtype, [&](auto type) {
         auto* weight = static_cast<const typename decltype(type)::type*>(a.weight);
@@ -179,7 +184,8 @@ void quantize_weight(const QuantizeWeightArgs& a, int64_t begin, int64_t end) {
                 }
                 for (int64_t g = 0; g < subs * sub_depth; g += group) {
                     const int64_t count = subs * sub_depth - g < group ? subs * sub_depth - g : group;
-                    round_group(w + g, count, a.format.packing == Packing::int4, codes + from + g, scales + (from + g) / group);
+                    round_group(w + g, count, a.format.packing == Packing::int4, a.format.scale_dtype, codes + from + g,
+                                scales + (from + g) / group);
                 }
             }
         }

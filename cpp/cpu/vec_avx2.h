@@ -19,6 +19,7 @@ INLINE vec fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vec min(vec a, vec b) { return _mm256_min_ps(a, b); }
 INLINE vec max(vec a, vec b) { return _mm256_max_ps(a, b); }
 INLINE vec abs(vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+INLINE vec sqrt(vec x) { return _mm256_sqrt_ps(x); }
 INLINE vec round(vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INLINE vec max_size(vec a, vec b) {
     return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));

@@ -19,6 +19,7 @@ INLINE vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vec min(vec a, vec b) { return _mm512_min_ps(a, b); }
 INLINE vec max(vec a, vec b) { return _mm512_max_ps(a, b); }
 INLINE vec abs(vec x) { return _mm512_abs_ps(x); }
+INLINE vec sqrt(vec x) { return _mm512_sqrt_ps(x); }
 INLINE vec round(vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // The larger of two without signs, by their bits: NaN above infinity above all else.
 INLINE vec max_size(vec a, vec b) {

@@ -21,6 +21,7 @@ INLINE void store(float* p, vec x, int64_t count) {
 
 INLINE vec fma(vec a, vec b, vec c) { return vfmaq_f32(c, a, b); }
 INLINE vec abs(vec x) { return vabsq_f32(x); }
+INLINE vec sqrt(vec x) { return vsqrtq_f32(x); }
 INLINE vec round(vec x) { return vrndnq_f32(x); }
 INLINE vec max_size(vec a, vec b) {
     return vreinterpretq_f32_u32(vmaxq_u32(vreinterpretq_u32_f32(a), vreinterpretq_u32_f32(b)));

@@ -71,6 +71,12 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias: Optional[Tensor] = None
     """As linear, with x rounded to int8. A gated weight needs its activation's name and gives f(gate) * up, [n, m / 2]."""
 def quantize_weight(weight: Tensor, format: WeightFormat, gated: bool = False) -> PackedWeight:
     """weight [n, k] f32|f16|bf16, rounded to nearest; a row with a NaN or an infinity becomes NaN."""
+def round_weight(weight: Tensor, format: WeightFormat, search: bool = False, importance: Optional[Tensor] = None
+                 ) -> tuple[Tensor, Tensor, Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
+    """weight [n, k] f32|f16|bf16 -> codes, scales, subscales, minima, zeros as pack_weight takes them. To nearest, as
+    quantize_weight does, or by search for less squared error; importance f32 [k], finite and >= 0, then weighs inputs
+    (QuantizeWeightArgs). Scales are NaN where a weight is not finite or no scale would be. Raises ValueError, also for
+    int8 with zeros."""
 def pack_weight(codes: Tensor, scales: Tensor, subscales: Optional[Tensor], minima: Optional[Tensor],
                 zeros: Optional[Tensor], k: int, format: WeightFormat, gated: bool = False) -> PackedWeight:
     """Row-major codes [n, k up to 64s] and what belongs to them (WeightCodes in packed.h). Raises ValueError for codes,

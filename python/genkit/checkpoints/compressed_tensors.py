@@ -9,7 +9,7 @@ import numpy as np
 
 from genkit.checkpoints.config import Fields
 from genkit.checkpoints.files import shown, shown_path
-from genkit.checkpoints.parts import check_group, check_k, check_single, matrix, refused
+from genkit.checkpoints.parts import FLOAT, FLOATS, OTHERS, check_group, check_k, check_single, matrix, refused, scale_type
 from genkit.checkpoints.quantized import Stored, part
 from genkit.errors import BadFileError
 from genkit.quant.codes import Codes
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from genkit.checkpoints.safetensors import TensorInfo
 
 PACKED = ".weight_packed"
-FLOAT = "Use the model's f32, f16 or bf16 checkpoint"
 
 
 def find(fields: Fields, tensors: "Mapping[str, TensorInfo]") -> dict[str, Stored]:
@@ -50,7 +49,7 @@ def _unsupported(fields: Fields, key: str) -> BadFileError:
 def _supported(fields: Fields, key: str, values: tuple[Any, ...]) -> Any:
     value = fields.optional(key)
     if not any(value is known or value == known and type(value) is type(known) for known in values):
-        raise fields.error(key, f"{' or '.join(map(shown, values))}; others are not supported. {FLOAT}")
+        raise fields.error(key, f"{' or '.join(map(shown, values))}; {OTHERS}")
     return value
 
 
@@ -58,8 +57,8 @@ def _targets(groups: Fields, name: str) -> list[str]:
     group = groups.object(name)
     targets = None if group is None else group.optional("targets")
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-        raise BadFileError(f"{shown_path(groups.path)}: quantization_config.config_groups.{shown(name)}: targets is {shown(targets)}; "
-                           "expected a list of names")
+        raise BadFileError(f"{shown_path(groups.path)}: quantization_config.config_groups.{shown(name)}: "
+                           f"targets is {shown(targets)}; expected a list of names")
     return targets
 
 
@@ -90,8 +89,8 @@ def _of(x: str, groups: "dict[str, tuple[list[str], tuple[int, int, bool]]]", fi
         for targets, scheme in groups.values():
             if wanted in targets:
                 return scheme
-    raise BadFileError(f"{shown_path(fields.path)}: quantization_config: no group of config_groups names {shown(x, 200)}; patterns "
-                       f"(re:) among several groups are not supported. {FLOAT}")
+    raise BadFileError(f"{shown_path(fields.path)}: quantization_config: no group of config_groups names {shown(x, 200)}; "
+                       f"patterns (re:) among several groups are not supported. {FLOAT}")
 
 
 def _stored(x: str, scheme: tuple[int, int, bool], tensors: "Mapping[str, TensorInfo]") -> Stored:
@@ -99,15 +98,16 @@ def _stored(x: str, scheme: tuple[int, int, bool], tensors: "Mapping[str, Tensor
     name = x + PACKED
     packed = matrix(tensors, name, ("i32",))
     check_single(tensors, x + ".weight", name)
-    if x + ".weight_g_idx" in tensors:
-        raise refused(tensors[x + ".weight_g_idx"], x + ".weight_g_idx", f"orders its inputs anew (actorder), which is not supported. {FLOAT}")
+    order = x + ".weight_g_idx"
+    if order in tensors:
+        raise refused(tensors[order], order, f"orders its inputs anew (actorder), which is not supported. {FLOAT}")
     n, k = packed.shape[0], packed.shape[1] * 32 // bits
     check_k(packed, name, k, group)
-    scale = part(tensors, x + ".weight_scale", ("bf16", "f16", "f32"), (n, k // group))
+    scale = part(tensors, x + ".weight_scale", FLOATS, (n, k // group))
     parts = {"packed": packed, "scale": scale, "shape": part(tensors, x + ".weight_shape", ("i64", "i32"), (2,))}
     if not symmetric:
         parts["zero_point"] = part(tensors, x + ".weight_zero_point", ("i32",), (-(-n // 8), k // group))
-    format = Format("int8" if bits == 8 else "int4", group, "none" if symmetric else "integer", "bf16" if scale.dtype == "bf16" else "f16")
+    format = Format("int8" if bits == 8 else "int4", group, "none" if symmetric else "integer", scale_type(scale))
     return Stored((n, k), format, parts, partial(_decode, format, (n, k)))
 
 

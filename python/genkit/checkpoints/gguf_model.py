@@ -88,8 +88,11 @@ def check_model(fields: "Fields", config: Any) -> None:
     architecture = ARCHITECTURES[c.model_type]
     troubles = {
         f"rope_type {c.rope.type!r}": c.rope.type == "dynamic" or (c.rope.type == "yarn" and not c.rope.truncate),
+        f"beta_fast {c.rope.beta_fast:g} with beta_slow {c.rope.beta_slow:g}": (c.rope.beta_fast, c.rope.beta_slow) != (32, 1),
         f"rotation of {c.rope.dim} of {c.head_dim} channels": c.rope.dim != c.head_dim,
         f"hidden_act {c.activation!r}": c.activation != "silu",
+        f"{c.heads} heads of {c.head_dim} channels for a hidden_size of {c.hidden_size}":
+            architecture == "qwen2" and c.heads * c.head_dim != c.hidden_size,
         "sliding_window": architecture != "llama" and any(c.windows),
         "a bias on attention": architecture == "qwen3" and (c.qkv_bias or c.out_bias),
     }
@@ -102,7 +105,7 @@ def config_keys(c: "LlamaConfig") -> list[Key]:
     """Sizes and constants, as llama.cpp's own converter names them."""
     a = ARCHITECTURES[c.model_type]
     keys: list[Key] = [
-        (f"{a}.block_count", U32, c.layers), (f"{a}.context_length", U32, c.max_positions),
+        (f"{a}.block_count", U32, c.layers), (f"{a}.context_length", U32, c.rope.positions),
         (f"{a}.embedding_length", U32, c.hidden_size), (f"{a}.feed_forward_length", U32, c.intermediate_size),
         (f"{a}.attention.head_count", U32, c.heads), (f"{a}.attention.head_count_kv", U32, c.kv_heads),
         (f"{a}.attention.key_length", U32, c.head_dim), (f"{a}.attention.value_length", U32, c.head_dim),
@@ -219,18 +222,18 @@ def config_of(container: Container, factors: np.ndarray | None) -> dict[str, Any
 
 def _rope_of(container: Container, keys: _Keys, config: Mapping[str, Any], factors: np.ndarray | None) -> dict[str, Any]:
     prefix = "rope.scaling."
-    kind = keys.get(prefix + "type", (str,), "none")
+    kind = keys.get(prefix + "type", (str,), "linear")
     factor = keys.number(prefix + "factor", keys.number("rope.scale_linear"))
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": keys.number("rope.freq_base", 10000.0)}
     original = keys.integer(prefix + "original_context_length")
     if factors is not None:
-        rope |= {"rope_type": "llama3", "factor": float(factors.max()),
+        rope |= {"rope_type": "llama3", "factor": float(f"{factors.max():.6g}"),
                  "original_max_position_embeddings": original or 8192,
                  "low_freq_factor": keys.number(prefix + "low_freq_factor", 1.0),
                  "high_freq_factor": keys.number(prefix + "high_freq_factor", 4.0)}
         _check_factors(container, config, rope, factors)
-    elif kind in ("linear", "none") and factor not in (None, 0, 1):
-        rope |= {"rope_type": "linear", "factor": factor}
+    elif kind == "linear":
+        rope |= {"rope_type": "linear", "factor": factor} if factor not in (None, 0, 1) else {}
     elif kind == "yarn":
         if not isinstance(factor, (int, float)) or not 0 < factor < 1e6:
             raise BadFileError(f"{shown_path(container.path)}: {keys.prefix}{prefix}factor is {shown(factor)}; expected a number "
@@ -238,7 +241,7 @@ def _rope_of(container: Container, keys: _Keys, config: Mapping[str, Any], facto
         rope |= {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original,
                  "attention_factor": keys.number(prefix + "attn_factor", 1.0) * _yarn_scale(factor),
                  "beta_fast": keys.number(prefix + "yarn_beta_fast"), "beta_slow": keys.number(prefix + "yarn_beta_slow")}
-    elif kind not in ("linear", "none"):
+    elif kind != "none":
         raise BadFileError(f"{shown_path(container.path)}: {keys.prefix}{prefix}type {shown(kind)} is not supported; known: none, "
                            "linear, yarn")
     return {key: value for key, value in rope.items() if value is not None}

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Mapping
 import numpy as np
 
 from genkit.checkpoints.config import Fields
-from genkit.checkpoints.parts import GROUPS, check_single, matrix, refused
+from genkit.checkpoints.parts import FLOAT, GROUPS, OTHERS, check_single, matrix, refused
 from genkit.checkpoints.quantized import Stored, part
-from genkit.quant.codes import Codes
+from genkit.quant.codes import Codes, from_nibbles
 from genkit.quant.formats import Format
 from genkit.quant.words import from_words, scales_from_file
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from genkit.checkpoints.safetensors import TensorInfo
 
 QWEIGHT = ".qweight"
-FLOAT = "Use the model's f32, f16 or bf16 checkpoint"
 
 
 def find(fields: Fields, tensors: "Mapping[str, TensorInfo]") -> dict[str, Stored]:
@@ -31,7 +30,7 @@ def find(fields: Fields, tensors: "Mapping[str, TensorInfo]") -> dict[str, Store
     symmetric = quantization.boolean("sym", False)
     bits = quantization.integer("bits", 1, 16)
     if bits not in (4, 8):
-        raise quantization.error("bits", f"4 or 8; others are not supported. {FLOAT}")
+        raise quantization.error("bits", f"4 or 8; {OTHERS}")
     return {name.removesuffix(QWEIGHT) + ".weight": _stored(name.removesuffix(QWEIGHT), symmetric, above, tensors)
             for name in tensors if name.endswith(QWEIGHT)}
 
@@ -45,8 +44,8 @@ def _stored(x: str, symmetric: bool, above: int, tensors: "Mapping[str, TensorIn
     bits = next((bits for bits in (4, 8) if words * 32 == k * bits), 0)
     group = next((group for group in GROUPS if groups * group == k), 0)
     if not bits or not group:
-        raise refused(qweight, x + QWEIGHT, f"is {list(qweight.shape)} with {groups} rows of scales and a g_idx of {k}; expected 4 or 8 bits and "
-                      f"groups of {', '.join(map(str, GROUPS))}, others are not supported. {FLOAT}")
+        raise refused(qweight, x + QWEIGHT, f"is {list(qweight.shape)} with {groups} rows of scales and a g_idx of {k}; expected "
+                                            f"4 or 8 bits and groups of {', '.join(map(str, GROUPS))}; {OTHERS}")
     parts = {"qweight": qweight, "scales": part(tensors, x + ".scales", ("f16", "bf16"), (groups, n)),
              "qzeros": part(tensors, x + ".qzeros", ("i32",), (groups, -(-n * bits // 32))),
              "g_idx": part(tensors, x + ".g_idx", ("i32",), (k,))}
@@ -59,19 +58,19 @@ def _decode(format: Format, shape: tuple[int, int], above: int, parts: dict[str,
     if not np.array_equal(parts["g_idx"], np.arange(k, dtype=np.int32) // format.group):
         raise ValueError(f"g_idx orders its inputs anew (desc_act), which is not supported. {FLOAT}")
     packed = parts["qzeros"].view(np.uint8)
-    stored = packed if eight else np.stack([packed & 15, packed >> 4], 2).reshape(packed.shape[0], -1)
-    zeros = stored[:, :n].T.astype(np.int16) + above
+    stored = (packed if eight else from_nibbles(packed))[:, :n]
     middle = 128 if eight else 8
-    if format.zero == "none" and (zeros != middle).any():
-        raise ValueError(f"qzeros hold {zeros[zeros != middle][0]}; sym: true means {middle} everywhere")
-    if zeros.max(initial=0) > (255 if eight else 16):
-        raise ValueError(f"qzeros hold {zeros.max()}, which eight bits do not; readers disagree about it")
+    if format.zero == "none" and (stored != middle - above).any():
+        raise ValueError(f"qzeros hold {stored[stored != middle - above][0] + above}; sym: true means {middle} everywhere")
+    if eight and stored.max() + np.int16(above) > 255:
+        raise ValueError("qzeros hold 256, which eight bits do not; readers disagree about it")
     codes = from_words(_transposed(parts["qweight"]), 8 if eight else 4, k)
-    scales = scales_from_file(np.ascontiguousarray(parts["scales"].T), k, format.group)
+    scales = scales_from_file(_transposed(parts["scales"]), k, format.group)
     if format.zero == "none":
         return Codes(format, k, codes, scales)
+    zeros = _transposed(stored).astype(np.int16) + above
     zeros = (zeros - 128).astype(np.int8) if eight else zeros.astype(np.uint8)
-    return Codes(format, k, codes, scales, zeros=scales_from_file(np.ascontiguousarray(zeros), k, format.group))
+    return Codes(format, k, codes, scales, zeros=scales_from_file(zeros, k, format.group))
 
 
 def _transposed(words: np.ndarray, block: int = 64) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Mapping
 import numpy as np
 
 from genkit.checkpoints.config import Fields
-from genkit.checkpoints.parts import check_group, check_k, matrix, refused
+from genkit.checkpoints.parts import FLOATS, OTHERS, check_group, check_k, matrix, refused, scale_type
 from genkit.checkpoints.quantized import Stored, part
 from genkit.quant.codes import Codes, widen
 from genkit.quant.formats import Format
@@ -16,9 +16,6 @@ from genkit.quant.words import from_words, narrow, scales_from_file
 
 if TYPE_CHECKING:
     from genkit.checkpoints.safetensors import TensorInfo
-
-FLOAT = "Use the model's f32, f16 or bf16 checkpoint"
-FLOATS = ("bf16", "f16", "f32")
 
 
 def find(fields: Fields, tensors: "Mapping[str, TensorInfo]") -> dict[str, Stored]:
@@ -39,10 +36,10 @@ def find(fields: Fields, tensors: "Mapping[str, TensorInfo]") -> dict[str, Store
 def _settings(settings: Fields) -> tuple[int, int]:
     """(bits, group)."""
     if settings.optional("mode") not in (None, "affine"):
-        raise settings.error("mode", f"affine; others are not supported. {FLOAT}")
+        raise settings.error("mode", f"affine; {OTHERS}")
     bits = settings.integer("bits", 1, 16)
     if bits not in (4, 8):
-        raise settings.error("bits", f"4 or 8; others are not supported. {FLOAT}")
+        raise settings.error("bits", f"4 or 8; {OTHERS}")
     return bits, check_group(settings, "group_size")
 
 
@@ -53,7 +50,7 @@ def _stored(x: str, settings: tuple[int, int], tensors: "Mapping[str, TensorInfo
     check_k(weight, x + ".weight", k, group)
     scales = part(tensors, x + ".scales", FLOATS, (n, k // group))
     parts = {"weight": weight, "scales": scales, "biases": part(tensors, x + ".biases", (scales.dtype,), (n, k // group))}
-    format = Format("int8" if bits == 8 else "int4", group, "real", "bf16" if scales.dtype == "bf16" else "f16")
+    format = Format("int8" if bits == 8 else "int4", group, "real", scale_type(scales))
     return Stored((n, k), format, parts, partial(_decode, format, k))
 
 
@@ -65,5 +62,7 @@ def _decode(format: Format, k: int, parts: dict[str, np.ndarray]) -> Codes:
     if eight:
         # Codes are c = u - 128 here, so the offset is b + 128 s: nothing for symmetric codes. It lies among the weights, and
         # is rounded as a weight kept in that type would be.
-        offsets = narrow(widen(offsets, format.scale_dtype) + np.float32(128) * widen(scales, format.scale_dtype), format.scale_dtype)
+        with np.errstate(invalid="ignore"):
+            exact = widen(offsets, format.scale_dtype) + np.float32(128) * widen(scales, format.scale_dtype)
+        offsets = narrow(exact, format.scale_dtype)
     return Codes(format, k, codes, scales, zeros=offsets)

@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, Mapping
 import numpy as np
 
 from genkit.checkpoints.config import Fields
-from genkit.checkpoints.files import shown, shown_path
 from genkit.checkpoints.parts import check_group, check_single, matrix
 from genkit.checkpoints.quantized import Stored, part
-from genkit.errors import BadFileError
 from genkit.quant.codes import SUB, Codes, depth_of, from_nibbles, groups_of
 from genkit.quant.formats import Format
 
 if TYPE_CHECKING:
     from genkit.checkpoints.safetensors import TensorInfo
 
-VERSIONS = (1,)
 MAX_K = 2**31 - 1
 
 
@@ -26,8 +23,8 @@ def find(fields: Fields, tensors: "Mapping[str, TensorInfo]") -> dict[str, Store
     """Raises BadFileError for what is not as it should be."""
     quantization = fields.object("quantization_config")
     version = quantization.integer("version", 0, 2**31 - 1)
-    if version not in VERSIONS:
-        raise BadFileError(f"{shown_path(fields.path)}: quantization_config.version is {version}; this genkit reads 1. Update genkit")
+    if version != 1:
+        raise quantization.error("version", "1, which this genkit reads; a newer one may read it")
     formats = quantization.object("formats")
     if formats is None:
         raise quantization.error("formats", "an object: tensor name -> format")

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from genkit.checkpoints.safetensors import TensorInfo
 
 GROUPS = (32, 64, 128, 256)  # that the core's kernels take
+FLOATS = ("bf16", "f16", "f32")
+FLOAT = "Use the model's f32, f16 or bf16 checkpoint"
+OTHERS = f"others are not supported. {FLOAT}"
 
 
 def matrix(tensors: "Mapping[str, TensorInfo]", name: str, dtypes: tuple[str, ...]) -> "TensorInfo":
@@ -20,7 +23,8 @@ def matrix(tensors: "Mapping[str, TensorInfo]", name: str, dtypes: tuple[str, ..
     if info is None:
         raise BadFileError(f"tensor {shown(name, 200)} is missing from the weights")
     if info.dtype not in dtypes or len(info.shape) != 2 or 0 in info.shape:
-        raise refused(info, name, f"is {info.dtype.upper()} {list(info.shape)}; expected {' or '.join(d.upper() for d in dtypes)} [n, m]")
+        raise refused(info, name, f"is {info.dtype.upper()} {list(info.shape)}; "
+                                  f"expected {' or '.join(d.upper() for d in dtypes)} [n, m]")
     return info
 
 
@@ -38,11 +42,17 @@ def check_group(fields: "Fields", key: str) -> int:
     """A group size in `fields` that the core takes."""
     group = fields.integer(key, -1, 2**31 - 1)
     if group not in GROUPS:
-        raise fields.error(key, f"{', '.join(map(str, GROUPS))}; others are not supported. Use the model's f32, f16 or bf16 checkpoint")
+        raise fields.error(key, f"{', '.join(map(str, GROUPS))}; {OTHERS}")
     return group
 
 
 def check_k(info: "TensorInfo", name: str, k: int, group: int) -> None:
     """Rows must be whole groups."""
     if k % group:
-        raise refused(info, name, f"holds {list(info.shape)} words, rows of {k} codes; expected a multiple of the group of {group}")
+        raise refused(info, name, f"holds {list(info.shape)} words, rows of {k} codes; "
+                                  f"expected a multiple of the group of {group}")
+
+
+def scale_type(info: "TensorInfo") -> str:
+    """Format.scale_dtype of scales in a file: F32 is read where f16 holds it."""
+    return "bf16" if info.dtype == "bf16" else "f16"

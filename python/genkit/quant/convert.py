@@ -76,9 +76,9 @@ def _to_int8(codes: Codes) -> Codes:
         q -= 8
     if q.size and not -128 <= q[:, :k].min() <= q[:, :k].max() <= 127:
         raise ValueError(f"codes reach {q[:, :k].min()} .. {q[:, :k].max()}, beyond eight bits")
-    real = f.zero == "real"
-    format = Format("int8", f.group, "real" if real else "none", f.scale_dtype)
-    return replace(codes, format=format, codes=q.astype(np.int8), subscales=None, minima=None, zeros=codes.zeros if real else None)
+    zeros = codes.zeros if f.zero == "real" else None
+    format = Format("int8", f.group, "none" if zeros is None else "real", f.scale_dtype)
+    return replace(codes, format=format, codes=q.astype(np.int8), subscales=None, minima=None, zeros=zeros)
 
 
 def _per_sub(codes: Codes) -> tuple[np.ndarray, np.ndarray]:
@@ -99,9 +99,9 @@ def _per_sub(codes: Codes) -> tuple[np.ndarray, np.ndarray]:
 
 def _coarser(per_sub: np.ndarray, k: int, group: int) -> np.ndarray:
     """[n, depth / 32] -> [n, groups], for groups whose parts agree. What is past k agrees with anything."""
-    per = group // SUB
-    used = np.minimum(np.arange(groups_of(k, group) * per), -(-k // SUB) - 1)
-    parts = per_sub[:, used].reshape(per_sub.shape[0], -1, per)
+    per, groups = group // SUB, groups_of(k, group)
+    used = np.minimum(np.arange(groups * per), -(-k // SUB) - 1)
+    parts = per_sub[:, used].reshape(-1, groups, per)
     first = parts[:, :, :1]
     if not _same(parts, np.broadcast_to(first, parts.shape)):
         raise ValueError(f"groups with different scales would have to be rounded anew to groups of {group}")

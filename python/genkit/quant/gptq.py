@@ -2,7 +2,8 @@
 
 What is made small is tr(D H D^T), D the error of the weight and H the mean of x x^T over calibration inputs. Scales of all
 groups are fitted first and stay. Then columns are rounded one after the other, and what rounding one got wrong is spread
-over those still to come. Rows do not know of each other: matrices with the same inputs may be stacked.
+over those still to come. Then each code moves, one column after the other, to where the error is least given all others.
+Rows do not know of each other: matrices with the same inputs may be stacked.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from genkit.quant.rounding import round_matrix
 BLOCK = 128  # columns between two products that spread their errors
 ROWS = 1024  # of the weight at a time: a block of them stays in the cache
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
+PASSES = 1  # over all columns, once all have codes
 TRIES = 10  # each with twice the damping of the one before
 
 
@@ -29,13 +31,14 @@ class Factor:
     """What a Hessian [k, k] gives, for all weights with these inputs.
 
     importance float32 [k]: its diagonal, damped. order: columns as they are visited. lower float32 [k, k]: L of
-    (H + damping)^-1 = L L^T in that order; None where H could not be factored.
+    (H + ridge)^-1 = L L^T in that order; None where H could not be factored. ridge: damping times the mean of H's diagonal.
     """
 
     importance: np.ndarray
     order: np.ndarray
     lower: Optional[np.ndarray]
     damping: float
+    ridge: float
 
 
 @dataclass
@@ -71,14 +74,14 @@ def factorize(hessian: np.ndarray, *, order: bool = True, damping: float = DAMPI
         tried = damping * 2**attempt
         np.fill_diagonal(work, diagonal[visits] + tried * mean)
         try:
-            return Factor(importance, visits, linalg.inverse_cholesky(work), tried)
+            return Factor(importance, visits, linalg.inverse_cholesky(work), tried, tried * mean)
         except np.linalg.LinAlgError:
             continue
-    return Factor(importance, visits, None, tried)
+    return Factor(importance, visits, None, tried, tried * mean)
 
 
 def gptq(weight: np.ndarray, hessian: np.ndarray, format: Format, *, order: bool = True, damping: float = DAMPING,
-         factor: Optional[Factor] = None) -> Solved:
+         passes: int = PASSES, factor: Optional[Factor] = None) -> Solved:
     """weight float32 [n, k], hessian float32 [k, k] -> codes. factor: what factorize made of this hessian, where several
     weights share it. Raises ValueError as factorize and round_matrix do."""
     if weight.shape[1:] != hessian.shape[:1] or weight.shape[1:] != hessian.shape[1:]:
@@ -87,12 +90,16 @@ def gptq(weight: np.ndarray, hessian: np.ndarray, format: Format, *, order: bool
     searched = round_matrix(weight, format, True, factor.importance)
     if factor.lower is None:
         return Solved(searched, f"the hessian stayed indefinite with damping {factor.damping:g}: scale search only")
-    codes = searched.codes.copy()
+    codes = replace(searched, codes=searched.codes.copy())
+    matrix = linalg.tensor(hessian)
+    np.fill_diagonal(matrix.numpy(), np.diag(hessian) + factor.ridge)
     for begin in range(0, len(weight), ROWS):
-        end = min(begin + ROWS, len(weight))
-        codes[begin:end, : searched.k] = _visit(weight[begin:end], _Grid.of(searched.rows(begin, end)), factor)
-    note = "" if factor.damping == damping else f"damping {factor.damping:g}"
-    return Solved(replace(searched, codes=codes), note)
+        rows, part = weight[begin:begin + ROWS], codes.rows(begin, begin + ROWS)
+        grid = _Grid.of(part)
+        part.codes[:, : part.k] = _visit(rows, grid, factor)
+        for _ in range(passes):
+            _move(rows, grid, matrix)
+    return Solved(codes, "" if factor.damping == damping else f"damping {factor.damping:g}")
 
 
 @dataclass
@@ -172,6 +179,26 @@ def _visit(weight: np.ndarray, grid: _Grid, factor: Factor) -> np.ndarray:
             block[j + 1:] -= spread
         errors.numpy()[:, begin:end] = block.T
     return codes.T
+
+
+def _move(weight: np.ndarray, grid: _Grid, matrix: _core.Tensor) -> None:
+    """Each column's codes, in place, to the nearest of what the columns around it would have them be. Lowers every row's
+    d H d^T, or leaves it; matrix is H [k, k]."""
+    k, h = weight.shape[1], matrix.numpy()
+    errors = linalg.tensor(grid.codes.dequantize() - weight)
+    d, codes = errors.numpy(), grid.codes.codes
+    for begin in range(0, k, BLOCK):
+        end = min(begin + BLOCK, k)
+        slopes = np.ascontiguousarray(_core.linear(errors, matrix.rows(begin, end)).numpy().T)  # of half the error
+        block, original = np.ascontiguousarray(d[:, begin:end].T), np.ascontiguousarray(weight[:, begin:end].T)
+        for j, column in enumerate(range(begin, end)):
+            code, value = grid.nearest(column, original[j] + block[j] - slopes[j] / h[column, column])
+            codes[:, column] = code
+            value -= original[j]
+            change = value - block[j]
+            block[j] = value
+            slopes[j + 1:] += h[column, column + 1:end, None] * change
+        d[:, begin:end] = block.T
 
 
 def row_errors(weight: np.ndarray, rounded: np.ndarray, hessian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

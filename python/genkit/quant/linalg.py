@@ -9,17 +9,23 @@ from __future__ import annotations
 import numpy as np
 
 from genkit import _core
+from genkit._core import Tensor
 
 BLOCK = 128  # columns factored at a time
 STRIP = 1024  # rows of the inverse that one product makes, so that it skips most of the zeros on their left
 
 
-def tensor(array: np.ndarray) -> _core.Tensor:
+def tensor(array: np.ndarray) -> Tensor:
     """A float32 copy for the core."""
-    return _core.Tensor.from_numpy(np.ascontiguousarray(array, np.float32))
+    return Tensor.from_numpy(np.ascontiguousarray(array, np.float32))
 
 
-def quadratic(rows: np.ndarray, matrix: _core.Tensor) -> np.ndarray:
+def stored(array: np.ndarray, dtype: str) -> np.ndarray:
+    """float32: the array as "f32", "f16" or "bf16" has it."""
+    return _core.convert(_core.convert(tensor(array.reshape(1, -1)), dtype), "f32").numpy().reshape(array.shape)
+
+
+def quadratic(rows: np.ndarray, matrix: Tensor) -> np.ndarray:
     """float64 [n]: r M r^T of each row of float32 [n, k], M symmetric [k, k]."""
     out = np.empty(len(rows))
     for begin in range(0, len(rows), STRIP):
@@ -43,7 +49,7 @@ def inverse_cholesky(matrix: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(_inverse_transposed(work, inverses).numpy()[::-1, ::-1]) if k else matrix
 
 
-def _cholesky(work: _core.Tensor) -> list[np.ndarray]:
+def _cholesky(work: Tensor) -> list[np.ndarray]:
     """Overwrites blocks below the diagonal with those of C, work = C C^T; returns the inverses of its diagonal blocks."""
     a, k = work.numpy(), len(work.numpy())
     inverses = []
@@ -72,10 +78,10 @@ def _inverse_of_factor(a: np.ndarray, place: int) -> np.ndarray:
     return inverse
 
 
-def _inverse_transposed(work: _core.Tensor, inverses: list[np.ndarray]) -> _core.Tensor:
+def _inverse_transposed(work: Tensor, inverses: list[np.ndarray]) -> Tensor:
     """C^-T, upper, from the blocks of C below the diagonal and the inverses of those on it."""
     a, k = work.numpy(), len(work.numpy())
-    out = _core.Tensor.zeros([k, k])
+    out = Tensor.zeros([k, k])
     u = out.numpy()
     for block, inverse in enumerate(inverses):
         begin, end = block * BLOCK, min(block * BLOCK + BLOCK, k)

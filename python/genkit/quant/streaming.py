@@ -122,7 +122,7 @@ class Streamed:
         self.tokens = [list(tokens) for tokens in sequences]
         self.states: list[np.ndarray] = []
         for tokens in self.tokens:
-            self.states.append(self.model.start(self._step(tokens)).numpy())
+            self.states.append(self.model.start(self._step(tokens)).numpy().copy())
 
     def _step(self, tokens: Sequence[int]) -> Step:
         sequence = Cached()
@@ -141,7 +141,7 @@ class Streamed:
             shared = self.model.shared(step)
             out = self._arena.run(block, Tensor.from_numpy(self.states[i]), step, self._cache.layers[0], *shared)
             if keep:
-                self.states[i] = out.numpy().copy()
+                self.states[i][...] = out.numpy()
 
     def logits(self, i: int, begin: int, end: int) -> Tensor:
         """Of rows [begin, end) of sequence i, f32 [rows, vocab], once all layers are behind it."""

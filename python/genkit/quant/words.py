@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from genkit.quant.codes import depth_of, groups_of, to_nibbles, widen
+from genkit.quant.formats import Format
 
 PIECE = 1 << 20  # bytes of nibbles widened at a time, so that what lies between stays in a cache
 
@@ -45,20 +46,20 @@ def narrow(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def scales_from_file(values: np.ndarray, k: int, group: int) -> np.ndarray:
-    """Scales or offsets [n, k / group] of a file, bits of f16 or bf16, or float32 that f16 holds -> uint16 bits [n, groups of
-    a whole depth]. Raises ValueError."""
+    """[n, k / group] of a file -> [n, groups of a whole depth]. What is float32 becomes bits of f16; ValueError where that
+    would round it."""
     if values.dtype == np.float32:
         bits = narrow(values, "f16")
         wide = widen(bits, "f16")
         bad = ~((wide == values) | np.isnan(values))
         if bad.any():
-            raise ValueError(f"holds the F32 scale {values[bad][0]!r}, which float16 has not; such scales are not supported yet")
+            raise ValueError(f"holds the F32 scale {values[bad][0]}, which float16 has not; such scales are not supported")
         values = bits
     missing = groups_of(k, group) - values.shape[1]
     return np.pad(values, ((0, 0), (0, missing))) if missing else values
 
 
-def scales_to_file(bits: np.ndarray, dtype: str, k: int, group: int, disk: str) -> np.ndarray:
-    """The reverse, of bits of dtype: as they are, or widened where the file's type is "f32"."""
-    bits = bits[:, : k // group]
-    return widen(np.ascontiguousarray(bits), dtype) if disk == "f32" else bits
+def scales_to_file(bits: np.ndarray, format: Format, k: int, dtype: str) -> np.ndarray:
+    """The reverse: scales of a format as they are, or widened where the file's type is "f32"."""
+    bits = bits[:, : k // format.group]
+    return widen(np.ascontiguousarray(bits), format.scale_dtype) if dtype == "f32" else bits

@@ -175,7 +175,8 @@ def tokenizer_of(container: Container) -> tuple[bytes | None, dict[str, Any]]:
     one that cannot be, and for a kind that is not known here."""
     keys, where = container.keys, shown_path(container.path)
     tokens = keys.get("tokenizer.ggml.tokens")
-    if keys.get("tokenizer.ggml.model") in (None, "no_vocab", "none") and WHOLE not in keys:
+    kind = keys.get("tokenizer.ggml.model")
+    if WHOLE not in keys and (kind in ("no_vocab", "none") or (kind is None and tokens is None)):
         return None, {}
     if not isinstance(tokens, list):
         raise BadFileError(f"{where}: tokenizer.ggml.tokens is {'missing' if tokens is None else 'no list of texts'}")
@@ -244,8 +245,10 @@ def _rebuilt(container: Container, raw: list[bytes], config: Mapping[str, Any]) 
         model |= {"merges": _merges_by_score(vocab, keys.get("tokenizer.ggml.scores"), len(tokens), where), "byte_fallback": True,
                   "fuse_unk": True, "unk_token": config.get("unk_token")}
         prefix = keys.get("tokenizer.ggml.add_space_prefix", True) is not False
-        normalizer, adds_bos = None, True
-        pre = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first" if prefix else "never", "split": False}
+        pre, adds_bos = None, True
+        replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        # As llama.cpp places it: before the text and after every special token, whether a space is there or not.
+        normalizer = {"type": "Sequence", "normalizers": [*([{"type": "Prepend", "prepend": "▁"}] * prefix), replace]}
         strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
         decoder = {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
                                                     {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]}
@@ -284,7 +287,7 @@ def _merges_by_score(vocab: Mapping[str, int], scores: Any, count: int, where: s
     return [[token[:cut], token[cut:]] for _, cut, _, _, token in found]
 
 
-MAX_TOKEN = 256  # characters; longer ones are not cut
+MAX_TOKEN = 128  # characters; longer ones are not cut
 
 
 def _around(bos: str | None, eos: str | None, vocab: Mapping[str, int]) -> dict[str, Any] | None:

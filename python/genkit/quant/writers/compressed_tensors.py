@@ -48,7 +48,7 @@ class Model(LinearsWriter):
 
     def encode_codes(self, name: str, codes: Codes) -> list[np.ndarray]:
         f, k = codes.format, codes.k
-        found = [to_words(codes.codes[:, :k], bits(f)), scales_to_file(codes.scales, f.scale_dtype, k, f.group, self.dtype)]
+        found = [to_words(codes.codes[:, :k], bits(f)), scales_to_file(codes.scales, f, k, self.dtype)]
         if f.zero == "integer":
             if codes.zeros.max(initial=0) > 15:
                 raise ValueError(f"{name}: a zero of {codes.zeros.max()} does not fit into four bits")

@@ -34,7 +34,8 @@ class Model(LinearsWriter):
 
     def zero(self, kind: str, asymmetric: bool) -> str:
         if asymmetric:
-            raise UsageError("--asym with --format gptq: readers disagree about its zeros; leave it away, or use --format compressed-tensors")
+            raise UsageError("--asym with --format gptq: readers disagree about its zeros; leave it away, or take "
+                             "--format compressed-tensors")
         return "none"
 
     def check(self, name: str, shape: tuple[int, int], kind: Kind) -> str | None:
@@ -47,7 +48,8 @@ class Model(LinearsWriter):
 
     def code_arrays(self, name: str, shape: tuple[int, int], format: Format) -> list[Array]:
         (n, k), x, groups = shape, module(name), shape[1] // format.group
-        return [array(x + ".qweight", "I32", [k * bits(format) // 32, n]), array(x + ".qzeros", "I32", [groups, n * bits(format) // 32]),
+        return [array(x + ".qweight", "I32", [k * bits(format) // 32, n]),
+                array(x + ".qzeros", "I32", [groups, n * bits(format) // 32]),
                 array(x + ".scales", "F16", [groups, n]), array(x + ".g_idx", "I32", [k])]
 
     def encode_codes(self, name: str, codes: Codes) -> list[np.ndarray]:
@@ -67,6 +69,7 @@ class Model(LinearsWriter):
                 dynamic["+:" + pattern] = {"bits": bits(kind), "group_size": kind.group}
             elif isinstance(kind, str) and is_linear(name):
                 dynamic["-:" + pattern] = {}
-        found = {"quant_method": "gptq", "checkpoint_format": "gptq", "bits": bits(common), "group_size": common.group, "sym": True,
-                 "desc_act": False, "lm_head": False, "pack_dtype": "int32", "meta": {"quantizer": [f"genkit:{version('genkit')}"]}}
+        found = {"quant_method": "gptq", "checkpoint_format": "gptq", "bits": bits(common), "group_size": common.group,
+                 "sym": True, "desc_act": False, "lm_head": False, "pack_dtype": "int32",
+                 "meta": {"quantizer": [f"genkit:{version('genkit')}"]}}
         return found | {"dynamic": dynamic} if dynamic else found

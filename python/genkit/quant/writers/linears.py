@@ -26,7 +26,8 @@ class LinearsWriter(SafetensorsWriter):
         super().__init__(source)
         model_type = source.fields.model_type
         if model_type not in ARCHITECTURES:
-            raise UsageError(f"--format {self.label} holds {', '.join(ARCHITECTURES)}, not {model_type}; use --format genkit or gguf")
+            raise UsageError(f"--format {self.label} holds {', '.join(ARCHITECTURES)}, not {model_type}; "
+                             "use --format genkit")
         named = source.fields.optional("dtype") or source.fields.optional("torch_dtype")
         # A file without either key means float32; said again in the output, because loaders differ.
         self.dtype = DTYPES.get(str(named).removeprefix("torch."), "f32")

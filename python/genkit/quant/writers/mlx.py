@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from genkit.quant.roles import Roles
 
 
+HELD = (("int4", "real"), ("int4", "none"), ("int8", "none"))  # packing and zero
+
+
 class Model(LinearsWriter):
     label = "mlx"
     in_codes = ("_proj.weight", "lm_head.weight", "embed_tokens.weight")
@@ -35,7 +38,7 @@ class Model(LinearsWriter):
         return None
 
     def check(self, name: str, shape: tuple[int, int], kind: Kind) -> str | None:
-        if isinstance(kind, Format) and (kind.packing, kind.zero) not in (("int4", "real"), ("int4", "none"), ("int8", "none")):
+        if isinstance(kind, Format) and (kind.packing, kind.zero) not in HELD:
             return "codes of this kind are not in --format mlx"
         return super().check(name, shape, kind)
 
@@ -46,15 +49,15 @@ class Model(LinearsWriter):
                 array(x + ".biases", self.dtype.upper(), per_group)]
 
     def encode_codes(self, name: str, codes: Codes) -> list[np.ndarray]:
-        f, k = codes.format, codes.k
+        f = codes.format
         offsets = codes.zeros
         if f.zero == "none":
             exact = widen(codes.scales, f.scale_dtype) * np.float32(-8 if bits(f) == 4 else -128)
             offsets = narrow(exact, f.scale_dtype)
             if (np.isinf(widen(offsets, f.scale_dtype)) & np.isfinite(exact)).any():
                 raise ValueError(f"{name}: an offset of {np.abs(exact).max():g} is beyond {f.scale_dtype}")
-        return [to_words(codes.codes[:, :k], bits(f)).view("<u4"), scales_to_file(codes.scales, f.scale_dtype, k, f.group, self.dtype),
-                scales_to_file(offsets, f.scale_dtype, k, f.group, self.dtype)]
+        return [to_words(codes.codes[:, : codes.k], bits(f)).view("<u4"),
+                *(scales_to_file(part, f, codes.k, self.dtype) for part in (codes.scales, offsets))]
 
     def quantization_config(self, kinds: Mapping[str, Kind]) -> dict[str, Any]:
         common = most_common(kinds)

@@ -1,0 +1,675 @@
+"""GGUF: blocks against the gguf package, files against llama.cpp, and files that nobody should trust."""
+
+import json
+import math
+import os
+import struct
+import time
+
+import numpy as np
+import pytest
+from checkpoint_files import refused, write_tensors
+from text_folders import FOREIGN, corpus, make_folder
+
+import genkit
+from genkit import _core, checkpoints, models
+from genkit.checkpoints import gguf_container as container
+from genkit.checkpoints.config import Fields
+from genkit.checkpoints.gguf import open_model
+from genkit.checkpoints.gguf_blocks import BY_FORMAT, TYPES, decode, encode
+from genkit.checkpoints.gguf_model import gguf_name, interleave, tensor_name, uninterleave
+from genkit.errors import BadFileError, ResourceError, UsageError
+from genkit.kv_cache import KVCache, Sequence, pages_for
+from genkit.quant.codes import Codes, depth_of, groups_of
+from genkit.quant.formats import Format
+from genkit.quant.roles import survey
+from genkit.quant.writers.base import Source
+from genkit.quant.writers.gguf import Model
+from genkit.text.gguf_vocab import PRE, WHOLE, tokenizer_of, vocabulary_keys
+from genkit.text.tokenizer import Tokenizer
+
+SEED = 20261127
+KINDS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "q4_0": "int4", "q4_1": "int4", "q8_0": "int8"}
+
+
+# Blocks.
+
+
+def halves(rng, shape):
+    """float16 bits: normal numbers of either sign, subnormal ones and zero."""
+    values = (rng.standard_normal(shape) * 10.0 ** rng.integers(-7, 2, shape)).astype(np.float16)
+    return values.view(np.uint16)
+
+
+def random_codes(rng, format, n, k):
+    shape, groups = (n, depth_of(k)), groups_of(k, 32)
+    codes = rng.integers(-128, 128, shape, np.int8) if format.packing == "int8" else rng.integers(0, 16, shape, np.uint8)
+    return Codes(format, k, codes, halves(rng, (n, groups)), zeros=halves(rng, (n, groups)) if format.zero == "real" else None)
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q8_0", "Q6_K"])
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_blocks_as_the_gguf_package_reads_them(name, blocks):
+    gguf = pytest.importorskip("gguf")
+    rng = np.random.default_rng(SEED)
+    block = TYPES[name]
+    raw = rng.integers(0, 256, (7, blocks, block.nbytes), np.uint8)
+    for at in {"Q4_0": [0], "Q4_1": [0, 2], "Q8_0": [0], "Q6_K": [208]}[name]:
+        raw[:, :, at:at + 2] = halves(rng, (7, blocks))[:, :, None].view(np.uint8)
+    raw = raw.reshape(7, -1)
+    expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name])
+    found = decode(name, raw, blocks * block.weights)
+    if isinstance(found, Codes):
+        assert np.array_equal(encode(found), raw)
+        assert found.format == block.format and found.scales.shape == (7, groups_of(blocks * 32, 32))
+        found = found.dequantize()
+    assert found.dtype == np.float32 and np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("format", BY_FORMAT, ids=[block.name for block in BY_FORMAT.values()])
+@pytest.mark.parametrize("n, k", [(1, 32), (5, 64), (3, 96), (33, 352)])
+def test_codes_survive_as_blocks(format, n, k):
+    gguf = pytest.importorskip("gguf")
+    codes = random_codes(np.random.default_rng([SEED, n, k]), format, n, k)
+    block = BY_FORMAT[format]
+    raw = encode(codes)
+    assert raw.shape == (n, container.nbytes_of(block, (n, k)) // n)
+    expected = codes.dequantize()
+    assert np.array_equal(gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[block.name]), expected)
+    back = decode(block.name, raw, k)
+    assert np.array_equal(back.codes[:, :k], codes.codes[:, :k]) and np.array_equal(back.dequantize(), expected)
+    back.pack()  # the core takes them
+
+
+# Names and rows.
+
+
+def test_names_go_both_ways():
+    names = ["model.embed_tokens.weight", "lm_head.weight", "model.norm.weight", "model.layers.0.self_attn.q_proj.bias",
+             "model.layers.31.mlp.down_proj.weight", "model.layers.7.self_attn.k_norm.weight"]
+    assert [tensor_name(gguf_name(name)) for name in names] == names
+    assert tensor_name("blk.0.ffn_gate_exps.weight") is tensor_name("blk.00.ffn_up.weight") is tensor_name("blk.1.weight") is None
+
+
+def test_rows_go_both_ways():
+    rows = np.random.default_rng(SEED).standard_normal((24, 3))
+    assert np.array_equal(uninterleave(interleave(rows, 4), 4), rows)
+    whole, parts = interleave(rows, 4), [interleave(rows[i:i + 6], 1) for i in range(0, 24, 6)]
+    assert np.array_equal(whole, np.concatenate(parts)) and not np.array_equal(whole, rows)
+
+
+# Whole models.
+
+SIZES = dict(vocab_size=300, hidden_size=96, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, head_dim=32, max_position_embeddings=512, rms_norm_eps=1e-5, tie_word_embeddings=False)
+LLAMA3 = dict(rope_type="llama3", factor=8.0, rope_theta=10000.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=64)
+YARN = dict(rope_type="yarn", factor=4.0, rope_theta=50000.0, original_max_position_embeddings=64, attention_factor=1.3)
+CONFIGS = {
+    "llama": dict(model_type="llama", head_dim=16, rope_parameters=LLAMA3),
+    "llama-bias": dict(model_type="llama", attention_bias=True, mlp_bias=True,
+                       rope_parameters=dict(rope_type="linear", factor=4.0, rope_theta=10000.0)),
+    "mistral": dict(model_type="mistral", sliding_window=40, num_key_value_heads=4),
+    "qwen2": dict(model_type="qwen2", head_dim=24, tie_word_embeddings=True, rope_parameters=YARN),
+    "qwen3": dict(model_type="qwen3", rms_norm_eps=1e-6, tie_word_embeddings=True),
+}
+
+
+def make_model(folder, config, rng, dtype=np.float32):
+    """A model folder with random weights, without tokenizer."""
+    folder.mkdir(exist_ok=True)
+    config = SIZES | config
+    (folder / "config.json").write_text(json.dumps(config))
+    fields = Fields(folder / "config.json", config)
+    module = models._module(fields)
+
+    class Nothing:
+        nbytes, tensors = 0, {}
+
+    shapes = module.tensor_shapes(module.read_config(fields, Nothing))
+    write_tensors(folder / "model.safetensors",
+                  {name: (rng.standard_normal(shape) * 0.2 + ("norm" in name)).astype(dtype) for name, shape in shapes.items()})
+    return folder
+
+
+def rounded(values, format):
+    """Round to nearest, in numpy."""
+    n, k = values.shape
+    groups = np.zeros((n, depth_of(k)), np.float32)
+    groups[:, :k] = values
+    groups = groups.reshape(n, -1, 32)
+    low = groups.min(2).astype(np.float16) if format.zero == "real" else np.zeros(groups.shape[:2], np.float16)
+    groups = groups - low[:, :, None].astype(np.float32)
+    first, last, shift = (-127, 127, 0) if format.packing == "int8" else (0, 15, 0 if format.zero == "real" else 8)
+    scales = (np.abs(groups).max(2) / (last - shift)).astype(np.float16)
+    wide = scales.astype(np.float32)[:, :, None]
+    codes = np.clip(np.rint(np.divide(groups, wide, out=np.zeros_like(groups), where=wide != 0)) + shift, first, last)
+    dtype = np.int8 if format.packing == "int8" else np.uint8
+    return Codes(format, k, codes.astype(dtype).reshape(n, -1), scales.view(np.uint16),
+                 zeros=low.view(np.uint16) if format.zero == "real" else None)
+
+
+def write_model(folder, out, kind, piece=None):
+    """The folder as GGUF, matrices as `kind` (of KINDS), written `piece` rows at a time. Returns what each tensor holds, f32."""
+    fields = checkpoints.read_config(folder)
+    expected = {}
+    with checkpoints.open_checkpoint(folder, fields) as checkpoint:
+        writer = Model(Source(folder, fields, models.read_model_config(fields, checkpoint)))
+        roles = survey(fields, checkpoint)
+        kinds, arrays = {}, {}
+        for name in [*roles.matrices, *roles.others]:
+            shape = roles.shape(name)
+            kinds[name] = writer.plain(name, shape, checkpoint.tensors[name].dtype)
+            if name in roles.matrices:
+                wanted = writer.format(KINDS[kind], None, kind == "q4_1")
+                if isinstance(wanted, str) or writer.check(name, shape, wanted) is None:
+                    kinds[name] = wanted
+            [arrays[name]] = writer.arrays(name, shape, kinds[name])
+        [file] = writer.files(list(arrays.values()), kinds)
+        data = bytearray(file.nbytes)
+        data[:len(file.head)] = file.head
+        for name, form in kinds.items():
+            values = checkpoint.load_f32(name, roles.shape(name)).numpy()
+            if isinstance(form, Format):
+                value = rounded(values, form)
+                expected[name] = value.dequantize()
+            else:
+                tensor = _core.convert(_core.Tensor.from_numpy(values), form) if form != "f32" else _core.Tensor.from_numpy(values)
+                value, expected[name] = tensor.numpy(), (_core.convert(tensor, "f32") if form != "f32" else tensor).numpy()
+            at = file.offsets[arrays[name].name]
+            step = (piece or 1000) * writer.row_multiple
+            for begin in range(0, len(values), step):
+                part = value.rows(begin, min(begin + step, len(values))) if isinstance(value, Codes) else value[begin:begin + step]
+                [encoded] = writer.encode(name, part)
+                data[at:at + encoded.nbytes] = encoded.tobytes()
+                at += encoded.nbytes
+            assert at - file.offsets[arrays[name].name] == arrays[name].nbytes
+    out.write_bytes(data)
+    assert file.name == "model.gguf" and writer.extras(kinds) == {} and len(data) == file.nbytes
+    return expected
+
+
+def logits_of(path, ids, values=None):
+    """genkit's logits of a GGUF file; with `values`, of these weights instead, by name, in f32."""
+    with open_model(path).checkpoint as checkpoint:
+        fields = open_model(path).fields
+        if values is not None:
+            folder = path.with_suffix(".folder")
+            folder.mkdir()
+            write_tensors(folder / "model.safetensors", values)
+            checkpoint = checkpoints.open_checkpoint(folder)
+        model = models.load_model(fields, checkpoint)
+    c = model.config
+    cache = KVCache(c.layers, c.kv_heads, c.head_dim, pages_for(len(ids)) + 2, "f32")
+    return _core.Arena().run(model, cache.step([(Sequence(), ids)], context_length=len(ids)), cache).numpy()
+
+
+@pytest.fixture(scope="module")
+def rng():
+    return np.random.default_rng(SEED)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["llama", "qwen2", "mistral"])
+def test_what_is_written_is_read(tmp_path, rng, name, kind):
+    """Every tensor under its own name and in its own order, whole and in part, from pieces as from a whole."""
+    folder, path = make_model(tmp_path / "model", CONFIGS[name], rng), tmp_path / "model.gguf"
+    expected = write_model(folder, path, kind, piece=1)
+    again = tmp_path / "again.gguf"
+    write_model(folder, again, kind)
+    assert again.read_bytes() == path.read_bytes()
+    opened = open_model(path)
+    assert opened.tokenizer_json is None and opened.tokenizer_config == {}
+    with opened.checkpoint as checkpoint:
+        assert set(checkpoint.tensors) == set(expected)
+        assert bool(checkpoint.quantized) == (kind[0] == "q")
+        for tensor, values in expected.items():
+            if tensor in checkpoint.quantized:
+                assert checkpoint.tensors[tensor].dtype == kind
+                assert np.array_equal(checkpoint.codes(tensor, values.shape).dequantize(), values)
+                assert np.array_equal(checkpoint.codes_of_rows(tensor, values.shape, 5, 23).dequantize(), values[5:23])
+            else:
+                assert np.array_equal(checkpoint.load_f32(tensor, values.shape).numpy(), values)
+                if values.ndim == 2:
+                    part = checkpoint.load_rows(tensor, values.shape, 5, 23)
+                    assert np.array_equal((part if part.dtype == "f32" else _core.convert(part, "f32")).numpy(), values[5:23])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_configuration_comes_back(tmp_path, rng, name):
+    folder, path = make_model(tmp_path / "model", CONFIGS[name], rng), tmp_path / "model.gguf"
+    write_model(folder, path, "f32")
+    fields = checkpoints.read_config(folder)
+    with checkpoints.open_checkpoint(folder) as checkpoint, open_model(path).checkpoint as other:
+        before, after = models.read_model_config(fields, checkpoint), models.read_model_config(open_model(path).fields, other)
+        assert math.isclose(before.rope.attention_factor, after.rope.attention_factor, rel_tol=1e-6)
+        for field in ("vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim", "max_positions", "norm_eps", "windows",
+                      "tied", "qkv_bias", "out_bias", "mlp_bias", "qk_norm", "intermediate_size", "activation", "model_type"):
+            assert getattr(before, field) == getattr(after, field), field
+        for field in ("type", "theta", "factor", "original_positions", "low_freq_factor", "high_freq_factor", "beta_fast"):
+            assert getattr(before.rope, field) == getattr(after.rope, field), field
+    ids = list(range(3, 60))
+    base = genkit.load(folder, kv_type="f32").logits(ids)
+    assert np.abs(logits_of(path, ids) - base).max() <= 1e-5 * np.abs(base).max()
+
+
+def test_as_the_gguf_package_reads_it(tmp_path, rng):
+    gguf = pytest.importorskip("gguf")
+    folder, path = make_model(tmp_path / "model", CONFIGS["llama"], rng), tmp_path / "model.gguf"
+    make_folder("qwen", tmp_path / "tokenizer")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((tmp_path / "tokenizer" / name).read_bytes())
+    config = json.loads((folder / "config.json").read_text()) | {"vocab_size": 700}
+    make_model(folder, config, rng)
+    expected = write_model(folder, path, "q4_0")
+    reader = gguf.GGUFReader(path)
+    keys = {name: field.contents() for name, field in reader.fields.items()}
+    assert keys["general.architecture"] == "llama" and keys["llama.block_count"] == 2 and keys["general.file_type"] == 2
+    assert keys["llama.rope.freq_base"] == 10000.0 and keys["tokenizer.ggml.model"] == "gpt2"
+    assert len(keys["tokenizer.ggml.tokens"]) == len(keys["tokenizer.ggml.token_type"]) == 700
+    assert json.loads(keys[WHOLE])["model"]["type"] == "BPE"
+    for tensor in reader.tensors:
+        assert tensor.data_offset % 32 == 0
+        if tensor.name == "rope_freqs.weight":
+            continue
+        name = tensor_name(tensor.name)
+        values = expected[name]
+        if ".q_proj." in name or ".k_proj." in name:
+            values = interleave(values, len(values) // 16)
+        assert tensor.tensor_type == gguf.GGMLQuantizationType["Q4_0" if values.ndim == 2 else "F32"]
+        assert np.array_equal(gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(values.shape), values)
+    assert len(reader.tensors) == len(expected) + 1
+
+
+def test_what_others_write(tmp_path, rng):
+    """A file of the gguf package: Q6_K, other keys, another alignment, no rope keys."""
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path / "other.gguf"
+    writer = gguf.GGUFWriter(str(path), "qwen2")
+    writer.add_custom_alignment(128)
+    for add, value in ((writer.add_context_length, 64), (writer.add_embedding_length, 256), (writer.add_block_count, 0),
+                       (writer.add_feed_forward_length, 256), (writer.add_head_count, 2), (writer.add_layer_norm_rms_eps, 1e-6)):
+        add(value)
+    writer.add_array("other.numbers", [1, 2, 3])
+    table = rng.integers(0, 256, (9, 210), np.uint8)
+    table[:, 208:] = halves(rng, (9, 1)).view(np.uint8)
+    writer.add_tensor("token_embd.weight", table, raw_dtype=gguf.GGMLQuantizationType.Q6_K)
+    writer.add_tensor("output_norm.weight", np.ones(256, np.float32))
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+    opened = open_model(path)
+    assert opened.fields.raw["tie_word_embeddings"] and opened.fields.raw["vocab_size"] == 9 and opened.fields.raw["head_dim"] == 128
+    expected = gguf.quants.dequantize(table, gguf.GGMLQuantizationType.Q6_K)
+    with opened.checkpoint as checkpoint:
+        assert checkpoint.tensors["model.embed_tokens.weight"].dtype == "q6_k"
+        found = checkpoint.load_rows("model.embed_tokens.weight", (9, 256), 2, 7)
+        wide = (found if found.dtype == "f32" else _core.convert(found, "f32")).numpy()
+        assert np.allclose(wide, expected[2:7], rtol=2**-10, atol=1e-7)
+
+
+def test_models_llama_cpp_has_no_place_for(tmp_path, rng):
+    for name, config, words in (("dynamic", dict(model_type="llama", rope_parameters=dict(rope_type="dynamic", factor=2.0)), "dynamic"),
+                                ("gelu", dict(model_type="llama", hidden_act="gelu"), "hidden_act"),
+                                ("window", dict(model_type="qwen2", head_dim=24, use_sliding_window=True, sliding_window=20,
+                                                max_window_layers=0), "sliding_window"),
+                                ("yarn", dict(model_type="llama", rope_parameters=YARN | dict(beta_fast=16.0)), "beta_fast 16"),
+                                ("ramp", dict(model_type="llama", rope_parameters=YARN | dict(truncate=False)), "yarn"),
+                                ("wide", dict(model_type="qwen2"), "hidden_size"),
+                                ("bias", dict(model_type="qwen3", attention_bias=True), "bias")):
+        folder = make_model(tmp_path / name, config, rng)
+        with pytest.raises(UsageError, match=words):
+            write_model(folder, tmp_path / "out.gguf", "f32")
+    fields = Fields(tmp_path / "config.json", {"model_type": "gpt2"})
+    with pytest.raises(UsageError, match="not for gpt2"):
+        Model(Source(tmp_path, fields, type("Config", (), {"model_type": "gpt2"})))
+
+
+def test_types_and_groups():
+    writer = Model.__new__(Model)
+    assert writer.format("int4") == Format("int4", 32) and writer.format("int4", 32, True) == Format("int4", 32, "real")
+    assert writer.format("int8") == Format("int8", 32) and writer.format("bf16") == "bf16"
+    for wrong in (("int4", 64), ("int8", None, True), ("q6_k",)):
+        with pytest.raises(UsageError):
+            writer.format(*wrong)
+    assert "33 columns" in writer.check("x", (4, 33), Format("int4", 32)) and writer.check("x", (4, 96), Format("int4", 32)) is None
+
+
+# llama.cpp.
+
+
+def llama(path, vocab_only=False):
+    ll = pytest.importorskip("llama_cpp")
+    if not hasattr(llama, "quiet"):
+        llama.quiet = ll.llama_log_callback(lambda level, text, data: None)
+        ll.llama_log_set(llama.quiet, None)
+        ll.llama_backend_init()
+    parameters = ll.llama_model_default_params()
+    parameters.vocab_only = vocab_only
+    model = ll.llama_model_load_from_file(str(path).encode(), parameters)
+    assert model, "llama.cpp does not load the file"
+    return ll, model
+
+
+def llama_logits(path, ids):
+    ll, model = llama(path)
+    parameters = ll.llama_context_default_params()
+    parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = 256
+    parameters.n_threads = parameters.n_threads_batch = 1
+    parameters.type_k = parameters.type_v = 0  # f32
+    parameters.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    context = ll.llama_init_from_model(model, parameters)
+    batch = ll.llama_batch_init(len(ids), 0, 1)
+    batch.n_tokens = len(ids)
+    for i, token in enumerate(ids):
+        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, i, 1, 1
+        batch.seq_id[i][0] = 0
+    assert ll.llama_decode(context, batch) == 0
+    count = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(model))
+    logits = np.ctypeslib.as_array(ll.llama_get_logits(context), (len(ids), count)).copy()
+    ll.llama_batch_free(batch), ll.llama_free(context), ll.llama_model_free(model)
+    return logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_llama_cpp_computes_the_same(tmp_path, rng, name, kind):
+    """Against genkit's f32 logits of the very weights in the file; llama.cpp rounds activations to 8 bits for codes, and to
+    the weights' type for f16 and bf16."""
+    pytest.importorskip("llama_cpp")
+    config = CONFIGS[name] | ({"sliding_window": None} if name == "mistral" else {})
+    folder, path = make_model(tmp_path / "model", config, rng), tmp_path / "model.gguf"
+    values = write_model(folder, path, kind)
+    ids = rng.integers(0, 300, 70).tolist()
+    expected, found = logits_of(path, ids, values), llama_logits(path, ids)
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    print(f"{name} {kind}: {error:.2e}")
+    assert error < {"f32": 5e-6, "f16": 5e-3, "bf16": 2e-2}.get(kind, 8e-2)
+
+
+TEXTS = ["Hello world", " two  spaces   three", "x = [i**2 for i in range(1234567)]\n\n\tif x:\r\n  y", "don't DON'T we'll 'tis",
+         "", "a", FOREIGN.strip(), "1234567890 12 3", "<|eot_id|> and <s> inside\n"]
+
+
+def tokenizer_folder(kind, folder):
+    """One of llama.cpp's own ways to cut words (PRE), or one of text_folders'."""
+    if kind not in PRE:
+        return make_folder(kind, folder)
+    from tokenizers import Regex, Tokenizer as Fast, decoders, models as kinds, normalizers, pre_tokenizers, processors, trainers
+
+    patterns, ignore_merges = PRE[kind]
+    fast = Fast(kinds.BPE(ignore_merges=ignore_merges))
+    fast.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+                                                 + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    fast.decoder = decoders.ByteLevel()
+    if kind == "qwen2":
+        fast.normalizer = normalizers.NFC()
+    fast.train_from_iterator(corpus(), trainers.BpeTrainer(vocab_size=650, special_tokens=["<s>", "<|eot_id|>"], show_progress=False,
+                                                           initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    fast.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    folder.mkdir()
+    fast.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "<|eot_id|>",
+                                                              "chat_template": "{{ bos_token }}{{ messages }}"}))
+    return folder
+
+
+def vocabulary_file(tokenizer, path, drop=()):
+    """A GGUF file with nothing but a tokenizer. Returns the notes."""
+    keys, notes = vocabulary_keys(tokenizer, tokenizer.vocab_size + 3)
+    keys = [("general.architecture", container.STRING, "llama"), *(key for key in keys if key[0] not in drop)]
+    head, _, nbytes = container.head_bytes(keys, [("token_embd.weight", "F32", (1,))])
+    path.write_bytes(head.ljust(nbytes, b"\0"))
+    return notes
+
+
+def read_keys(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return container.read_container(path, descriptor, path.stat().st_size)
+    finally:
+        os.close(descriptor)
+
+
+def folder_of(found, folder):
+    """tokenizer_of's answer as a Tokenizer."""
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes(found[0])
+    (folder / "tokenizer_config.json").write_text(json.dumps(found[1]))
+    return Tokenizer(folder)
+
+
+# llama.cpp's keys cannot say what llama2 does: no space before a text that has one, none after a special token.
+@pytest.mark.parametrize("kind", [*PRE, "gpt2", "llama2", "llama2_legacy", "llama2_file"])
+def test_tokenizers_come_back(tmp_path, kind):
+    ours = Tokenizer(tokenizer_folder(kind, tmp_path / "tokenizer"))
+    notes = vocabulary_file(ours, tmp_path / "a.gguf")
+    assert notes == []
+    exact = folder_of(tokenizer_of(read_keys(tmp_path / "a.gguf")), tmp_path / "exact")
+    vocabulary_file(ours, tmp_path / "b.gguf", drop=(WHOLE,))
+    rebuilt = folder_of(tokenizer_of(read_keys(tmp_path / "b.gguf")), tmp_path / "rebuilt")
+    for text in TEXTS:
+        assert exact.encode(text) == ours.encode(text)
+        assert exact.decode(ours.encode(text)) == ours.decode(ours.encode(text))
+        if not kind.startswith("llama2") or kind == "llama2_file" or not (text.startswith(" ") or "<s>" in text):
+            assert rebuilt.encode(text) == ours.encode(text), text
+            assert rebuilt.decode(ours.encode(text)) == ours.decode(ours.encode(text))
+    assert exact.special_tokens.items() <= ours.special_tokens.items() and exact.chat_template == ours.chat_template
+    assert (rebuilt.bos_id, rebuilt.eos_id) == (exact.bos_id, exact.eos_id) == (ours.bos_id, ours.eos_id)
+
+
+@pytest.mark.parametrize("kind", [*PRE, "gpt2", "llama2_file"])
+def test_llama_cpp_gives_the_same_tokens(tmp_path, kind):
+    pytest.importorskip("llama_cpp")
+    ours = Tokenizer(tokenizer_folder(kind, tmp_path / "tokenizer"))
+    folder = tmp_path / "tokenizer"
+    make_model(folder, dict(model_type="llama", vocab_size=ours.vocab_size + 3), np.random.default_rng(SEED))
+    write_model(folder, tmp_path / "model.gguf", "f16")
+    ll, model = llama(tmp_path / "model.gguf", vocab_only=True)
+    vocab = ll.llama_model_get_vocab(model)
+    for text in TEXTS:
+        if kind in ("qwen2", "tekken", "gpt-4o") and text == FOREIGN.strip():
+            continue  # llama.cpp does not put characters together (NFC), and has a simpler expression for upper and lower case
+        data = text.encode()
+        out = (ll.llama_token * (len(data) + 8))()
+        count = ll.llama_tokenize(vocab, data, len(data), out, len(out), True, True)
+        assert list(out[:count]) == ours.encode(text), text
+    assert ll.llama_vocab_eos(vocab) == ours.eos_id and ll.llama_vocab_bos(vocab) == ours.bos_id
+    ll.llama_model_free(model)
+
+
+def test_an_unknown_way_to_cut_words_is_said(tmp_path):
+    ours = Tokenizer(genkit.DEFAULT_MODEL)
+    notes = vocabulary_file(ours, tmp_path / "a.gguf")
+    assert len(notes) == 1 and "default" in notes[0]
+    exact = folder_of(tokenizer_of(read_keys(tmp_path / "a.gguf")), tmp_path / "exact")
+    assert all(exact.encode(text) == ours.encode(text) for text in TEXTS)
+
+
+def test_a_large_vocabulary_is_read_quickly(tmp_path):
+    tokens = [f"token {i}" for i in range(128_000)]
+    merges = [f"left{i} right{i}" for i in range(280_000)]
+    keys = [("general.architecture", container.STRING, "llama"), ("tokenizer.ggml.tokens", container.ARRAY, (8, tokens)),
+            ("tokenizer.ggml.merges", container.ARRAY, (8, merges))]
+    head, _, nbytes = container.head_bytes(keys, [("token_embd.weight", "F32", (1,))])
+    (tmp_path / "a.gguf").write_bytes(head.ljust(nbytes, b"\0"))
+    start = time.perf_counter()
+    found = read_keys(tmp_path / "a.gguf")
+    seconds = time.perf_counter() - start
+    print(f"{seconds:.3f} s")
+    assert [t.decode() for t in found.keys["tokenizer.ggml.tokens"]] == tokens and seconds < 2
+    assert [t.decode() for t in found.keys["tokenizer.ggml.merges"]] == merges
+
+
+# Files that nobody should trust.
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A whole little model with tokenizer, as bytes, and how long its head is."""
+    folder = tmp_path_factory.mktemp("small") / "model"
+    tokenizer_folder("llama-bpe", folder)
+    config = dict(model_type="llama", vocab_size=653, hidden_size=32, head_dim=8, intermediate_size=32, num_hidden_layers=1,
+                  rope_parameters=LLAMA3)
+    make_model(folder, config, np.random.default_rng(SEED))
+    path = folder.parent / "model.gguf"
+    write_model(folder, path, "q4_0")
+    found = read_keys(path)
+    return path.read_bytes(), min(entry.offset for entry in found.tensors.values())
+
+
+def attempt(path, data):
+    """Opens and reads it all; only our own errors may come out."""
+    path.write_bytes(data)
+    try:
+        opened = open_model(path)
+    except (BadFileError, ResourceError) as error:
+        assert str(error).isprintable() and len(str(error)) < 900
+        return str(error)
+    with opened.checkpoint as checkpoint:
+        try:
+            models.read_model_config(opened.fields, checkpoint)
+            for name, info in checkpoint.tensors.items():
+                checkpoint.load(name, info.shape)
+        except (BadFileError, ResourceError) as error:
+            return str(error)
+    return None
+
+
+def test_truncated_anywhere(tmp_path, small):
+    data, head = small
+    path = tmp_path / "a.gguf"
+    assert attempt(path, data) is None
+    for end in [*range(0, 1500), *range(1500, head, max(1, head // 300)), *range(head - 400, head + 40), len(data) - 1]:
+        assert attempt(path, data[:end]), end
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of float16 scales that became infinite
+def test_flipped_bits(tmp_path, small):
+    data, head = small
+    rng = np.random.default_rng(SEED)
+    path = tmp_path / "a.gguf"
+    dense = [i for i in range(head) if i < 1400 or i > head - 900]  # keys of numbers and tensors; between are strings
+    refusals = 0
+    for _ in range(1500):
+        changed = bytearray(data)
+        for _ in range(rng.integers(1, 4)):
+            changed[dense[rng.integers(len(dense))] if rng.random() < 0.8 else rng.integers(len(data))] ^= 1 << rng.integers(8)
+        refusals += attempt(path, bytes(changed)) is not None
+    assert 300 < refusals < 1500
+
+
+def built(keys=(), tensors=b"", count=0, keys_count=None, version=3, magic=b"GGUF", data=b""):
+    body = b"".join(keys)
+    head = magic + struct.pack("<IQQ", version, count, len(keys) if keys_count is None else keys_count) + body + tensors
+    return head.ljust(-(-len(head) // 32) * 32, b"\0") + data
+
+
+def text(value):
+    return struct.pack("<Q", len(value)) + value
+
+
+def tensor(name=b"token_embd.weight", shape=(4,), kind=0, offset=0):
+    return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+
+
+ARRAY = struct.pack("<I", 9)
+HOSTILE = {
+    "empty": (b"", "truncated"),
+    "not GGUF": (b"GGML" + bytes(100), "not with GGUF"),
+    "version 2": (built(version=2), "version 2"),
+    "big-endian": (built(version=0x03000000), "big-endian"),
+    "many tensors": (built(count=2**60), "claims 1152921504606846976 tensors"),
+    "many keys": (built(keys_count=2**40), "claims 1099511627776 keys"),
+    "no tensors": (built(), "holds no tensors"),
+    "long key": (built([struct.pack("<Q", 2**63)]), "at most 65535"),
+    "long text": (built([text(b"a") + struct.pack("<IQ", 8, 2**50) + bytes(50)]), "at most"),
+    "text to the end": (built([text(b"a") + struct.pack("<IQ", 8, 10**6) + bytes(50)]), "truncated"),
+    "not text": (built([text(b"a\xff") + struct.pack("<II", 4, 1)]), "not UTF-8"),
+    "twice": (built([text(b"a") + struct.pack("<II", 4, 1)] * 2), "there twice"),
+    "type 13": (built([text(b"a") + struct.pack("<II", 13, 1) + bytes(9)]), "value type 13"),
+    "array of arrays": (built([text(b"a") + ARRAY + struct.pack("<IQ", 9, 1) + bytes(20)]), "array of arrays"),
+    "array of nothing": (built([text(b"a") + ARRAY + struct.pack("<IQ", 77, 1) + bytes(20)]), "value type 77"),
+    "long array": (built([text(b"a") + ARRAY + struct.pack("<IQ", 11, 2**61)]), "truncated"),
+    "many strings": (built([text(b"a") + ARRAY + struct.pack("<IQ", 8, 2**32)]), "4294967296 strings"),
+    "alignment 0": (built([text(b"general.alignment") + struct.pack("<II", 4, 0)], tensor(), 1), "power of two"),
+    "alignment 48": (built([text(b"general.alignment") + struct.pack("<II", 4, 48)], tensor(), 1), "power of two"),
+    "alignment text": (built([text(b"general.alignment") + struct.pack("<I", 8) + text(b"x")], tensor(), 1), "power of two"),
+    "offset": (built(tensors=tensor(offset=8), count=1, data=bytes(64)), "no multiple of 32"),
+    "beyond the end": (built(tensors=tensor(offset=2**62), count=1, data=bytes(64)), "truncated"),
+    "overlap": (built(tensors=tensor(shape=(16,)) + tensor(b"output_norm.weight", (8,), offset=32), count=2, data=bytes(96)),
+                "overlaps"),
+    "same name": (built(tensors=tensor() * 2, count=2, data=bytes(96)), "there twice"),
+    "long name": (built(tensors=tensor(b"x" * 65), count=1, data=bytes(96)), "at most 64"),
+    "no dimension": (built(tensors=tensor(shape=()), count=1, data=bytes(96)), "0 dimensions"),
+    "five dimensions": (built(tensors=tensor(shape=(1,) * 5), count=1, data=bytes(96)), "5 dimensions"),
+    "size 0": (built(tensors=tensor(shape=(0, 4)), count=1, data=bytes(96)), "which cannot be"),
+    "huge": (built(tensors=tensor(shape=(2**40, 2**40)), count=1, data=bytes(96)), "which cannot be"),
+    "half a block": (built(tensors=tensor(shape=(48, 2), kind=2), count=1, data=bytes(96)), "blocks are 32 long"),
+    "Q4_K": (built(tensors=tensor(shape=(256,), kind=12), count=1, data=bytes(960)), "Q4_K, which is not supported"),
+    "type 99": (built(tensors=tensor(kind=99), count=1, data=bytes(96)), "type 99"),
+    "no architecture": (built(tensors=tensor(), count=1, data=bytes(96)), "architecture null"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files(tmp_path, name):
+    data, words = HOSTILE[name]
+    (tmp_path / "a.gguf").write_bytes(data)
+    assert words in refused(open_model, tmp_path / "a.gguf")
+
+
+def altered(path, tmp_path, change):
+    """The file with its keys and tensors changed: change(keys, tensors)."""
+    found = read_keys(path)
+    types = {bool: container.BOOL, int: container.U32, float: container.F32, str: container.STRING}
+    keys = {}
+    for name, value in found.keys.items():
+        if isinstance(value, list):
+            keys[name] = (container.ARRAY, (container.STRING, value))
+        elif isinstance(value, np.ndarray):
+            keys[name] = (container.ARRAY, (container.F32 if value.dtype.kind == "f" else container.I32, value))
+        else:
+            keys[name] = (types[type(value)], value)
+    tensors = {name: (entry.type, entry.shape) for name, entry in found.tensors.items()}
+    change(keys, tensors)
+    head, _, nbytes = container.head_bytes([(name, *value) for name, value in keys.items()],
+                                           [(name, *value) for name, value in tensors.items()])
+    out = tmp_path / "altered.gguf"
+    out.write_bytes(head.ljust(nbytes, b"\0"))
+    return out
+
+
+CHANGES = {
+    "expert_count": lambda keys, tensors: keys.update({"llama.expert_count": (4, 8)}),
+    "one number for all layers": lambda keys, tensors: keys.update({"llama.attention.head_count": (9, (4, [4, 4]))}),
+    "no place in a model": lambda keys, tensors: tensors.update({"blk.0.ffn_gate_exps.weight": ("F32", (4,))}),
+    "only matrices can": lambda keys, tensors: tensors.update({"output_norm.weight": ("Q4_0", (32,))}),
+    "no even number of rows": lambda keys, tensors: tensors.update({"blk.0.attn_q.weight": ("F32", (3, 32))}),
+    "both must be the same": lambda keys, tensors: keys.update({"llama.rope.dimension_count": (4, 4)}),
+    "not Llama 3's scaling": lambda keys, tensors: keys.update({"llama.rope.freq_base": (6, 10.0)}),
+    "expected F32 of one dimension": lambda keys, tensors: tensors.update({"rope_freqs.weight": ("F16", (4,))}),
+    "there are 653 tokens": lambda keys, tensors: keys.update({"tokenizer.ggml.bos_token_id": (4, 653)}),
+    "tokenizer.ggml.tokens is missing": lambda keys, tensors: keys.pop("tokenizer.ggml.tokens"),
+    "is no text": lambda keys, tensors: keys.update({"tokenizer.chat_template": (4, 1)}),
+    "tokenizer.ggml.pre 'strange' is not known":
+        lambda keys, tensors: (keys.pop(WHOLE), keys.update({"tokenizer.ggml.pre": (8, "strange")})),
+    "tokenizer.ggml.model 't5' is not supported":
+        lambda keys, tensors: (keys.pop(WHOLE), keys.update({"tokenizer.ggml.model": (8, "t5")})),
+    "one number for each": lambda keys, tensors: (keys.pop(WHOLE), keys.update({"tokenizer.ggml.token_type": (9, (5, [1]))})),
+    "expected two tokens": lambda keys, tensors: (keys.pop(WHOLE), keys.update({"tokenizer.ggml.merges": (9, (8, ["a"]))})),
+    "not UTF-8 text": lambda keys, tensors: (keys.pop(WHOLE), keys.update({"tokenizer.ggml.merges": (9, (8, [b"\xff a"]))})),
+    "scaling.type 'other' is not": lambda keys, tensors: (tensors.pop("rope_freqs.weight"),
+                                                          keys.update({"llama.rope.scaling.type": (8, "other")})),
+}
+
+
+@pytest.mark.parametrize("words", CHANGES)
+def test_what_the_keys_say_is_checked(tmp_path, small, words):
+    (tmp_path / "small.gguf").write_bytes(small[0])
+    path = altered(tmp_path / "small.gguf", tmp_path, CHANGES[words])
+    found = read_keys(path).tensors.get("rope_freqs.weight")
+    if found:  # the only data that is looked at here
+        original = read_keys(tmp_path / "small.gguf").tensors["rope_freqs.weight"]
+        data = bytearray(path.read_bytes())
+        data[found.offset:found.offset + found.nbytes] = small[0][original.offset:original.offset + found.nbytes]
+        path.write_bytes(data)
+    assert words in refused(open_model, path)
