@@ -12,6 +12,9 @@ from genkit.quant.formats import Format
 from genkit.quant.writers import writer
 from genkit.quant.writers.base import Source
 
+FORMATS = [Format("int4_two_level"), *(Format(packing, group, zero, scale) for packing in ("int4", "int8")
+                                       for group in (32, 64, 128, 256) for zero in ("none", "integer", "real")
+                                       for scale in ("f16", "bf16"))]
 LAYER = "model.layers.0."
 EMBEDDING, HEAD, Q, UP, NORM = "model.embed_tokens.weight", "lm_head.weight", LAYER + "self_attn.q_proj.weight", \
     LAYER + "mlp.up_proj.weight", "model.norm.weight"
@@ -50,7 +53,7 @@ def random_codes(random, n, k, format):
 
 
 def rounded(weight, format):
-    """Codes near float32 weights [n, k], k a multiple of the group: the plainest rounding there is, every other scale negative."""
+    """Codes near float32 weights [n, k], k a multiple of the group: plain rounding, every other scale negative."""
     n, k = weight.shape
     groups = weight.reshape(n, -1, format.group)
     sign = np.where(np.arange(n * groups.shape[1]).reshape(n, -1) % 2, -1, 1)
@@ -71,8 +74,8 @@ def rounded(weight, format):
     codes = np.clip(np.rint(groups / s[:, :, None] + offset[:, :, None]), first, last).reshape(n, k)
     full = np.zeros((n, depth_of(k)), np.int8 if format.packing == "int8" else np.uint8)
     full[:, :k] = codes
-    missing = groups_of(k, format.group) - s.shape[1]
-    return Codes(format, k, full, np.pad(bits, ((0, 0), (0, missing))), zeros=None if zeros is None else np.pad(zeros, ((0, 0), (0, missing))))
+    fill = (0, 0), (0, groups_of(k, format.group) - s.shape[1])
+    return Codes(format, k, full, np.pad(bits, fill), zeros=None if zeros is None else np.pad(zeros, fill))
 
 
 def write_model(made, values, out):
@@ -82,7 +85,9 @@ def write_model(made, values, out):
     kinds = {name: value.format if isinstance(value, Codes) else floats[value.dtype.name] for name, value in values.items()}
     planned = {name: made.arrays(name, value.shape, kinds[name]) for name, value in values.items()}
     every = [array for arrays in planned.values() for array in arrays]
-    contents = {array.name: data for name, arrays in planned.items() for array, data in zip(arrays, made.encode(name, values[name]), strict=True)}
+    contents = {}
+    for name, arrays in planned.items():
+        contents |= {array.name: data for array, data in zip(arrays, made.encode(name, values[name]), strict=True)}
     files = made.files(every, kinds)
     for file in files:
         data = bytearray(file.nbytes)
@@ -102,7 +107,8 @@ def write_model(made, values, out):
 def read_back(folder, names):
     """name -> Codes, or the tensor, as the checkpoint gives it."""
     with open_checkpoint(folder, read_config(folder)) as checkpoint:
-        return {name: (checkpoint.codes if name in checkpoint.quantized else checkpoint.load)(name, shape) for name, shape in names.items()}
+        return {name: (checkpoint.codes if name in checkpoint.quantized else checkpoint.load)(name, shape)
+                for name, shape in names.items()}
 
 
 def assert_same(got, want):
@@ -130,14 +136,17 @@ def bit_field(words, index, bits):
 
 
 class Raw:
-    """A folder's arrays (f16 and bf16 as uint16 bits) and its config.json, to be changed and written again."""
+    """A folder's arrays (f16 and bf16 as uint16 bits), their types where they are not I32, and its config.json."""
 
-    def __init__(self, folder):
-        self.folder = folder
-        self.config = json.loads((folder / "config.json").read_text())
+    def __init__(self, folder, config, arrays, dtypes):
+        self.folder, self.config, self.arrays, self.dtypes = folder, config, arrays, dtypes
+
+    @staticmethod
+    def read(folder):
         with open_checkpoint(folder) as checkpoint:
-            self.arrays = {name: checkpoint.array(info, name) for name, info in checkpoint.tensors.items()}
-            self.dtypes = {name: info.dtype.upper() for name, info in checkpoint.tensors.items()}
+            arrays = {name: checkpoint.array(info, name) for name, info in checkpoint.tensors.items()}
+            dtypes = {name: info.dtype.upper() for name, info in checkpoint.tensors.items()}
+        return Raw(folder, json.loads((folder / "config.json").read_text()), arrays, dtypes)
 
     def save(self):
         header, data, at = {}, [], 0
@@ -153,7 +162,7 @@ class Raw:
 
 def hostile(folder, change, names):
     """The one line that reading the folder ends in once `change` was done to its Raw. names: what is read, name -> shape."""
-    raw = Raw(folder)
+    raw = Raw.read(folder)
     change(raw)
     raw.save()
     return refused(read_back, folder, names)

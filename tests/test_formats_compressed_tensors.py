@@ -4,15 +4,19 @@ import json
 
 import numpy as np
 import pytest
-from format_files import EMBEDDING, HEAD, NORM, Q, UP, assert_same, bit_field, by_pieces, hostile, random_codes, read_back, rounded, \
-    write_model, writer_for
-from kernel_helpers import bf16_bits
+from format_files import EMBEDDING, HEAD, Q, UP, assert_same, bit_field, by_pieces, hostile, random_codes, read_back, \
+    rounded, write_model, writer_for
+from kernel_helpers import bf16_bits, rounds_rows
+from test_quantize import widened
 
+import genkit
+from genkit import _core
 from genkit.errors import UsageError
 from genkit.quant.codes import widen
 from genkit.quant.formats import Format
 
 RANDOM = np.random.default_rng()
+X = Q.removesuffix(".weight")
 KINDS = [(kind, group, asymmetric) for kind in ("int4", "int8") for group in (32, 64, 128) for asymmetric in (False, True)
          if not (kind == "int8" and asymmetric)]
 
@@ -43,8 +47,8 @@ def test_the_layout_bit_by_bit(kind, asymmetric, tmp_path):
     made = writer_for("compressed-tensors", tmp_path, dtype="float16")
     codes = random_codes(RANDOM, n, k, made.format(kind, group, asymmetric))
     planned = made.arrays(Q, (n, k), codes.format)
-    x = Q.removesuffix(".weight")
-    assert [a.name for a in planned] == [x + ".weight_packed", x + ".weight_scale", x + ".weight_zero_point"][: 2 + asymmetric]
+    names = [X + ".weight_packed", X + ".weight_scale", X + ".weight_zero_point"]
+    assert [a.name for a in planned] == names[: 2 + asymmetric]
     packed, scale, *zero = made.encode(Q, codes)
     bits = int(kind[-1])
     want = np.empty((n, k), np.float32)
@@ -59,8 +63,9 @@ def test_the_layout_bit_by_bit(kind, asymmetric, tmp_path):
 def test_mixed_formats_and_a_head_in_codes(tmp_path):
     made = writer_for("compressed-tensors", tmp_path / "source", "qwen3")
     four, eight = made.format("int4", 64), made.format("int8")
-    values = {EMBEDDING: np.zeros((7, 64), np.float32), Q: random_codes(RANDOM, 3, 64, four), UP: random_codes(RANDOM, 5, 96, eight),
-              HEAD: random_codes(RANDOM, 7, 64, eight), "model.layers.0.mlp.down_proj.weight": np.zeros((64, 5), np.float32)}
+    values = {EMBEDDING: np.zeros((7, 64), np.float32), Q: random_codes(RANDOM, 3, 64, four),
+              UP: random_codes(RANDOM, 5, 96, eight), HEAD: random_codes(RANDOM, 7, 64, eight),
+              "model.layers.0.mlp.down_proj.weight": np.zeros((64, 5), np.float32)}
     write_model(made, values, tmp_path / "out")
     back = read_back(tmp_path / "out", {name: value.shape for name, value in values.items()})
     for name in (Q, UP, HEAD):
@@ -96,12 +101,12 @@ def test_what_does_not_fit_is_said(tmp_path):
         made.encode(Q, codes)
 
 
-X = Q.removesuffix(".weight")
+def groups(raw):
+    return raw.config["quantization_config"]["config_groups"]
 
 
 def put(**changes):
-    """Into config_groups.group_0.weights."""
-    return lambda raw: raw.config["quantization_config"]["config_groups"]["group_0"]["weights"].update(changes)
+    return lambda raw: groups(raw)["group_0"]["weights"].update(changes)
 
 
 def top(**changes):
@@ -128,19 +133,19 @@ HOSTILE = {
     "group list": (put(group_size=[32]), "group_size"),
     "other group": (put(group_size=64), "weight_scale' is BF16 [8, 2]; expected BF16 or F16 or F32 [8, 1]"),
     "dynamic": (put(dynamic=True), "dynamic is true"),
-    "format": (top(format="float-quantized"), "format is 'float-quantized'; expected 'pack-quantized'; others are not supported"),
+    "format": (top(format="float-quantized"), "format is 'float-quantized'; expected 'pack-quantized'; others"),
     "status": (top(quantization_status="frozen"), "quantization_status is 'frozen'"),
     "cache": (top(kv_cache_scheme={"num_bits": 8}), "kv_cache_scheme is an object; expected nothing"),
     "no groups": (top(config_groups={}), "config_groups is an object; expected"),
     "groups list": (top(config_groups=[1]), "config_groups"),
     "group of nothing": (top(config_groups={"a": {"targets": ["Linear"]}}), "weights is missing"),
-    "targets": (top(config_groups={"a": {"targets": "Linear", "weights": {}}}), "targets is 'Linear'"),
-    "null group": (top(config_groups={"a": None}), "targets is null"),
-    "patterns": (lambda raw: raw.config["quantization_config"]["config_groups"].update(
-        {"b": {"targets": ["re:(a+)+$"], "weights": raw.config["quantization_config"]["config_groups"]["group_0"]["weights"]},
-         "group_0": raw.config["quantization_config"]["config_groups"]["group_0"] | {"targets": ["re:.*"]}}), "no group of config_groups names"),
-    "activations": (lambda raw: raw.config["quantization_config"]["config_groups"]["group_0"].update(input_activations={"num_bits": 8}),
-                    "input_activations is an object"),
+    "targets": (top(config_groups={"a": {"targets": "Linear", "weights": {}}}), "targets is 'Linear'; expected a list"),
+    "null group": (top(config_groups={"a": None}), "config_groups.'a' is null"),
+    "a name of control characters": (top(config_groups={"\x1b[2J": {"targets": 1}}), "config_groups.'\\x1b[2J'.targets is 1"),
+    "patterns": (lambda raw: groups(raw).update({"b": groups(raw)["group_0"] | {"targets": ["re:(a+)+$"]},
+                                                 "group_0": groups(raw)["group_0"] | {"targets": ["re:.*"]}}),
+                 "no group of config_groups names"),
+    "activations": (lambda raw: groups(raw)["group_0"].update(input_activations={"num_bits": 8}), "input_activations is"),
     "scale missing": (lambda raw: raw.arrays.pop(X + ".weight_scale"), "weight_scale' is missing"),
     "shape missing": (lambda raw: raw.arrays.pop(X + ".weight_shape"), "weight_shape' is missing"),
     "zeros missing": (lambda raw: raw.arrays.pop(X + ".weight_zero_point"), "weight_zero_point' is missing"),
@@ -148,11 +153,11 @@ HOSTILE = {
     "twice": (array(".weight", np.zeros((8, 64), np.float32), "F32"), "is there as floats and as codes"),
     "codes of bytes": (array(".weight_packed", np.zeros((8, 32), np.int8), "I8"), "is I8 [8, 32]; expected I32 [n, m]"),
     "codes empty": (array(".weight_packed", np.zeros((0, 8), np.int32)), "is I32 [0, 8]; expected I32 [n, m]"),
-    "codes long": (array(".weight_packed", np.zeros((8, 9), np.int32)), "rows of 72 codes; expected a multiple of the group of 32"),
+    "codes long": (array(".weight_packed", np.zeros((8, 9), np.int32)), "rows of 72 codes; expected a multiple of"),
     "codes flat": (array(".weight_packed", np.zeros(64, np.int32)), "is I32 [64]"),
     "scales F64": (array(".weight_scale", np.zeros((8, 2)), "F64"), "is F64 [8, 2]"),
     "scales F32 beyond f16": (array(".weight_scale", np.full((8, 2), 0.1, np.float32), "F32"), "holds the F32 scale"),
-    "another shape": (array(".weight_shape", np.array([8, 63]), "I64"), "weight_shape says [8, 63]; weight_packed holds [8, 64]"),
+    "another shape": (array(".weight_shape", np.array([8, 63]), "I64"), "says [8, 63]; weight_packed holds [8, 64]"),
     "negative shape": (array(".weight_shape", np.array([-8, 64]), "I64"), "weight_shape says [-8, 64]"),
     "zeros short": (array(".weight_zero_point", np.zeros((2, 2), np.int32)), "is I32 [2, 2]; expected I32 [1, 2]"),
 }
@@ -177,8 +182,8 @@ def test_scales_that_are_nan_pass_through(tmp_path):
     assert np.isnan(values[2, 32:]).all() and np.isfinite(np.delete(values, 2, 0)).all()
 
 
-MODEL = dict(hidden_size=96, intermediate_size=160, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1, head_dim=32,
-             vocab_size=203, max_position_embeddings=128)
+MODEL = dict(hidden_size=96, intermediate_size=160, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,
+             head_dim=32, vocab_size=203, max_position_embeddings=128)
 CASES = [  # model, type on disk, kind, group, asymmetric, untied head in codes
     ("llama", "bfloat16", "int4", 32, False, False), ("llama", "bfloat16", "int4", 32, True, False),
     ("llama", "float16", "int8", 32, False, True), ("qwen2", "float32", "int4", 32, False, False),
@@ -216,15 +221,32 @@ def test_transformers_loads_it(model_type, dtype, kind, group, asymmetric, head,
     exact.load_state_dict(wide, strict=False)
     ids = torch.arange(3, 60)[None]
     want_logits = exact(ids).logits
-    # Two ways in, each with a gap of its own (transformers 5.23, compressed-tensors 0.20): decompression at the first call does
-    # not make room for packed zeros, and dequantization at loading takes one group's scheme for all.
-    ways = [{}] * (not asymmetric) + [{"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)}] * (kind != "mixed")
+    # Two ways in, each with a gap of its own (transformers 5.23, compressed-tensors 0.20): decompression at the first call
+    # does not make room for packed zeros, and dequantization at loading takes one group's scheme for all.
+    at_loading = {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)}
+    ways = [{}] * (not asymmetric) + [at_loading] * (kind != "mixed")
     for way in ways:
         loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", **way)
         assert torch.equal(loaded(ids).logits, want_logits)
         weights = loaded.state_dict()
         for name, want in wide.items():
             assert weights[name].dtype == want.dtype and torch.equal(weights[name], want), name
+
+    # And genkit's are those of float32, where its activations are float32 as well.
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, **ways[0])
+    with torch.no_grad():
+        expected = theirs(ids).logits[0].numpy()
+    before = _core.current_tier()
+    try:
+        for tier in reversed(_core.tiers()):
+            _core.use_tier(tier)
+            if not rounds_rows():
+                break
+        ours = genkit.load(tmp_path / "out", kv_type="f32", threads=1)
+        widened(ours._model)
+        assert np.abs(ours.logits(ids[0].tolist()) - expected).max() < 1e-3 * np.abs(expected).max()
+    finally:
+        _core.use_tier(before)
 
 
 def writer_for_folder(folder):

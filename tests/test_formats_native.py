@@ -4,22 +4,21 @@ import json
 
 import numpy as np
 import pytest
-from format_files import EMBEDDING, HEAD, NORM, Q, UP, assert_same, by_pieces, hostile, random_codes, read_back, write_model, writer_for
+from format_files import EMBEDDING, FORMATS, HEAD, NORM, Q, UP, assert_same, by_pieces, hostile, random_codes, read_back, \
+    write_model, writer_for
 
 from genkit.errors import UsageError
 from genkit.quant.codes import widen
 from genkit.quant.formats import BY_NAME, Format
 
 RANDOM = np.random.default_rng()
-FORMATS = [Format("int4_two_level")] + [Format(packing, group, zero, scale) for packing in ("int4", "int8") for group in (32, 64, 128, 256)
-                                         for zero in ("none", "integer", "real") for scale in ("f16", "bf16")]
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=str)
 def test_there_and_back(format, tmp_path):
     made = writer_for("genkit", tmp_path / "source", "gpt2")
-    values = {Q: random_codes(RANDOM, 3, 448, format), UP: random_codes(RANDOM, 65, 71, format), EMBEDDING: random_codes(RANDOM, 1, 1, format),
-              NORM: np.arange(5, dtype=np.float16)}
+    values = {Q: random_codes(RANDOM, 3, 448, format), UP: random_codes(RANDOM, 65, 71, format),
+              EMBEDDING: random_codes(RANDOM, 1, 1, format), NORM: np.arange(5, dtype=np.float16)}
     write_model(made, values, tmp_path / "out")
     back = read_back(tmp_path / "out", {name: value.shape for name, value in values.items()})
     for name in (Q, UP, EMBEDDING):
@@ -32,8 +31,9 @@ def test_there_and_back(format, tmp_path):
         assert np.array_equal(whole, joined)
 
 
-@pytest.mark.parametrize("format", [Format("int4_two_level"), Format("int4", 32, "integer"), Format("int4", 64, "real", "bf16"),
-                                    Format("int8", 128), Format("int8", 32, "integer", "bf16"), Format("int8", 256, "real")], ids=str)
+@pytest.mark.parametrize("format", [
+    Format("int4_two_level"), Format("int4", 32, "integer"), Format("int4", 64, "real", "bf16"), Format("int8", 128),
+    Format("int8", 32, "integer", "bf16"), Format("int8", 256, "real")], ids=str)
 def test_the_layout_by_its_definition(format, tmp_path):
     n, k = 3, 300
     made = writer_for("genkit", tmp_path)
@@ -54,7 +54,9 @@ def test_the_layout_by_its_definition(format, tmp_path):
             elif format.zero == "real":
                 want[i, j] = s * np.float32(c) + widen(file["zeros"][i, j // format.group], format.scale_dtype)
             else:
-                z = int(file["zeros"][i, j // format.group]) if format.zero == "integer" else {"int4": 8, "int8": 0}[format.packing]
+                z = {"int4": 8, "int8": 0}[format.packing]
+                if format.zero == "integer":
+                    z = int(file["zeros"][i, j // format.group])
                 want[i, j] = s * np.float32(c - z)
     assert np.array_equal(want, codes.dequantize())
 
@@ -75,7 +77,8 @@ def test_rows_are_read_alone(tmp_path):
 def test_types_by_their_names(tmp_path):
     made = writer_for("genkit", tmp_path)
     assert made.format("int4") == BY_NAME["int4"] and made.format("int8") == BY_NAME["int8"] and made.format("bf16") == "bf16"
-    assert made.format("int4", 64) == Format("int4", 64) and made.format("int4", asymmetric=True) == Format("int4", 32, "real")
+    assert made.format("int4", 64) == Format("int4", 64)
+    assert made.format("int4", asymmetric=True) == Format("int4", 32, "real")
     assert made.format("int8", 128) == Format("int8", 128)
     with pytest.raises(UsageError, match="--asym with int8"):
         made.format("int8", asymmetric=True)
@@ -84,7 +87,8 @@ def test_types_by_their_names(tmp_path):
 
 
 def test_a_model_of_floats_says_nothing_of_codes(tmp_path):
-    made = writer_for("genkit", tmp_path / "source", quantization={"bits": 4}, quantization_config={"quant_method": "awq"}, genkit_quantize="int4")
+    made = writer_for("genkit", tmp_path / "source", quantization={"bits": 4}, quantization_config={"quant_method": "awq"},
+                      genkit_quantize="int4")
     write_model(made, {NORM: np.ones(3, np.float32)}, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"model_type": "llama", "dtype": "bfloat16"}
 
@@ -110,13 +114,15 @@ def fill(name, value):
 
 
 HOSTILE = {
-    "version": (top(version=2), "version is 2; this genkit reads 1. Update genkit"),
+    "version": (top(version=2), "version is 2; expected 1, which this genkit reads"),
     "no version": (top(version=None), "version is null"),
     "no formats": (top(formats=None), "formats is null; expected an object"),
     "formats list": (top(formats=[Q]), "formats is"),
-    "format list": (top(formats={Q: [1]}), "q_proj.weight is [1]; expected an object"),
-    "format null": (top(formats={Q: None}), "q_proj.weight is null; expected an object"),
-    "another tensor": (top(formats={"x": {"packing": "int4", "group": 32, "zero": "none", "scale_dtype": "f16", "k": 64}}), "'x.codes' is missing"),
+    "format list": (top(formats={Q: [1]}), "q_proj.weight' is [1]; expected an object"),
+    "format null": (top(formats={Q: None}), "q_proj.weight' is null; expected an object"),
+    "another tensor": (lambda raw: raw.config["quantization_config"]["formats"].update(
+        {"x\n": {"packing": "int4", "group": 32, "zero": "none", "scale_dtype": "f16", "k": 64}}), "'x\\n.codes' is missing"),
+    "a name of control characters": (top(formats={"\x1b[2J\n": {"packing": 4}}), "formats.'\\x1b[2J\\n'.packing is 4"),
     "packing": (entry(packing="int3"), "packing is 'int3'; expected one of int4_two_level, int4, int8"),
     "group 0": (entry(group=0), "group is 0; expected 32, 64, 128, 256"),
     "group 48": (entry(group=48), "group is 48"),
@@ -153,7 +159,8 @@ def test_hostile_files(name, tmp_path):
 
 
 def test_zeros_beyond_their_range_are_refused(tmp_path):
-    write_model(writer_for("genkit", tmp_path / "source"), {Q: random_codes(RANDOM, 3, 64, Format("int4", 32, "integer"))}, tmp_path / "out")
+    codes = random_codes(RANDOM, 3, 64, Format("int4", 32, "integer"))
+    write_model(writer_for("genkit", tmp_path / "source"), {Q: codes}, tmp_path / "out")
     assert "holds a zero of 17; expected 0 to 16" in hostile(tmp_path / "out", fill(".zeros", 17), {Q: (3, 64)})
 
 

@@ -1,18 +1,14 @@
 """Codes in another format: the same codes, and a change of scales that is as large as is said."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
-from format_files import bits_of, random_codes
+from format_files import FORMATS, bits_of, random_codes
 
 from genkit.quant.codes import SUB, widen
 from genkit.quant.convert import possible, regroup
 from genkit.quant.formats import BY_NAME, Format
 
 RANDOM = np.random.default_rng()
-FORMATS = [Format("int4_two_level")] + [Format(packing, group, zero, scale) for packing in ("int4", "int8") for group in (32, 64, 128, 256)
-                                         for zero in ("none", "integer", "real") for scale in ("f16", "bf16")]
 
 
 @pytest.mark.parametrize("source", FORMATS, ids=str)
@@ -50,24 +46,26 @@ def scales_of(codes):
 
 
 def offsets_of(codes):
+    """|b| likewise."""
     f, count = codes.format, codes.codes.shape[1] // SUB
-    s = np.abs(np.repeat(widen(codes.scales, f.scale_dtype), f.group // SUB, 1)[:, :count])
     if f.packing == "int4_two_level":
-        return s * codes.minima
-    zeros = np.zeros_like(s) + 8 if f.zero == "none" else np.repeat(widen(codes.zeros, f.scale_dtype) if f.zero == "real" else codes.zeros,
-                                                                      f.group // SUB, 1)[:, :count]
-    return np.abs(zeros) if f.zero == "real" else s * np.abs(zeros.astype(np.float32))
+        return np.abs(np.repeat(widen(codes.scales, "f16"), 8, 1)[:, :count]) * codes.minima
+    if f.zero == "none":
+        return 8 * scales_of(codes)
+    zeros = np.repeat(widen(codes.zeros, f.scale_dtype) if f.zero == "real" else codes.zeros, f.group // SUB, 1)[:, :count]
+    return np.abs(zeros) if f.zero == "real" else scales_of(codes) * np.abs(zeros.astype(np.float32))
 
 
-def test_two_levels_to_groups_of_32():
-    """Scales and offsets are the float64 products, rounded once; the change is the largest of them."""
-    codes = random_codes(RANDOM, 5, 256, BY_NAME["int4"])
-    got, change = regroup(codes, Format("int4", 32, "real"))
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_two_levels_to_groups_of_32(dtype):
+    """Scales and offsets are the exact products, rounded once; the change is the largest of them."""
+    codes = random_codes(RANDOM, 300, 256, BY_NAME["int4"])
+    got, change = regroup(codes, Format("int4", 32, "real", dtype))
     s = np.repeat(widen(codes.scales, "f16").astype(np.float64), 8, 1)
     worst = 0.0
     for bits, exact in ((got.scales, s * codes.subscales), (got.zeros, -s * codes.minima)):
-        assert np.array_equal(bits.view(np.float16), exact.astype(np.float16))
-        error = np.abs(bits.view(np.float16).astype(np.float64) - exact)
+        assert np.array_equal(widen(bits, dtype), widen(bits_of(exact.astype(np.float32), dtype), dtype))
+        error = np.abs(widen(bits, dtype) - exact)
         worst = max(worst, (error[exact != 0] / np.abs(exact[exact != 0])).max())
     assert change == worst and 0 < change
 
@@ -114,7 +112,8 @@ def test_zeros_that_happen_to_fit():
     for zero in ("none", "integer"):
         back, change = regroup(real, Format("int4", 32, zero))
         assert change == 0 and np.array_equal(back.dequantize(), codes.dequantize())
-    offset = replace(random_codes(RANDOM, 3, 64, Format("int8", 32)), format=Format("int8", 32, "real"), zeros=np.zeros((3, 2), np.uint16))
+    offset = random_codes(RANDOM, 3, 64, Format("int8", 32, "real"))
+    offset.zeros[:] = 0
     assert regroup(offset, Format("int8", 32))[1] == 0
 
 

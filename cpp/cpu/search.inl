@@ -13,16 +13,15 @@ struct Columns {
 
 // Over columns: t = w * inverse + shift, q = t rounded within [low, high], r = t - q.
 struct Sums {
-    vec a, r, rr, q, qq, rq;
+    vec r, rr, q, qq, rq;  // of a times these
 };
 
 template <bool weighted>
 INLINE Sums sums_of(const Columns& c, int64_t from, int64_t count, vec inverse, vec shift, vec low, vec high) {
-    Sums s{zero(), zero(), zero(), zero(), zero(), zero()};
+    Sums s{zero(), zero(), zero(), zero(), zero()};
     for (int64_t i = from * lanes; i < (from + count) * lanes; i += lanes) {
         const vec t = fma(load(c.w + i), inverse, shift), q = min(max(round(t), low), high), r = t - q;
         const vec a = weighted ? load(c.a + i) : set1(1.0f), ar = weighted ? a * r : r, aq = weighted ? a * q : q;
-        s.a = s.a + a;
         s.r = s.r + ar;
         s.rr = fma(ar, r, s.rr);
         s.q = s.q + aq;
@@ -30,6 +29,14 @@ INLINE Sums sums_of(const Columns& c, int64_t from, int64_t count, vec inverse, 
         s.rq = fma(ar, q, s.rq);
     }
     return s;
+}
+
+template <bool weighted>
+INLINE vec total_of(const Columns& c, int64_t from, int64_t count) {
+    if (!weighted) return set1(count > 0 ? float(count) : 0.0f);
+    vec total = zero();
+    for (int64_t i = from * lanes; i < (from + count) * lanes; i += lanes) total = total + load(c.a + i);
+    return total;
 }
 
 // x as the type stores it; what is below 2^-100 is 0.
@@ -108,18 +115,20 @@ struct RowCodes {
 
 // Tried: u of the range and one beside it on either side; m for the range's middle and for it moved by 0.3 of a step; with
 // each, the m that is best for the codes it gives. Then s and m are fitted to the codes, and codes chosen again.
-constexpr float step_changes[] = {0.0f, -1.0f, 1.0f}, phases[] = {0.0f, -0.2f, 0.2f, -0.4f, 0.4f};
-constexpr int64_t fits = 1;
+constexpr float step_changes[] = {0.0f, -1.0f, 1.0f}, phases[] = {0.0f, -0.3f, 0.3f};
+constexpr int64_t fits = 2;
 
 // columns: of the block, padding not counted. good: rows of finite weights.
 template <bool weighted>
 INLINE void search_two_level(const RowCodes& rows, const Columns& c, int64_t block, int64_t columns, mask good) {
     const int64_t subs = round_up(columns, tile_depth) / sub_depth;
     Extremes range[8];
-    vec u[8], m[8], best_m[8], s = zero();
+    vec u[8], m[8], best_m[8], total[8], share[8], s = zero();
     auto count = [&](int64_t g) { return columns - g * sub_depth < sub_depth ? columns - g * sub_depth : sub_depth; };
     for (int64_t g = 0; g < subs; g++) {
         range[g] = extremes_of(c, g * sub_depth, count(g), zero());
+        total[g] = total_of<weighted>(c, g * sub_depth, count(g));
+        share[g] = inverse_of(total[g]);
         const vec h = range[g].high, l = range[g].low;
         s = max(s, max((h + l) / set1(225.0f), max(l / set1(128.0f), h / set1(127.0f))));
     }
@@ -140,9 +149,9 @@ INLINE void search_two_level(const RowCodes& rows, const Columns& c, int64_t blo
                 const Sums sum = sums_of<weighted>(c, g * sub_depth, count(g), inverse * inverse_step, from * inverse_step,
                                                    code_low, code_high);
                 // In units of s, what is left is step * r + (minimum - from).
-                const vec left = step * sum.r, total = max(sum.a, set1(1e-30f));
-                const vec minimum = within(round(from - left / total), least, set1(128.0f)), moved = minimum - from;
-                const vec error = fma(step * step, sum.rr, moved * fma(moved, sum.a, left + left));
+                const vec left = step * sum.r;
+                const vec minimum = within(round(from - left * share[g]), least, set1(128.0f)), moved = minimum - from;
+                const vec error = fma(step * step, sum.rr, moved * fma(moved, total[g], left + left));
                 const mask better = less(error, best);
                 best = select(better, error, best);
                 u[g] = select(better, step, u[g]);
@@ -160,12 +169,11 @@ INLINE void search_two_level(const RowCodes& rows, const Columns& c, int64_t blo
             const vec inverse_u = set1(1.0f) / u[g];
             const Sums sum = sums_of<weighted>(c, g * sub_depth, count(g), inverse_now * inverse_u, m[g] * inverse_u,
                                                code_low, code_high);
-            const vec total = max(sum.a, set1(1e-30f));
             error = error + u[g] * u[g] * sum.rr;
             dv = dv + u[g] * (u[g] * sum.rq - m[g] * sum.r);
-            vv = vv + (u[g] * u[g] * sum.qq + m[g] * (m[g] * sum.a - set1(2.0f) * u[g] * sum.q));
-            mean_r[g] = u[g] * sum.r / total;
-            mean_q[g] = u[g] * sum.q / total;
+            vv = vv + (u[g] * u[g] * sum.qq + m[g] * (m[g] * total[g] - set1(2.0f) * u[g] * sum.q));
+            mean_r[g] = u[g] * sum.r * share[g];
+            mean_q[g] = u[g] * sum.q * share[g];
         }
         const vec unit = s_now * inverse;
         error = error * unit * unit;
@@ -260,22 +268,22 @@ INLINE void search_real(const RowCodes& rows, const Columns& c, int64_t block, i
     good = both(good, both(is_finite(s), is_finite(b)));
     s = select(good, s, zero());
     b = select(good, b, zero());
-    const vec unit = inverse_of(s);
+    const vec unit = inverse_of(s), total = total_of<weighted>(c, from, count);
     vec best = set1(infinity);
     // fit: s and b may move to what suits the codes.
     auto consider = [&](vec tried, vec tried_zero, bool fit) {
         const vec inverse = inverse_of(tried), scale = tried * unit;
         const Sums sum = sums_of<weighted>(c, from, count, inverse, zero() - tried_zero * inverse, code_low, code_high);
         // In units of the scale tried, what is left is r + change q + shift.
-        const vec d = sum.a * sum.qq - sum.q * sum.q;
+        const vec d = total * sum.qq - sum.q * sum.q;
         vec fitted = tried, fitted_zero = tried_zero;
         if (fit) {
-            fitted = stored(tried - tried * ((sum.q * sum.r - sum.a * sum.rq) / d), f.scale_dtype);
+            fitted = stored(tried - tried * ((sum.q * sum.r - total * sum.rq) / d), f.scale_dtype);
             fitted_zero = stored(tried_zero - tried * ((sum.q * sum.rq - sum.qq * sum.r) / d), f.scale_dtype);
         }
         const vec change = set1(1.0f) - fitted * inverse, shift = (tried_zero - fitted_zero) * inverse;
         const vec moved = fma(change, fma(change, sum.qq, sum.rq + sum.rq), sum.rr);
-        const vec error = (moved + shift * (sum.r + sum.r + set1(2.0f) * change * sum.q + shift * sum.a)) * scale * scale;
+        const vec error = (moved + shift * (sum.r + sum.r + set1(2.0f) * change * sum.q + shift * total)) * scale * scale;
         const mask better = less(error, best);
         best = select(better, error, best);
         s = select(better, fitted, s);

@@ -214,7 +214,8 @@ class Weights:
                 raise BadFileError(f"{shown_path(checkpoint.folder)}: tensor '{name}' of shape {list(shape)}, which "
                                    f"{fields.path.name} asks for, is in none of its safetensors files")
             info = checkpoint.tensors[name]
-            if tuple(info.shape) != tuple(shape):
+            turned = name in checkpoint.quantized and tuple(info.shape) == tuple(shape)[::-1]  # codes lie [out, in] always
+            if tuple(info.shape) != tuple(shape) and not turned:
                 wrong = [size for size in shape if size not in info.shape]
                 keys = [key for key, value in fields.raw.items() if type(value) is int and value in wrong]
                 raise BadFileError(f"{shown_path(fields.path)}: {', '.join(keys) or 'the sizes'} cannot be right: "

@@ -9,7 +9,8 @@ import numpy as np
 
 from genkit.checkpoints.config import Fields
 from genkit.checkpoints.files import shown, shown_path
-from genkit.checkpoints.parts import FLOAT, FLOATS, OTHERS, check_group, check_k, check_single, matrix, refused, scale_type
+from genkit.checkpoints.parts import FLOAT, FLOATS, OTHERS, check_group, check_k, check_single, matrix, named, refused, \
+    scale_type
 from genkit.checkpoints.quantized import Stored, part
 from genkit.errors import BadFileError
 from genkit.quant.codes import Codes
@@ -33,7 +34,7 @@ def find(fields: Fields, tensors: "Mapping[str, TensorInfo]") -> dict[str, Store
     listed = quantization.object("config_groups")
     if listed is None or not listed.raw:
         raise quantization.error("config_groups", "an object of groups")
-    groups = {name: (_targets(listed, name), _scheme(listed.object(name))) for name in listed.raw}
+    groups = [_group(listed, name) for name in listed.raw]
     found = {}
     for packed in tensors:
         if packed.endswith(PACKED):
@@ -53,13 +54,13 @@ def _supported(fields: Fields, key: str, values: tuple[Any, ...]) -> Any:
     return value
 
 
-def _targets(groups: Fields, name: str) -> list[str]:
-    group = groups.object(name)
-    targets = None if group is None else group.optional("targets")
+def _group(groups: Fields, name: str) -> tuple[list[str], tuple[int, int, bool]]:
+    """Its targets and its scheme."""
+    group = named(groups, "quantization_config.config_groups", name)
+    targets = group.optional("targets")
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-        raise BadFileError(f"{shown_path(groups.path)}: quantization_config.config_groups.{shown(name)}: "
-                           f"targets is {shown(targets)}; expected a list of names")
-    return targets
+        raise group.error("targets", "a list of names")
+    return targets, _scheme(group)
 
 
 def _scheme(group: Fields) -> tuple[int, int, bool]:
@@ -81,12 +82,12 @@ def _scheme(group: Fields) -> tuple[int, int, bool]:
     return bits, check_group(weights, "group_size"), symmetric
 
 
-def _of(x: str, groups: "dict[str, tuple[list[str], tuple[int, int, bool]]]", fields: Fields) -> tuple[int, int, bool]:
+def _of(x: str, groups: list[tuple[list[str], tuple[int, int, bool]]], fields: Fields) -> tuple[int, int, bool]:
     """The scheme of a module: that of its only group, of the one that names it, or of the one for all of its class."""
     if len(groups) == 1:
-        return next(iter(groups.values()))[1]
+        return groups[0][1]
     for wanted in (x, "Linear"):
-        for targets, scheme in groups.values():
+        for targets, scheme in groups:
             if wanted in targets:
                 return scheme
     raise BadFileError(f"{shown_path(fields.path)}: quantization_config: no group of config_groups names {shown(x, 200)}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +32,14 @@ class OpenModel:
     checkpoint: Checkpoint
     tokenizer_json: bytes | None
     tokenizer_config: dict[str, Any]
+
+    def files(self) -> dict[str, bytes]:
+        """What would lie beside the weights in a folder, config.json apart."""
+        found = {"generation_config.json": json.dumps(self.generation, indent=2).encode()} if self.generation else {}
+        if self.tokenizer_json is not None:
+            config = self.tokenizer_config | {"tokenizer_class": "PreTrainedTokenizerFast"}
+            found |= {"tokenizer.json": self.tokenizer_json, "tokenizer_config.json": json.dumps(config, indent=2).encode()}
+        return found
 
 
 def open_model(path: Path) -> OpenModel:

@@ -83,6 +83,55 @@ def decode(name: str, blocks: np.ndarray, k: int) -> "Codes | np.ndarray":
     return Codes(block.format, k, codes.reshape(n, depth_of(k)), scales, zeros=zeros)
 
 
+def round_q6_k(values: np.ndarray) -> np.ndarray:
+    """float32 [n, k], k whole blocks -> u8 [n, bytes of a row]. Scales are searched for, by the squares of errors. Raises ValueError for NaN, infinity, and numbers beyond float16's scales."""
+    rows = values.reshape(-1, 256)
+    out = np.empty((len(rows), 210), np.uint8)
+    for begin in range(0, len(rows), PIECE):
+        _round_q6_k(rows[begin:begin + PIECE], out[begin:begin + PIECE])
+    return out.reshape(values.shape[0], -1)
+
+
+PIECE = 1024  # blocks at a time, which stay in the cache
+
+
+def _round_q6_k(rows: np.ndarray, out: np.ndarray) -> None:
+    x = rows.reshape(-1, 16)
+    peak = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)
+    if not np.isfinite(peak).all():
+        raise ValueError("holds NaN or infinity; the model is damaged")
+    best, scales = np.full(len(x), -1, np.float32), np.zeros(len(x), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # of numbers whose inverses or squares are beyond float32
+        inverse = np.divide(-1, peak, out=np.zeros_like(peak), where=peak != 0)
+        for step in (29.5, 30, 30.5, 31, 31.5, 32):  # the code of the largest, before it is rounded
+            codes = np.clip(np.rint(x * (inverse * np.float32(step))), -32, 31)
+            product, square = np.einsum("ij,ij->i", x, codes), np.einsum("ij,ij->i", codes, codes)
+            gain = np.divide(product * product, square, out=np.zeros_like(best), where=square > 0)
+            better = gain > best
+            best[better] = gain[better]
+            scales[better] = np.divide(product, square, out=np.zeros_like(best), where=square > 0)[better]
+    plain = ~np.isfinite(scales) | ((scales == 0) & (peak[:, 0] != 0))
+    scales[plain] = peak[plain, 0] / -32
+    scales = scales.reshape(-1, 16)
+    largest = np.take_along_axis(scales, np.abs(scales).argmax(1)[:, None], 1)
+    with np.errstate(over="ignore"):
+        d = (largest / -128).astype(np.float16)
+    if not np.isfinite(d).all():
+        raise ValueError("holds numbers beyond what a float16 scale reaches")
+    wide = d.astype(np.float32)
+    small = np.clip(np.rint(np.divide(scales, wide, out=np.zeros_like(scales), where=wide != 0)), -128, 127)
+    steps = (wide * small)[:, :, None]
+    grid = rows.reshape(-1, 16, 16)
+    codes = np.clip(np.rint(np.divide(grid, steps, out=np.zeros_like(grid), where=steps != 0)), -32, 31).astype(np.int8) + 32
+    codes = codes.view(np.uint8).reshape(-1, 2, 2, 64)
+    out[:, :128] = (codes[:, :, 0] & 15 | (codes[:, :, 1] & 15) << 4).reshape(-1, 128)
+    high = (codes >> 4).reshape(-1, 2, 4, 32)
+    out[:, 128:192] = (high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6).reshape(-1, 64)
+    out[:, 192:208] = small.astype(np.int8).view(np.uint8)
+    out[:, 208:] = _as_bytes(d.view(np.uint16)).reshape(-1, 2)
+
+
+@np.errstate(invalid="ignore", over="ignore")  # of damaged scales: what they give is NaN
 def _q6_k(raw: np.ndarray) -> np.ndarray:
     count = raw.shape[0]
     low, high = raw[:, :128].reshape(count, 2, 1, 64), raw[:, 128:192].reshape(count, 2, 1, 32)

@@ -197,8 +197,9 @@ def config_of(container: Container, factors: np.ndarray | None) -> dict[str, Any
     window = keys.integer("attention.sliding_window")
     heads, width = keys.integer("attention.head_count"), keys.integer("embedding_length")
     embedding = tensors.get("token_embd.weight")
+    model_type = "mistral" if window and architecture == "llama" else architecture
     config: dict[str, Any] = {
-        "model_type": "mistral" if window and architecture == "llama" else architecture,
+        "model_type": model_type, "architectures": [f"{model_type.capitalize()}ForCausalLM"],
         "vocab_size": embedding.shape[0] if embedding else keys.integer("vocab_size"),
         "hidden_size": width, "intermediate_size": keys.integer("feed_forward_length"),
         "num_hidden_layers": keys.integer("block_count"), "num_attention_heads": heads,

@@ -44,8 +44,8 @@ def _stored(x: str, symmetric: bool, above: int, tensors: "Mapping[str, TensorIn
     bits = next((bits for bits in (4, 8) if words * 32 == k * bits), 0)
     group = next((group for group in GROUPS if groups * group == k), 0)
     if not bits or not group:
-        raise refused(qweight, x + QWEIGHT, f"is {list(qweight.shape)} with {groups} rows of scales and a g_idx of {k}; expected "
-                                            f"4 or 8 bits and groups of {', '.join(map(str, GROUPS))}; {OTHERS}")
+        raise refused(qweight, x + QWEIGHT, f"is {list(qweight.shape)} with {groups} rows of scales and a g_idx of {k}; "
+                                            f"expected 4 or 8 bits and groups of {', '.join(map(str, GROUPS))}; {OTHERS}")
     parts = {"qweight": qweight, "scales": part(tensors, x + ".scales", ("f16", "bf16"), (groups, n)),
              "qzeros": part(tensors, x + ".qzeros", ("i32",), (groups, -(-n * bits // 32))),
              "g_idx": part(tensors, x + ".g_idx", ("i32",), (k,))}

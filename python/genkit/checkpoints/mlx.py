@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Mapping
 import numpy as np
 
 from genkit.checkpoints.config import Fields
-from genkit.checkpoints.parts import FLOATS, OTHERS, check_group, check_k, matrix, refused, scale_type
+from genkit.checkpoints.parts import FLOATS, OTHERS, check_group, check_k, matrix, named, refused, scale_type
 from genkit.checkpoints.quantized import Stored, part
 from genkit.quant.codes import Codes, widen
 from genkit.quant.formats import Format
@@ -29,7 +29,8 @@ def find(fields: Fields, tensors: "Mapping[str, TensorInfo]") -> dict[str, Store
             own = quantization.raw.get(x)
             if own is False:
                 raise refused(info, name, "is U32, while config.json's quantization says false, that it has no codes")
-            found[name] = _stored(x, whole if own in (None, True) else _settings(quantization.object(x)), tensors)
+            settings = whole if own in (None, True) else _settings(named(quantization, "quantization", x))
+            found[name] = _stored(x, settings, tensors)
     return found
 
 

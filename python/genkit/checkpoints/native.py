@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Mapping
 import numpy as np
 
 from genkit.checkpoints.config import Fields
-from genkit.checkpoints.parts import check_group, check_single, matrix
+from genkit.checkpoints.parts import check_group, check_single, matrix, named
 from genkit.checkpoints.quantized import Stored, part
 from genkit.quant.codes import SUB, Codes, depth_of, from_nibbles, groups_of
 from genkit.quant.formats import Format
@@ -32,9 +32,7 @@ def find(fields: Fields, tensors: "Mapping[str, TensorInfo]") -> dict[str, Store
 
 
 def _stored(formats: Fields, name: str, tensors: "Mapping[str, TensorInfo]") -> Stored:
-    entry = formats.object(name)
-    if entry is None:
-        raise formats.error(name, "an object")
+    entry = named(formats, "quantization_config.formats", name)
     format, k = _format(entry), entry.integer("k", 1, MAX_K)
     check_single(tensors, name, name + ".codes")
     n = matrix(tensors, name + ".codes", ("u8", "i8")).shape[0]

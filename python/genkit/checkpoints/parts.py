@@ -17,6 +17,14 @@ FLOAT = "Use the model's f32, f16 or bf16 checkpoint"
 OTHERS = f"others are not supported. {FLOAT}"
 
 
+def named(fields: "Fields", where: str, name: str) -> "Fields":
+    """The object of this name in the object at `where`. Names come from the file, so they are shown escaped."""
+    value, at = fields.raw.get(name), f"{where}.{shown(name, 200)}"
+    if not isinstance(value, dict):
+        raise BadFileError(f"{shown_path(fields.path)}: {at} is {shown(value)}; expected an object")
+    return type(fields)(fields.path, value, at + ".")
+
+
 def matrix(tensors: "Mapping[str, TensorInfo]", name: str, dtypes: tuple[str, ...]) -> "TensorInfo":
     """An array that must be there, of one of these types and [n, m], neither 0."""
     info = tensors.get(name)

@@ -285,6 +285,8 @@ class Checkpoint:
 
     def load_transposed(self, name: str, shape: tuple[int, int]) -> "Tensor":
         """A matrix the file holds as `shape` = [k, n], given as [n, k] (gpt2's Conv1D), a block of rows at a time."""
+        if name in self.quantized:  # codes lie as [n, k] always
+            return self._widened(self._decoded(name, shape[::-1]))
         info = self._info(name, shape)
         k, n = info.shape
         result = self._allocate((n, k), info.dtype, name)

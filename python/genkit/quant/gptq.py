@@ -32,18 +32,19 @@ class Factor:
 
     importance float32 [k]: its diagonal, damped. order: columns as they are visited. lower float32 [k, k]: L of
     (H + ridge)^-1 = L L^T in that order; None where H could not be factored. ridge: damping times the mean of H's diagonal.
+    note: with what damping it went if not the one asked for, or that it did not; else "".
     """
 
     importance: np.ndarray
     order: np.ndarray
     lower: Optional[np.ndarray]
-    damping: float
     ridge: float
+    note: str = ""
 
 
 @dataclass
 class Solved:
-    """note: why these codes are those of the search, or with what damping they were made if not the one asked for; else ""."""
+    """note: the factor's. Without a factor the codes are those of the search."""
 
     codes: Codes
     note: str = ""
@@ -74,10 +75,12 @@ def factorize(hessian: np.ndarray, *, order: bool = True, damping: float = DAMPI
         tried = damping * 2**attempt
         np.fill_diagonal(work, diagonal[visits] + tried * mean)
         try:
-            return Factor(importance, visits, linalg.inverse_cholesky(work), tried, tried * mean)
+            lower = linalg.inverse_cholesky(work)
         except np.linalg.LinAlgError:
             continue
-    return Factor(importance, visits, None, tried, tried * mean)
+        return Factor(importance, visits, lower, tried * mean, f"damping {tried:g}" if attempt else "")
+    note = f"the hessian is not positive definite, not even with damping {tried:g}: scale search only"
+    return Factor(importance, visits, None, tried * mean, note)
 
 
 def gptq(weight: np.ndarray, hessian: np.ndarray, format: Format, *, order: bool = True, damping: float = DAMPING,
@@ -89,17 +92,18 @@ def gptq(weight: np.ndarray, hessian: np.ndarray, format: Format, *, order: bool
     factor = factor or factorize(hessian, order=order, damping=damping)
     searched = round_matrix(weight, format, True, factor.importance)
     if factor.lower is None:
-        return Solved(searched, f"the hessian stayed indefinite with damping {factor.damping:g}: scale search only")
+        return Solved(searched, factor.note)
     codes = replace(searched, codes=searched.codes.copy())
     matrix = linalg.tensor(hessian)
     np.fill_diagonal(matrix.numpy(), np.diag(hessian) + factor.ridge)
     for begin in range(0, len(weight), ROWS):
         rows, part = weight[begin:begin + ROWS], codes.rows(begin, begin + ROWS)
-        grid = _Grid.of(part)
-        part.codes[:, : part.k] = _visit(rows, grid, factor)
-        for _ in range(passes):
-            _move(rows, grid, matrix)
-    return Solved(codes, "" if factor.damping == damping else f"damping {factor.damping:g}")
+        with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite, whose scales are NaN
+            grid = _Grid.of(part)
+            part.codes[:, : part.k] = _visit(rows, grid, factor)
+            for _ in range(passes):
+                _move(rows, grid, matrix)
+    return Solved(codes, factor.note)
 
 
 @dataclass
@@ -141,7 +145,7 @@ class _Grid:
         c += self.offset[at]
         np.rint(c, out=c)
         low, high = (-128, 127) if self.codes.format.packing == "int8" else (0, 15)
-        np.clip(c, low, high, out=c)
+        np.fmax(np.fmin(c, high, out=c), low, out=c)  # NaN becomes a code as well
         value = c * self.factors[at] if self.factors is not None else c.copy()
         if self.minima is not None:
             value -= self.minima[at]
@@ -182,8 +186,8 @@ def _visit(weight: np.ndarray, grid: _Grid, factor: Factor) -> np.ndarray:
 
 
 def _move(weight: np.ndarray, grid: _Grid, matrix: _core.Tensor) -> None:
-    """Each column's codes, in place, to the nearest of what the columns around it would have them be. Lowers every row's
-    d H d^T, or leaves it; matrix is H [k, k]."""
+    """Moves each column's codes, in place, to the nearest of what the others would have them be: no row's d H d^T rises.
+    matrix is H [k, k]."""
     k, h = weight.shape[1], matrix.numpy()
     errors = linalg.tensor(grid.codes.dequantize() - weight)
     d, codes = errors.numpy(), grid.codes.codes

@@ -158,6 +158,8 @@ def describe_plan(plan: Plan, methods: Optional[dict[str, str]] = None) -> dict[
         "version": 1, "genkit": version("genkit"), "recipe": asdict(plan.recipe) | {"method": plan.method},
         "source_bytes": plan.checkpoint.nbytes, "parameters": parameters, "file_bytes": plan.file_bytes,
         "bits_in_file": round(plan.file_bytes * 8 / parameters, 4), "memory_bytes": plan.memory_bytes,
-        "bits_in_memory": round(plan.memory_bytes * 8 / parameters, 4), "types": types, "notes": plan.notes,
+        "bits_in_memory": round(plan.memory_bytes * 8 / parameters, 4), "types": types,
+        "notes": plan.notes + ([f"codes are the source's; their scales were rounded by at most {plan.regrouped:.2g} of themselves"]
+                               if plan.regrouped else []),
         "tensors": {name: {"type": describe(kind)} | ({"method": methods[name]} if methods else {}) for name, kind in plan.kinds.items()},
     }

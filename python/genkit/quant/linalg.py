@@ -43,10 +43,9 @@ def inverse_cholesky(matrix: np.ndarray) -> np.ndarray:
     triangle are all it takes. Beside the matrix, memory is three times its size. Raises numpy.linalg.LinAlgError where the
     matrix is not positive definite, as far as float32 can tell.
     """
-    k = len(matrix)
     work = tensor(matrix[::-1, ::-1])
     inverses = _cholesky(work)
-    return np.ascontiguousarray(_inverse_transposed(work, inverses).numpy()[::-1, ::-1]) if k else matrix
+    return np.ascontiguousarray(_inverse_transposed(work, inverses).numpy()[::-1, ::-1])
 
 
 def _cholesky(work: Tensor) -> list[np.ndarray]:

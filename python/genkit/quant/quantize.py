@@ -21,6 +21,7 @@ from genkit.checkpoints.files import shown, shown_path
 from genkit.errors import BadFileError, UsageError
 from genkit.quant import roles
 from genkit.quant.codes import Codes
+from genkit.quant.convert import possible, regroup
 from genkit.quant.formats import Format
 from genkit.quant.output import Output
 from genkit.quant.rounding import round_matrix
@@ -191,26 +192,10 @@ def _check_rewrite(plan: Plan) -> None:
     """Whether a source in codes can be written without rounding anything anew. Raises UsageError."""
     for name, stored in plan.checkpoint.quantized.items():
         kind = plan.kinds[name]
-        if isinstance(kind, str) or (stored.format is not None and keeps_codes(stored.format, kind)):
+        if isinstance(kind, str) or (stored.format is not None and possible(stored.format, kind)):
             continue
         raise UsageError(f"{shown_path(plan.source.folder)}: {shown(name, 200)} is {describe(stored.format) if stored.format else stored.label} already and "
                          f"would be rounded a second time to {describe(kind)}; start from the float model, or say --requantize")
-
-
-def keeps_codes(have: Format, wanted: Format) -> bool:
-    """Whether codes of one format can be written in another as they are, but for the rounding of scales."""
-    from genkit.quant.convert import regroup
-
-    depth = 256
-    small = np.zeros((0, depth), np.int8 if have.packing == "int8" else np.uint8)
-    bits, byte = np.zeros((0, depth // have.group), np.uint16), np.zeros((0, depth // 32), np.uint8)
-    two_level = have.packing == "int4_two_level"
-    zeros = {"none": None, "integer": bits.astype(small.dtype), "real": bits}[have.zero]
-    try:
-        regroup(Codes(have, depth, small, bits, byte if two_level else None, byte if two_level else None, zeros), wanted)
-    except ValueError:
-        return False
-    return True
 
 
 def fingerprint(plan: Plan, calibration: Optional[str]) -> dict[str, Any]:
@@ -269,7 +254,7 @@ class Run:
         kind, stored = self.plan.kinds[name], self.plan.checkpoint.quantized.get(name)
         if isinstance(kind, str):
             return "kept" if kind == self.plan.checkpoint.tensors[name].dtype else "converted"
-        if stored is not None and stored.format is not None and keeps_codes(stored.format, kind):
+        if stored is not None and stored.format is not None and possible(stored.format, kind):
             return "same codes"
         return "rtn" if self.plan.method == "rtn" else "search"
 
@@ -306,9 +291,7 @@ class Run:
         stored = checkpoint.quantized.get(name)
         for begin in range(0, n, step):
             end = min(begin + step, n)
-            if isinstance(kind, Format) and stored is not None and stored.format is not None and keeps_codes(stored.format, kind):
-                from genkit.quant.convert import regroup
-
+            if isinstance(kind, Format) and stored is not None and stored.format is not None and possible(stored.format, kind):
                 codes, change = regroup(checkpoint.codes_of_rows(name, shape, begin, end), kind)
                 plan.regrouped = max(plan.regrouped, change)
                 yield begin, n, codes

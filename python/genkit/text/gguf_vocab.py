@@ -83,6 +83,9 @@ def vocabulary_keys(tokenizer: "Tokenizer", rows: int, eos_ids: Sequence[int] = 
                          "says 'default', and llama.cpp will give some texts other token ids; genkit reads the whole tokenizer")
         keys += [("tokenizer.ggml.model", STRING, "gpt2"), ("tokenizer.ggml.pre", STRING, name)]
     else:
+        if any(step["type"] != "Metaspace" or step.get("split") for step in _flat(data["pre_tokenizer"], "pretokenizers")):
+            notes.append("llama.cpp does not cut texts into words as this tokenizer does (pre_tokenizer in tokenizer.json) and "
+                         "will give some other token ids; genkit reads the whole tokenizer")
         keys += [("tokenizer.ggml.model", STRING, "llama"), ("tokenizer.ggml.pre", STRING, "default"),
                  ("tokenizer.ggml.scores", ARRAY, (F32, _scores(tokens, merges))),
                  ("tokenizer.ggml.add_space_prefix", BOOL, _adds_space(data))]
