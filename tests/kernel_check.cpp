@@ -522,16 +522,25 @@ void check_quantize_weight(int64_t n, int64_t k, const WeightFormat& f, DType dt
     const std::vector<bf16> brain = narrowed<bf16>(wide);
     const void* weight = dtype == DType::f16 ? static_cast<const void*>(half.data())
                          : dtype == DType::bf16 ? static_cast<const void*>(brain.data()) : wide.data();
-    RandomCodes want(n, k, f), got = want;
-    plain.quantize_weight({weight, want.args(), k, f, dtype}, 0, n);
-    const int64_t middle = rng.below(n + 1);
-    fast.quantize_weight({weight, got.args(), k, f, dtype}, 0, middle);
-    fast.quantize_weight({weight, got.args(), k, f, dtype}, middle, n);
-    const std::string what = "quantize_weight " + std::to_string(n) + " x " + std::to_string(k) + " " + name_of(f);
-    same(what, got.codes, want.codes);
-    same(what + " scales", got.scales, want.scales);
-    same(what + " u", got.u, want.u);
-    same(what + " m", got.m, want.m);
+    std::vector<float> importance = rng.normals(k);
+    for (float& h : importance) h = h * h;
+    const std::string shape = std::to_string(n) + " x " + std::to_string(k) + " " + name_of(f);
+    for (int64_t mode = 0; mode < 3; mode++) {
+        RandomCodes want(n, k, f), got = want;
+        const bool search = mode > 0;
+        const float* h = mode > 1 ? importance.data() : nullptr;
+        plain.quantize_weight({weight, want.args(), k, f, dtype, search, h}, 0, n);
+        const int64_t middle = rng.below(n + 1);
+        fast.quantize_weight({weight, got.args(), k, f, dtype, search, h}, 0, middle);
+        fast.quantize_weight({weight, got.args(), k, f, dtype, search, h}, middle, n);
+        const std::string what = (mode == 0 ? "quantize_weight " : mode == 1 ? "search " : "weighed search ") + shape;
+        same(what, got.codes, want.codes);
+        same(what + " scales", got.scales, want.scales);
+        same(what + " u", got.u, want.u);
+        same(what + " m", got.m, want.m);
+        same(what + " zeros", got.zeros, want.zeros);
+        same(what + " real zeros", got.real_zeros, want.real_zeros);
+    }
 }
 
 void check_packed(int64_t n, int64_t k, const WeightFormat& f, bool gated, std::initializer_list<int64_t> row_counts) {
@@ -586,11 +595,15 @@ void check_integer_weights() {
     for (Packing packing : {Packing::int4_two_level, Packing::int4, Packing::int8}) {
         for (int64_t group : {32, 64, 128, 256}) {
             if (packing == Packing::int4_two_level && group != 256) continue;
-            for (DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-                const WeightFormat f{packing, group, Zero::none, DType::f16};
-                check_quantize_weight(1, 1, f, dtype);
-                check_quantize_weight(6, 300, f, dtype);
-                check_quantize_weight(5, 544, f, dtype);
+            for (Zero zero : {Zero::none, Zero::integer, Zero::real}) {
+                if (packing != Packing::int4 && zero != Zero::none) continue;
+                for (DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+                    const bool brain = packing != Packing::int4_two_level && dtype == DType::bf16;
+                    const WeightFormat f{packing, group, zero, brain ? DType::bf16 : DType::f16};
+                    check_quantize_weight(1, 1, f, dtype);
+                    check_quantize_weight(6, 300, f, dtype);
+                    check_quantize_weight(21, 544, f, dtype);
+                }
             }
             for (Zero zero : {Zero::none, Zero::integer, Zero::real}) {
                 if (packing == Packing::int4_two_level && zero != Zero::none) continue;

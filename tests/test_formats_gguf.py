@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoint_files import refused, write_tensors
+from format_files import random_codes, rounded
 from text_folders import FOREIGN, corpus, make_folder
 
 import genkit
@@ -22,7 +23,7 @@ from genkit.checkpoints.gguf_blocks import BY_FORMAT, TYPES, decode, encode, rou
 from genkit.checkpoints.gguf_model import gguf_name, interleave, tensor_name, uninterleave
 from genkit.errors import BadFileError, ResourceError, UsageError
 from genkit.kv_cache import KVCache, Sequence, pages_for
-from genkit.quant.codes import Codes, depth_of, groups_of
+from genkit.quant.codes import Codes, groups_of
 from genkit.quant.formats import Format
 from genkit.quant.roles import survey
 from genkit.quant.writers.base import Source
@@ -41,12 +42,6 @@ def halves(rng, shape):
     """float16 bits: normal numbers of either sign, subnormal ones and zero."""
     values = (rng.standard_normal(shape) * 10.0 ** rng.integers(-7, 2, shape)).astype(np.float16)
     return values.view(np.uint16)
-
-
-def random_codes(rng, format, n, k):
-    shape, groups = (n, depth_of(k)), groups_of(k, 32)
-    codes = rng.integers(-128, 128, shape, np.int8) if format.packing == "int8" else rng.integers(0, 16, shape, np.uint8)
-    return Codes(format, k, codes, halves(rng, (n, groups)), zeros=halves(rng, (n, groups)) if format.zero == "real" else None)
 
 
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q8_0", "Q6_K"])
@@ -72,7 +67,7 @@ def test_blocks_as_the_gguf_package_reads_them(name, blocks):
 @pytest.mark.parametrize("n, k", [(1, 32), (5, 64), (3, 96), (33, 352)])
 def test_codes_survive_as_blocks(format, n, k):
     gguf = pytest.importorskip("gguf")
-    codes = random_codes(np.random.default_rng([SEED, n, k]), format, n, k)
+    codes = random_codes(np.random.default_rng([SEED, n, k]), n, k, format)
     block = BY_FORMAT[format]
     raw = encode(codes)
     assert raw.shape == (n, container.nbytes_of(block, (n, k)) // n)
@@ -157,23 +152,6 @@ def make_model(folder, config, rng):
                   {name: (rng.standard_normal(shape) * (0.2 if len(shape) == 1 else shape[1] ** -0.5)
                           + ("norm" in name)).astype(np.float32) for name, shape in shapes.items()})
     return folder
-
-
-def rounded(values, format):
-    """Round to nearest, in numpy."""
-    n, k = values.shape
-    groups = np.zeros((n, depth_of(k)), np.float32)
-    groups[:, :k] = values
-    groups = groups.reshape(n, -1, 32)
-    low = groups.min(2).astype(np.float16) if format.zero == "real" else np.zeros(groups.shape[:2], np.float16)
-    groups = groups - low[:, :, None].astype(np.float32)
-    first, last, shift = (-127, 127, 0) if format.packing == "int8" else (0, 15, 0 if format.zero == "real" else 8)
-    scales = (np.abs(groups).max(2) / (last - shift)).astype(np.float16)
-    wide = scales.astype(np.float32)[:, :, None]
-    codes = np.clip(np.rint(np.divide(groups, wide, out=np.zeros_like(groups), where=wide != 0)) + shift, first, last)
-    dtype = np.int8 if format.packing == "int8" else np.uint8
-    return Codes(format, k, codes.astype(dtype).reshape(n, -1), scales.view(np.uint16),
-                 zeros=low.view(np.uint16) if format.zero == "real" else None)
 
 
 def write_model(folder, out, kind, piece=None):

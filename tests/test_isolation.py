@@ -189,7 +189,7 @@ def below(module):
 
 
 # What codes are, without any method: layers and checkpoints speak of them too.
-PLAIN = ("genkit.quant.formats", "genkit.quant.codes")
+PLAIN = ("genkit.quant.formats", "genkit.quant.codes", "genkit.quant.words")
 
 
 def is_command(name):

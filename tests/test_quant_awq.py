@@ -15,26 +15,26 @@ from genkit.quant.rounding import round_matrix
 FOUR_BITS = [format for format in FORMATS if format.packing != "int8"]
 
 
-def error(weight, hessian, rounded):
-    return trace(rounded - weight, hessian) / trace(weight, hessian)
+def search(weight, hessian, format):
+    return round_matrix(weight, format, True, np.ascontiguousarray(np.diag(hessian)))
 
 
+def solve(weight, hessian, format):
+    return gptq(weight, hessian, format).codes
+
+
+@pytest.mark.parametrize("method", [search, solve])
 @pytest.mark.parametrize("format", FOUR_BITS, ids=named)
-def test_large_inputs(format):
-    """Eight channels of 256 are twenty times as large. Measured: 0.3 to 0.75 of the search's error, 0.3 to 0.7 of GPTQ's."""
+def test_large_inputs(format, method):
+    """Eight channels of 256 are twenty times as large. Measured: 0.2 to 0.6 of the error without scales, and 0.6 to 0.89
+    where a group has a minimum of its own, finer than an integer zero; the same on top of the search and of GPTQ."""
     weight, x, hessian = layer(np.random.default_rng(), 96, 256, rank=8, outliers=8)
     scales = awq_scales([weight[:30], weight[30:]], np.abs(x).mean(0), hessian, format)
     assert scales.dtype == np.float32 and scales.shape == (256,) and (scales > 0).all()
-    scaled = scaled_hessian(hessian, scales)
-
-    def search(weight, hessian):
-        return round_matrix(weight, format, True, np.ascontiguousarray(np.diag(hessian))).dequantize()
-
-    assert error(weight, hessian, search(weight * scales, scaled) / scales) < 0.9 * error(weight, hessian, search(weight, hessian))
-    solved, plain = gptq(weight * scales, scaled, format), gptq(weight, hessian, format)
-    print("RATIO", error(weight, hessian, search(weight * scales, scaled) / scales) / error(weight, hessian, search(weight, hessian)),
-    error(weight, hessian, solved.codes.dequantize() / scales)/ error(weight, hessian, plain.codes.dequantize()))
-    assert error(weight, hessian, solved.codes.dequantize() / scales) < 0.9 * error(weight, hessian, plain.codes.dequantize())
+    with_scales = method(weight * scales, scaled_hessian(hessian, scales), format).dequantize() / scales
+    without = method(weight, hessian, format).dequantize()
+    gain = 0.97 if format.packing == "int4_two_level" or format.zero == "real" else 0.75
+    assert trace(with_scales - weight, hessian) < gain * trace(without - weight, hessian)
 
 
 def test_nothing_to_gain():
@@ -101,6 +101,6 @@ def test_folding_into_rows():
     assert np.abs(after - before).max() < 1e-6 * np.linalg.norm(before, axis=1).max()
     assert fold_into_rows(up, scales)[1] is None
     # The core's own products agree.
-    core = [_core.linear(tensor(np.asarray(_core.linear(tensor(x), tensor(u)).numpy())), tensor(d)).numpy()
+    core = [_core.linear(_core.linear(tensor(x), tensor(u)), tensor(d)).numpy()
             for u, d in ((up, down), (rows, down * scales))]
     assert np.abs(core[1] - core[0]).max() < 8 * EPS * 50 * np.abs(core[0]).max()

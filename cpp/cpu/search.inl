@@ -113,14 +113,14 @@ struct RowCodes {
 
 // ---- two levels -----------------------------------------------------------------------------------------------
 
-// Tried: u of the range and one beside it on either side; m for the range's middle and for it moved by 0.3 of a step; with
+// Tried: u of the range and one beside it on either side; m for the range's middle and for it moved by parts of a step; with
 // each, the m that is best for the codes it gives. Then s and m are fitted to the codes, and codes chosen again.
-constexpr float step_changes[] = {0.0f, -1.0f, 1.0f}, phases[] = {0.0f, -0.3f, 0.3f};
+constexpr float step_changes[] = {0.0f, -1.0f, 1.0f}, phases[] = {0.0f, -0.2f, 0.2f, -0.4f, 0.4f};
 constexpr int64_t fits = 2;
 
 // columns: of the block, padding not counted. good: rows of finite weights.
 template <bool weighted>
-INLINE void search_two_level(const RowCodes& rows, const Columns& c, int64_t block, int64_t columns, mask good) {
+void search_two_level(const RowCodes& rows, const Columns& c, int64_t block, int64_t columns, mask good) {
     const int64_t subs = round_up(columns, tile_depth) / sub_depth;
     Extremes range[8];
     vec u[8], m[8], best_m[8], total[8], share[8], s = zero();
@@ -199,14 +199,16 @@ INLINE void search_two_level(const RowCodes& rows, const Columns& c, int64_t blo
 
 // ---- groups ---------------------------------------------------------------------------------------------------
 
-// Scales tried, each then fitted to its codes, as the largest weight's code: for int4 8 + 0.1 t, for int8 127 + t; with
-// zeros as the code of the whole range, 15 + d, at a few phases.
-constexpr float int8_codes[] = {125.0f, 125.5f, 126.0f, 126.5f, 127.5f, 128.0f}, range_codes[] = {14.5f, 15.5f, 16.5f};
-constexpr float zero_phases[] = {-0.25f, 0.25f}, real_phases[] = {-0.3f, 0.0f, 0.3f};
+// Scales tried, as the code that the largest weight, or with zeros the whole range, would have; each is then fitted to the
+// codes it gives. Zeros keep the codes in the middle of the range; real ones are also moved by part of a step.
+constexpr float int4_codes[] = {6.8f, 7.1f, 7.5f, 7.8f, 8.2f, 8.4f, 8.7f, 9.0f, 9.4f, 10.0f};
+constexpr float int8_codes[] = {120.0f, 122.0f, 123.0f, 124.0f, 125.0f, 126.0f};
+constexpr float integer_codes[] = {13.5f, 14.0f, 14.5f, 15.0f, 15.5f, 16.0f, 16.5f, 17.0f};
+constexpr float real_codes[] = {14.5f, 15.5f, 16.5f}, real_phases[] = {-0.3f, 0.0f, 0.3f};
 
 // s c or s (c - z).
 template <bool weighted>
-INLINE void search_scale(const RowCodes& rows, const Columns& c, int64_t block, int64_t from, int64_t count, int64_t padded,
+void search_scale(const RowCodes& rows, const Columns& c, int64_t block, int64_t from, int64_t count, int64_t padded,
                          mask good) {
     const WeightFormat& f = rows.a.format;
     const bool eight_bits = f.packing == Packing::int8, integer = f.zero == Zero::integer;
@@ -218,12 +220,9 @@ INLINE void search_scale(const RowCodes& rows, const Columns& c, int64_t block, 
     good = both(good, is_finite(s));
     s = select(good, s, zero());
     const vec unit = inverse_of(s);
-    auto zero_of = [&](vec inverse, float phase) {
-        return within(round(fma(range.low, inverse, set1(phase))), zero(), set1(15.0f));
-    };
     auto low = [&](vec z) { return eight_bits ? set1(-127.0f) : zero() - z; };
     auto high = [&](vec z) { return eight_bits ? set1(127.0f) : set1(15.0f) - z; };
-    vec z = integer ? zero_of(unit, 0.0f) : set1(eight_bits ? 0.0f : 8.0f), best = set1(infinity);
+    vec z = integer ? within(round(range.low * unit), zero(), set1(15.0f)) : set1(eight_bits ? 0.0f : 8.0f), best = set1(infinity);
     auto consider = [&](vec tried, vec tried_zero) {
         const vec inverse = inverse_of(tried);
         const Sums sum = sums_of<weighted>(c, from, count, inverse, zero(), low(tried_zero), high(tried_zero));
@@ -238,14 +237,15 @@ INLINE void search_scale(const RowCodes& rows, const Columns& c, int64_t block, 
     if (rows.a.search) {
         consider(s, z);
         if (integer) {
-            for (float code : range_codes) {
+            const vec lean = (range.low - range.high) * set1(0.5f);
+            for (float code : integer_codes) {
                 const vec tried = width / set1(code);
-                for (float phase : zero_phases) consider(tried, zero_of(inverse_of(tried), phase));
+                consider(tried, within(round(fma(lean, inverse_of(tried), set1(7.5f))), zero(), set1(15.0f)));
             }
         } else if (eight_bits) {
             for (float code : int8_codes) consider(first * set1(127.0f / code), z);
         } else {
-            for (int t = -9; t <= 9; t++) consider(extreme / set1(8.0f + 0.1f * float(t)), z);
+            for (float code : int4_codes) consider(extreme / set1(code), z);
         }
         consider(s, z);
     }
@@ -258,7 +258,7 @@ INLINE void search_scale(const RowCodes& rows, const Columns& c, int64_t block, 
 
 // s c + b.
 template <bool weighted>
-INLINE void search_real(const RowCodes& rows, const Columns& c, int64_t block, int64_t from, int64_t count, int64_t padded, mask good) {
+void search_real(const RowCodes& rows, const Columns& c, int64_t block, int64_t from, int64_t count, int64_t padded, mask good) {
     const WeightFormat& f = rows.a.format;
     const Extremes range = extremes_of(c, from, count, set1(count > 0 ? -infinity : 0.0f));
     const vec width = range.high + range.low, middle = (range.high - range.low) * set1(0.5f);
@@ -291,7 +291,7 @@ INLINE void search_real(const RowCodes& rows, const Columns& c, int64_t block, i
     };
     if (rows.a.search) {
         consider(s, b, false);
-        for (float code : range_codes) {
+        for (float code : real_codes) {
             const vec tried = width / set1(code);
             for (float phase : real_phases) consider(tried, middle - set1(7.5f + phase) * tried, true);
         }
@@ -332,7 +332,7 @@ INLINE void weigh(Columns& c, const float* importance, int64_t columns) {
 }
 
 template <bool weighted>
-INLINE void search_block(const RowCodes& rows, Columns& c, int64_t block, int64_t columns) {
+void search_block(const RowCodes& rows, Columns& c, int64_t block, int64_t columns) {
     const WeightFormat& f = rows.a.format;
     const mask good = clean(c, columns);
     if (weighted) weigh(c, rows.a.importance + block, columns);
@@ -346,23 +346,27 @@ INLINE void search_block(const RowCodes& rows, Columns& c, int64_t block, int64_
     }
 }
 
-void search_weight(const QuantizeWeightArgs& a, int64_t begin, int64_t end) {
-    const int64_t depth = round_up(a.k, tile_depth), groups = (depth + a.format.group - 1) / a.format.group;
+INLINE void load_columns(const QuantizeWeightArgs& a, int64_t row, int64_t rows, int64_t block, int64_t columns, float* w) {
     with_type(a.dtype, [&](auto type) {
         auto* weight = static_cast<const typename decltype(type)::type*>(a.weight);
-        for (int64_t r = begin; r < end; r += lanes) {
-            const RowCodes rows{a, r, end - r < lanes ? end - r : lanes, depth, groups};
-            for (int64_t block = 0; block < a.k; block += block_depth) {
-                const int64_t columns = a.k - block < block_depth ? a.k - block : block_depth;
-                Columns c;
-                for (int64_t lane = 0; lane < lanes; lane++) {
-                    float row[block_depth] = {};
-                    if (lane < rows.count) padded_block(weight + (r + lane) * a.k + block, columns, row);
-                    for (int64_t i = 0; i < round_up(columns, tile_depth); i++) c.w[i * lanes + lane] = row[i];
-                }
-                if (a.importance) search_block<true>(rows, c, block, columns);
-                else search_block<false>(rows, c, block, columns);
-            }
+        for (int64_t lane = 0; lane < lanes; lane++) {
+            float values[block_depth] = {};
+            if (lane < rows) padded_block(weight + (row + lane) * a.k + block, columns, values);
+            for (int64_t i = 0; i < round_up(columns, tile_depth); i++) w[i * lanes + lane] = values[i];
         }
     });
+}
+
+void search_weight(const QuantizeWeightArgs& a, int64_t begin, int64_t end) {
+    const int64_t depth = round_up(a.k, tile_depth), groups = (depth + a.format.group - 1) / a.format.group;
+    for (int64_t r = begin; r < end; r += lanes) {
+        const RowCodes rows{a, r, end - r < lanes ? end - r : lanes, depth, groups};
+        for (int64_t block = 0; block < a.k; block += block_depth) {
+            const int64_t columns = a.k - block < block_depth ? a.k - block : block_depth;
+            Columns c;
+            load_columns(a, r, rows.count, block, columns, c.w);
+            if (a.importance) search_block<true>(rows, c, block, columns);
+            else search_block<false>(rows, c, block, columns);
+        }
+    }
 }

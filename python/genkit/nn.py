@@ -314,6 +314,8 @@ class Weights:
 
 def _same(a: Weight, b: Weight) -> bool:
     """Whether two weights hold the same bytes in the same form."""
+    if type(a) is not type(b):
+        return False
     if isinstance(a, _core.PackedWeight):
         a, b = a.panels, b.panels
     return a.dtype == b.dtype and np.array_equal(np.frombuffer(a.bytes(), np.uint8), np.frombuffer(b.bytes(), np.uint8))

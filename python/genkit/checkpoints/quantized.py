@@ -10,12 +10,12 @@ import importlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Callable, Mapping, Optional
 
-import numpy as np
-
 from genkit.checkpoints.files import shown, shown_path
 from genkit.errors import BadFileError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from genkit.checkpoints.config import Fields
     from genkit.checkpoints.safetensors import TensorInfo
     from genkit.quant.codes import Codes
@@ -50,8 +50,8 @@ def find(fields: "Fields", tensors: "Mapping[str, TensorInfo]") -> dict[str, Sto
     a method that is not known."""
     quantization = fields.object("quantization_config")
     method = None if quantization is None else quantization.optional("quant_method")
-    if quantization is None and "quantization" in fields.raw:
-        method = "mlx"  # mlx-lm's key; newer files have both
+    if method is None and "quantization" in fields.raw:
+        method = "mlx"  # mlx-lm's key; newer files have both, without a method
     if quantization is None and method is None:
         return {}
     if not isinstance(method, str) or method not in SCHEMES:

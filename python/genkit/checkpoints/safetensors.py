@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, Sequence
 
-import numpy as np
-
 from genkit.checkpoints import quantized as schemes
 from genkit.checkpoints.config import LARGE_FILE, parse_json, read_json
 from genkit.checkpoints.files import failure, open_regular, read_into, shown, shown_path, size_words
@@ -20,6 +18,8 @@ from genkit.errors import BadFileError, ResourceError
 from genkit.machine import memory_available
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from genkit._core import Tensor
     from genkit.checkpoints.config import Fields
     from genkit.checkpoints.quantized import Stored
@@ -39,8 +39,8 @@ BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U64": 64, "I32"
         "I8": 8, "U8": 8, "BOOL": 8, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
         "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
 LOADABLE = ("f32", "f16", "bf16")
-NUMPY = {"f64": np.float64, "f32": np.float32, "f16": np.uint16, "bf16": np.uint16, "i64": np.int64, "u64": np.uint64,
-         "i32": np.int32, "u32": np.uint32, "i16": np.int16, "u16": np.uint16, "i8": np.int8, "u8": np.uint8}
+NUMPY = {"f64": "f8", "f32": "f4", "f16": "u2", "bf16": "u2", "i64": "i8", "u64": "u8", "i32": "i4", "u32": "u4", "i16": "i2",
+         "u16": "u2", "i8": "i1", "u8": "u1"}
 F16_MAX = 65504.0
 
 
@@ -203,32 +203,32 @@ class Checkpoint:
 
     def codes(self, name: str, shape: tuple[int, ...]) -> "Codes":
         """A matrix of `quantized`, unless its format is None."""
-        codes = self._decoded(name, shape)
-        if isinstance(codes, np.ndarray):
+        if self.quantized[name].format is None:
             raise ValueError(f"tensor {name} has no codes that a kernel takes")
-        return codes
+        return self._decoded(name, shape)
 
     def _decoded(self, name: str, shape: tuple[int, ...]) -> "Codes | np.ndarray":
-        info, stored = self._info(name, shape), self.quantized[name]
-        parts = {role: self.array(where, name) for role, where in stored.parts.items()}
-        try:
-            return stored.decode(parts)
-        except ValueError as error:
-            raise BadFileError(f"{shown_path(info.file)}: tensor {shown(name, 200)}: {error}") from None
-        except MemoryError:
-            raise self._no_memory(stored.shape, "i8", name) from None
+        return self._decoded_rows(name, shape, 0, shape[0])
 
     def codes_of_rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> "Codes":
         """Rows [begin, end) of a matrix in codes; only they are read where the file has row after row."""
         return self._decoded_rows(name, shape, begin, end)
 
     def _decoded_rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> "Codes | np.ndarray":
-        stored = self.quantized[name]
-        if any(info.shape[:1] != shape[:1] for info in stored.parts.values()):
-            decoded = self._decoded(name, shape)
-            return decoded[begin:end] if isinstance(decoded, np.ndarray) else decoded.rows(begin, end)
-        parts = {role: self.array(_rows_of(where, begin, end), name) for role, where in stored.parts.items()}
-        return stored.decode(parts)
+        info, stored = self._info(name, shape), self.quantized[name]
+        matrices = [part for part in stored.parts.values() if len(part.shape) > 1]
+        whole = (begin, end) == (0, shape[0]) or any(part.shape[0] != shape[0] for part in matrices)
+        parts = {role: self.array(part if whole or len(part.shape) == 1 else _rows_of(part, begin, end), name)
+                 for role, part in stored.parts.items()}
+        try:
+            decoded = stored.decode(parts)
+        except ValueError as error:
+            raise BadFileError(f"{shown_path(info.file)}: tensor {shown(name, 200)}: {error}") from None
+        except MemoryError:
+            raise self._no_memory(stored.shape, "i8", name) from None
+        if not whole or (begin, end) == (0, shape[0]):
+            return decoded
+        return decoded[begin:end] if stored.format is None else decoded.rows(begin, end)
 
     def load_rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> "Tensor":
         """Rows [begin, end) of a matrix, as `load` gives it."""
@@ -241,6 +241,8 @@ class Checkpoint:
 
     def array(self, info: TensorInfo, name: str) -> "np.ndarray":
         """Bytes of the files as they are, f16 and bf16 as uint16 bits. `name` is for what may go wrong."""
+        import numpy as np
+
         try:
             result = np.empty(info.shape, NUMPY[info.dtype])
         except MemoryError:
@@ -304,6 +306,8 @@ class Checkpoint:
 
     @staticmethod
     def _widened(decoded: "Codes | np.ndarray") -> "Tensor":
+        import numpy as np
+
         from genkit._core import Tensor, convert
 
         values = Tensor.from_numpy(decoded if isinstance(decoded, np.ndarray) else decoded.dequantize())

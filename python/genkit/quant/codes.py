@@ -107,14 +107,28 @@ class Codes:
                                  self.k, f.core(), gated)
 
 
+PIECE = 1 << 20  # codes packed or widened at a time: what lies between stays in a cache
+
+
 def to_nibbles(codes: np.ndarray) -> np.ndarray:
     """u8 codes 0..15 [n, even] -> u8 [n, half]: of two neighbours the first is the low nibble."""
-    return codes[:, 0::2] | codes[:, 1::2] << 4
-
-
-def from_nibbles(packed: np.ndarray) -> np.ndarray:
-    """The reverse of to_nibbles."""
-    out = np.empty((packed.shape[0], packed.shape[1] * 2), np.uint8)
-    np.bitwise_and(packed, 15, out=out[:, 0::2])
-    np.right_shift(packed, 4, out=out[:, 1::2])
+    n, m = codes.shape
+    out = np.empty((n, m // 2), np.uint8)
+    rows = max(1, PIECE // max(m, 1))
+    for begin in range(0, n, rows):
+        pairs = np.ascontiguousarray(codes[begin:begin + rows]).view("<u2")
+        out[begin:begin + rows] = pairs >> 4 | pairs  # the low byte of it
     return out
+
+
+def from_nibbles(packed: np.ndarray, out: Optional[np.ndarray] = None) -> np.ndarray:
+    """The reverse of to_nibbles; into the first columns of `out` [n, even], where it is given."""
+    n, m = packed.shape
+    pairs = np.empty((n, m), "<u2") if out is None else out.view("<u2")
+    rows = max(1, PIECE // max(2 * m, 1))
+    for begin in range(0, n, rows):
+        part = pairs[begin:begin + rows, :m]
+        np.left_shift(packed[begin:begin + rows], 4, out=part, dtype=np.uint16)
+        part |= packed[begin:begin + rows]
+        part &= 0x0F0F
+    return pairs.view(np.uint8)

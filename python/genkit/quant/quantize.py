@@ -287,7 +287,7 @@ class Run:
             yield 0, shape[0], self._whole(name, shape, kind)
             return
         n, k = shape
-        step = n if not plan.writer.by_rows else max(plan.writer.row_multiple, PIECE // k // plan.writer.row_multiple * plan.writer.row_multiple)
+        step = n if isinstance(kind, Format) and not plan.writer.by_rows else max(plan.writer.row_multiple, PIECE // k // plan.writer.row_multiple * plan.writer.row_multiple)
         stored = checkpoint.quantized.get(name)
         for begin in range(0, n, step):
             end = min(begin + step, n)

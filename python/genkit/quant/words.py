@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from genkit.quant.codes import depth_of, groups_of, to_nibbles, widen
+from genkit.quant.codes import depth_of, from_nibbles, groups_of, to_nibbles, widen
 from genkit.quant.formats import Format
-
-PIECE = 1 << 20  # bytes of nibbles widened at a time, so that what lies between stays in a cache
 
 
 def to_words(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -25,14 +23,7 @@ def from_words(words: np.ndarray, bits: int, k: int) -> np.ndarray:
         out = np.zeros((n, depth), np.uint8) if depth > k else np.empty((n, depth), np.uint8)
         np.bitwise_xor(packed, 0x80, out=out[:, :k])
         return out.view(np.int8)
-    pairs = np.zeros((n, depth // 2), np.uint16) if depth > k else np.empty((n, depth // 2), np.uint16)
-    rows = max(1, PIECE // max(k, 1))
-    for begin in range(0, n, rows):
-        part, source = pairs[begin:begin + rows, : k // 2], packed[begin:begin + rows]
-        np.left_shift(source, 4, out=part, dtype=np.uint16)  # its high nibble is where the second code belongs
-        np.bitwise_or(part, source, out=part)
-        np.bitwise_and(part, 0x0F0F, out=part)
-    return pairs.view(np.uint8)
+    return from_nibbles(packed, np.zeros((n, depth), np.uint8) if depth > k else None)
 
 
 def narrow(values: np.ndarray, dtype: str) -> np.ndarray:
