@@ -60,19 +60,18 @@ def open_model(path: Path) -> OpenModel:
 
 
 def _rope_factors(container: Container, descriptor: int) -> np.ndarray | None:
-    entry = container.tensors.get(ROPE_FACTORS)
+    entry, where = container.tensors.get(ROPE_FACTORS), f"{shown_path(container.path)}: tensor '{ROPE_FACTORS}'"
     if entry is None:
         return None
     if entry.type != "F32" or len(entry.shape) != 1 or entry.shape[0] > 1 << 16:
-        raise BadFileError(f"{shown_path(container.path)}: tensor '{ROPE_FACTORS}' is {entry.type} {list(entry.shape)}; expected "
-                           "F32 of one dimension")
+        raise BadFileError(f"{where} is {entry.type} {list(entry.shape)}; expected F32 of one dimension")
     found = np.empty(entry.shape, "<f4")
     try:
         done = read_into(descriptor, memoryview(found).cast("B"), entry.offset)
     except OSError as error:
         raise failure(container.path, error) from None
     if done < found.nbytes:
-        raise BadFileError(f"{shown_path(container.path)}: file ended in tensor '{ROPE_FACTORS}'; it was cut while being read")
+        raise BadFileError(f"{where}: the file ended in it; it was cut while being read")
     return found
 
 

@@ -84,7 +84,8 @@ def decode(name: str, blocks: np.ndarray, k: int) -> "Codes | np.ndarray":
 
 
 def round_q6_k(values: np.ndarray) -> np.ndarray:
-    """float32 [n, k], k whole blocks -> u8 [n, bytes of a row]. Scales are searched for, by the squares of errors. Raises ValueError for NaN, infinity, and numbers beyond float16's scales."""
+    """float32 [n, k], k whole blocks -> u8 [n, bytes of a row]. Scales are searched for, by the squares of errors. Raises
+    ValueError for NaN, infinity, and numbers beyond float16's scales."""
     rows = values.reshape(-1, 256)
     out = np.empty((len(rows), 210), np.uint8)
     for begin in range(0, len(rows), PIECE):

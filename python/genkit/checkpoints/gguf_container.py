@@ -231,7 +231,7 @@ class _Reader:
         before, end = "", 0
         for name, entry in sorted(placed.items(), key=lambda item: item[1].offset):
             if entry.offset < end:
-                raise self.error(f"tensor {shown(name)} overlaps {shown(before)}: it begins at byte {entry.offset}, not {end}")
+                raise self.error(f"tensor {shown(name)} overlaps {shown(before)}: begins at byte {entry.offset}, not {end}")
             before, end = name, entry.offset + entry.nbytes
         return placed
 

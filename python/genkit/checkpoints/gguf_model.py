@@ -88,7 +88,8 @@ def check_model(fields: "Fields", config: Any) -> None:
     architecture = ARCHITECTURES[c.model_type]
     troubles = {
         f"rope_type {c.rope.type!r}": c.rope.type == "dynamic" or (c.rope.type == "yarn" and not c.rope.truncate),
-        f"beta_fast {c.rope.beta_fast:g} with beta_slow {c.rope.beta_slow:g}": (c.rope.beta_fast, c.rope.beta_slow) != (32, 1),
+        f"beta_fast {c.rope.beta_fast:g} and beta_slow {c.rope.beta_slow:g}":
+            (c.rope.beta_fast, c.rope.beta_slow) != (32, 1),
         f"rotation of {c.rope.dim} of {c.head_dim} channels": c.rope.dim != c.head_dim,
         f"hidden_act {c.activation!r}": c.activation != "silu",
         f"{c.heads} heads of {c.head_dim} channels for a hidden_size of {c.hidden_size}":
@@ -126,7 +127,8 @@ def _rope_keys(prefix: str, rope: "Rope") -> list[Key]:
         keys += [(prefix + "attn_factor", F32, rope.attention_factor / _yarn_scale(rope.factor)),
                  (prefix + "yarn_beta_fast", F32, rope.beta_fast), (prefix + "yarn_beta_slow", F32, rope.beta_slow)]
     if rope.type == "llama3":  # llama.cpp reads the tensor ROPE_FACTORS instead
-        keys += [(prefix + "low_freq_factor", F32, rope.low_freq_factor), (prefix + "high_freq_factor", F32, rope.high_freq_factor)]
+        keys += [(prefix + "low_freq_factor", F32, rope.low_freq_factor),
+                 (prefix + "high_freq_factor", F32, rope.high_freq_factor)]
     return keys
 
 
@@ -149,8 +151,12 @@ def generation_keys(defaults: "GenerationDefaults") -> list[Key]:
     if defaults.eos_token_ids:  # the standard keys name one
         keys.append(("genkit.eos_token_ids", ARRAY, (U32, defaults.eos_token_ids)))
     if defaults.do_sample:
-        values = {"temperature": 1.0} | {name: getattr(defaults, name) for name in SAMPLING if getattr(defaults, name) is not None}
-        keys += [(f"general.sampling.{SAMPLING[name][0]}", SAMPLING[name][1], value) for name, value in values.items()]
+        for name, (key, kind) in SAMPLING.items():
+            value = getattr(defaults, name)
+            if name == "temperature" and value is None:
+                value = 1.0  # some key must say that there is sampling
+            if value is not None:
+                keys.append((f"general.sampling.{key}", kind, value))
     return keys
 
 
@@ -183,7 +189,8 @@ def architecture_of(container: Container) -> str:
     value = container.keys.get("general.architecture")
     if value not in ARCHITECTURES.values():
         known = ", ".join(sorted(set(ARCHITECTURES.values())))
-        raise BadFileError(f"{shown_path(container.path)}: architecture {shown(value)} is not supported in GGUF; known: {known}")
+        raise BadFileError(f"{shown_path(container.path)}: architecture {shown(value)} is not supported in GGUF; known: "
+                           f"{known}")
     return value
 
 
@@ -223,6 +230,7 @@ def config_of(container: Container, factors: np.ndarray | None) -> dict[str, Any
 
 def _rope_of(container: Container, keys: _Keys, config: Mapping[str, Any], factors: np.ndarray | None) -> dict[str, Any]:
     prefix = "rope.scaling."
+    where = f"{shown_path(container.path)}: {keys.prefix}{prefix}"
     kind = keys.get(prefix + "type", (str,), "linear")
     factor = keys.number(prefix + "factor", keys.number("rope.scale_linear"))
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": keys.number("rope.freq_base", 10000.0)}
@@ -237,14 +245,12 @@ def _rope_of(container: Container, keys: _Keys, config: Mapping[str, Any], facto
         rope |= {"rope_type": "linear", "factor": factor} if factor not in (None, 0, 1) else {}
     elif kind == "yarn":
         if not isinstance(factor, (int, float)) or not 0 < factor < 1e6:
-            raise BadFileError(f"{shown_path(container.path)}: {keys.prefix}{prefix}factor is {shown(factor)}; expected a number "
-                               "above 0")
+            raise BadFileError(f"{where}factor is {shown(factor)}; expected a number above 0")
         rope |= {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original,
                  "attention_factor": keys.number(prefix + "attn_factor", 1.0) * _yarn_scale(factor),
                  "beta_fast": keys.number(prefix + "yarn_beta_fast"), "beta_slow": keys.number(prefix + "yarn_beta_slow")}
     elif kind != "none":
-        raise BadFileError(f"{shown_path(container.path)}: {keys.prefix}{prefix}type {shown(kind)} is not supported; known: none, "
-                           "linear, yarn")
+        raise BadFileError(f"{where}type {shown(kind)} is not supported; known: none, linear, yarn")
     return {key: value for key, value in rope.items() if value is not None}
 
 
@@ -254,10 +260,9 @@ def _check_factors(container: Container, config: Mapping[str, Any], rope: Mappin
     from genkit.rope import read_rope
 
     fields = Fields(container.path, {"rope_parameters": dict(rope)})
-    head_dim = config["head_dim"]
     expected = None
-    if isinstance(head_dim, int) and 2 <= head_dim <= 1 << 16 and len(factors) == head_dim // 2 and np.isfinite(factors).all():
-        expected = rope_factors(read_rope(fields, head_dim, 1))
+    if np.isfinite(factors).all() and config["head_dim"] == 2 * len(factors):
+        expected = rope_factors(read_rope(fields, config["head_dim"], 1))
     if expected is None or np.abs(expected - factors).max() > 1e-4 * factors.max():
         raise BadFileError(f"{shown_path(container.path)}: {ROPE_FACTORS} is not Llama 3's scaling with low_freq_factor "
                            f"{rope['low_freq_factor']:g}, high_freq_factor {rope['high_freq_factor']:g} and length "

@@ -1,7 +1,7 @@
 """Architectures, one file each, found by config.json's model_type.
 
 A model file offers `read_config(fields, checkpoint)`, a ModelConfig; `tensor_shapes(config)`, every tensor the checkpoint
-must hold; `layers_prefix(config)`, what the names of the layers' begin with; and `Model`. Adding one: a file here, a line
+must hold; `layers_prefix(config)`, what the names of the layers' begin with; `folds(config, i)` for quant/; and `Model`. Adding one: a file here, a line
 below, a parity test.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from genkit.checkpoints.config import Fields
     from genkit.checkpoints.safetensors import Checkpoint
     from genkit.kv_cache import KVCache, Step
-    from genkit.models.config import ModelConfig
+    from genkit.models.config import Fold, ModelConfig
 
 # model_type -> module
 ARCHITECTURES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -60,6 +60,11 @@ def open_model(fields: "Fields", checkpoint: "Checkpoint", weights: "Callable[..
     """The same without its blocks, its weights read by another kind of Weights."""
     module, config = _module(fields), read_model_config(fields, checkpoint)
     return module.Model(config, weights(fields, checkpoint, module.tensor_shapes(config), module.layers_prefix(config)))
+
+
+def folds(fields: "Fields", config: "ModelConfig", i: int) -> "list[Fold]":
+    """Where inputs of layer i's products can be scaled without a cost."""
+    return _module(fields).folds(config, i)
 
 
 def _module(fields: "Fields") -> ModuleType:

@@ -29,6 +29,17 @@ class ModelConfig:
     weight_bytes: int  # of the checkpoint as stored
 
 
+@dataclass(frozen=True)
+class Fold:
+    """Where the inputs of a product can be scaled without a cost: by the norm that makes them (its weight, and a bias), or by
+    the rows of the matrix that does. What AWQ does is told so by each model (quant/awq.py)."""
+
+    consumers: tuple[str, ...]  # the product's matrices
+    norm: str = ""
+    norm_bias: str = ""
+    rows: str = ""
+
+
 def activation(fields: Fields, key: str, default: str) -> str:
     """The core's name of the activation config.json names."""
     return ACTIVATIONS[fields.string(key, sorted(ACTIVATIONS), default)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from genkit import _core
-from genkit.models.config import (MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, MAX_WIDTH, ModelConfig, activation,
+from genkit.models.config import (MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, MAX_WIDTH, Fold, ModelConfig, activation,
                                   check_multiple)
 from genkit.nn import MLP, Attention, Tensor, Weights, select_rows
 
@@ -127,6 +127,12 @@ class GPT2Model:
 
 
 Model = GPT2Model
+
+
+def folds(c: GPT2Config, i: int) -> list[Fold]:
+    layer = f"{c.prefix}h.{i}."
+    return [Fold((layer + "attn.c_attn.weight",), norm=layer + "ln_1.weight", norm_bias=layer + "ln_1.bias"),
+            Fold((layer + "mlp.c_fc.weight",), norm=layer + "ln_2.weight", norm_bias=layer + "ln_2.bias")]
 
 
 def layers_prefix(c: GPT2Config) -> str:

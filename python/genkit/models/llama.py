@@ -8,7 +8,7 @@ qwen2.py and qwen3.py are this with other switches.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Optional
 
-from genkit.models.config import (MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, MAX_WIDTH,
+from genkit.models.config import (MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, MAX_WIDTH, Fold,
                                   ModelConfig, activation, check_multiple)
 from genkit.nn import Attention, GatedMLP, RMSNorm, RoPE, Tensor, Weights, select_rows
 from genkit.rope import Rope, read_rope
@@ -154,6 +154,20 @@ class LlamaModel:
 
 
 Model = LlamaModel
+
+
+def folds(c: LlamaConfig, i: int) -> list[Fold]:
+    """Of layer i. Biases of values and ups would have to be scaled too: such models keep theirs."""
+    layer = f"model.layers.{i}."
+    q, k, v, o = (f"{layer}self_attn.{part}_proj.weight" for part in "qkvo")
+    gate, up, down = (f"{layer}mlp.{part}_proj.weight" for part in ("gate", "up", "down"))
+    found = [Fold((q, k, v), norm=layer + "input_layernorm.weight"),
+             Fold((gate, up), norm=layer + "post_attention_layernorm.weight")]
+    if c.heads == c.kv_heads and not c.qkv_bias:
+        found.append(Fold((o,), rows=v))
+    if not c.mlp_bias:
+        found.append(Fold((down,), rows=up))
+    return found
 
 
 def layers_prefix(c: LlamaConfig) -> str:

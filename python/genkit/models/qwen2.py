@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from genkit.models.config import MAX_LAYERS, MAX_POSITIONS
-from genkit.models.llama import LlamaConfig, Model, layers_prefix, llama_config, tensor_shapes  # noqa: F401 offered here too
+from genkit.models.llama import (LlamaConfig, Model, folds, layers_prefix, llama_config,  # noqa: F401 offered here too
+                                 tensor_shapes)
 
 if TYPE_CHECKING:
     from genkit.checkpoints.config import Fields

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from genkit.models.llama import LlamaConfig, Model, layers_prefix, llama_config, tensor_shapes  # noqa: F401 offered here too
+from genkit.models.llama import (LlamaConfig, Model, folds, layers_prefix, llama_config,  # noqa: F401 offered here too
+                                 tensor_shapes)
 from genkit.models.qwen2 import read_windows
 
 if TYPE_CHECKING:

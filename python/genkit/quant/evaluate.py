@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CONTEXT = 512  # tokens of a sequence
 LOGIT_BYTES = 48 << 20  # of one model's logits in memory
 Progress = Callable[[int, int], None]
+Inputs = dict[tuple[str, ...], np.ndarray]  # what a product was given, by its matrices' names
 
 
 def evaluation_tokens(weights: int) -> int:
@@ -87,24 +88,25 @@ def _error(values: np.ndarray) -> float:
 def perplexity(fields: "Fields", checkpoint: "Checkpoint", sequences: Sequence[Sequence[int]],
                progress: Optional[Progress] = None) -> Price:
     """Of one model. Raises BadFileError for NaN logits."""
-    return _run([Streamed(fields, checkpoint, sequences)], progress, errors=False)
+    return _run([Streamed(fields, checkpoint, sequences)], progress)
 
 
 def compare(base: "tuple[Fields, Checkpoint]", model: "tuple[Fields, Checkpoint]", sequences: Sequence[Sequence[int]],
-            progress: Optional[Progress] = None, errors: bool = True) -> Price:
-    """The model against its base. With `errors`, what each product of the model makes of the base's inputs of the first
-    sequence too. Raises BadFileError for NaN logits, UsageError for models that are not of one shape."""
-    inputs: dict[tuple[str, ...], Any] = {}
-    streams = [Streamed(*base, sequences, tap=lambda names, x: inputs.__setitem__(names, x.numpy().copy())),
-               Streamed(*model, sequences, tap=lambda names, x: None)]
+            progress: Optional[Progress] = None, errors: bool = True, scaled: bool = False) -> Price:
+    """The model against its base. With `errors` also what each product makes of the first sequence: of the base's own
+    inputs, or where they are `scaled` (AWQ), of the inputs that its layer makes of what the base's layer gets. Raises
+    BadFileError for NaN logits, UsageError for models that are not of one shape."""
+    inputs: list[Inputs] = [{}, {}]
+    streams = [Streamed(*opened, sequences, tap=lambda names, x, seen=seen: seen.__setitem__(names, x.numpy().copy()))
+               for opened, seen in zip((base, model), inputs)]
     shapes = [(s.config.vocab_size, s.config.layers) for s in streams]
     if shapes[0] != shapes[1]:
         raise UsageError(f"the model has {shapes[1][0]} tokens and {shapes[1][1]} layers, its base {shapes[0][0]} and "
                          f"{shapes[0][1]}; compare models of one shape")
-    return _run(streams, progress, errors, inputs)
+    return _run(streams, progress, inputs if errors else None, scaled)
 
 
-def _run(streams: list[Streamed], progress: Optional[Progress], errors: bool, inputs: Optional[dict] = None) -> Price:
+def _run(streams: list[Streamed], progress: Optional[Progress], inputs: Optional[list[Inputs]] = None, scaled: bool = False) -> Price:
     price = Price(tokens=sum(map(len, streams[0].tokens)))
     layers, count = streams[0].config.layers, len(streams[0].tokens)
     total, done = layers + count, 0
@@ -117,15 +119,8 @@ def _run(streams: list[Streamed], progress: Optional[Progress], errors: bool, in
 
     for i in range(layers):
         blocks = [stream.block(i) for stream in streams]
-        if errors:
-            assert inputs is not None
-            inputs.clear()
-            streams[0].apply(blocks[0], [0], keep=False)
-            for names, (mine, theirs) in _products(blocks).items():
-                x = Tensor.from_numpy(inputs[names])
-                wanted, got = mine.linear(x).numpy(), theirs.linear(x).numpy()
-                size = float(np.square(wanted, dtype=np.float64).sum())
-                price.errors[names[0]] = float(np.square(got - wanted, dtype=np.float64).sum()) / size if size else 0.0
+        if inputs is not None:
+            price.errors |= _errors(streams, blocks, inputs, scaled)
         for stream, block in zip(streams, blocks):
             stream.apply(block)
         tell()
@@ -141,6 +136,23 @@ def _run(streams: list[Streamed], progress: Optional[Progress], errors: bool, in
     if len(streams) > 1:
         price.base_nll, price.kl, price.same_top = joined[1], joined[2], float(joined[3].mean())
     return price
+
+
+def _errors(streams: list[Streamed], blocks: list[Any], inputs: list[Inputs], scaled: bool) -> dict[str, float]:
+    streams[0].apply(blocks[0], [0], keep=False)
+    if scaled:
+        kept, streams[1].states = streams[1].states, streams[0].states
+        streams[1].apply(blocks[1], [0], keep=False)
+        streams[1].states = kept
+    found = {}
+    for names, (mine, theirs) in _products(blocks).items():
+        wanted = mine.linear(Tensor.from_numpy(inputs[0][names])).numpy()
+        got = theirs.linear(Tensor.from_numpy(inputs[scaled][names])).numpy()
+        size = float(np.square(wanted, dtype=np.float64).sum())
+        found[names[0]] = float(np.square(got - wanted, dtype=np.float64).sum()) / size if size else 0.0
+    for seen in inputs:
+        seen.clear()
+    return found
 
 
 def _products(blocks: Sequence[Any]) -> dict[tuple[str, ...], tuple[Tapped, Tapped]]:

@@ -19,8 +19,9 @@ from genkit.quant.codes import SUB, Codes, widen
 from genkit.quant.formats import Format
 from genkit.quant.rounding import round_matrix
 
-BLOCK = 128  # columns between two products that spread their errors
-ROWS = 1024  # of the weight at a time: a block of them stays in the cache
+BLOCK = 128  # columns between two products with all columns before, or all columns
+INNER = 16  # columns of a block between two products with its other columns
+ROWS = 2048  # of the weight at a time: a block of them stays in the cache
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
 PASSES = 1  # over all columns, once all have codes
 TRIES = 10  # each with twice the damping of the one before
@@ -60,7 +61,7 @@ def factorize(hessian: np.ndarray, *, order: bool = True, damping: float = DAMPI
     if not np.isfinite(hessian).all():
         raise ValueError(f"the hessian [{len(hessian)}, {len(hessian)}] has a NaN or an infinity")
     if (diagonal < 0).any():
-        raise ValueError(f"the hessian has {diagonal.min()} at {diagonal.argmin()} of its diagonal, where no mean of squares can be")
+        raise ValueError(f"the hessian has {diagonal.min()} at {diagonal.argmin()} of its diagonal; means of squares are not negative")
     if not damping > 0:
         raise ValueError(f"damping is {damping}; it must be above 0")
     dead = diagonal == 0
@@ -167,22 +168,28 @@ def _visit(weight: np.ndarray, grid: _Grid, factor: Factor) -> np.ndarray:
     columns = np.ascontiguousarray(weight.T)
     codes = np.empty((k, n), grid.codes.codes.dtype)
     errors = _core.Tensor((n, k))  # of columns visited, over their diagonal in L
-    buffer = np.empty((BLOCK, n), np.float32)
     for begin in range(0, k, BLOCK):
         end = min(begin + BLOCK, k)
         visited = factor.order[begin:end]
         block, lower = columns[visited], factor.lower[begin:end, begin:end]
         if begin:
             block -= _core.linear(errors.columns(0, begin), linalg.tensor(factor.lower[begin:end, :begin])).numpy().T
-        for j, column in enumerate(visited):
-            code, value = grid.nearest(column, block[j])
-            codes[column] = code
-            block[j] -= value
-            block[j] /= lower[j, j]
-            spread = np.multiply(lower[j + 1:, j, None], block[j], out=buffer[: len(lower) - j - 1])
-            block[j + 1:] -= spread
+        for first in range(0, end - begin, INNER):
+            last = min(first + INNER, end - begin)
+            for j in range(first, last):
+                codes[visited[j]], value = grid.nearest(visited[j], block[j])
+                block[j] -= value
+                block[j] /= lower[j, j]
+                block[j + 1:last] -= lower[j + 1:last, j, None] * block[j]
+            if last < end - begin:
+                block[last:] -= _product(lower[last:, first:last], block[first:last])
         errors.numpy()[:, begin:end] = block.T
     return codes.T
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a b of float32 [m, few] and [few, n]."""
+    return _core.linear(linalg.tensor(a), linalg.tensor(b.T)).numpy()
 
 
 def _move(weight: np.ndarray, grid: _Grid, matrix: _core.Tensor) -> None:
@@ -195,13 +202,17 @@ def _move(weight: np.ndarray, grid: _Grid, matrix: _core.Tensor) -> None:
         end = min(begin + BLOCK, k)
         slopes = np.ascontiguousarray(_core.linear(errors, matrix.rows(begin, end)).numpy().T)  # of half the error
         block, original = np.ascontiguousarray(d[:, begin:end].T), np.ascontiguousarray(weight[:, begin:end].T)
-        for j, column in enumerate(range(begin, end)):
-            code, value = grid.nearest(column, original[j] + block[j] - slopes[j] / h[column, column])
-            codes[:, column] = code
-            value -= original[j]
-            change = value - block[j]
-            block[j] = value
-            slopes[j + 1:] += h[column, column + 1:end, None] * change
+        changes = np.empty_like(block)
+        for first in range(0, end - begin, INNER):
+            last = min(first + INNER, end - begin)
+            for j in range(first, last):
+                column = begin + j
+                codes[:, column], value = grid.nearest(column, original[j] + block[j] - slopes[j] / h[column, column])
+                changes[j] = value - original[j] - block[j]
+                block[j] = value - original[j]
+                slopes[j + 1:last] += h[column + 1:begin + last, column, None] * changes[j]
+            if last < end - begin:
+                slopes[last:] += _product(h[begin + last:end, begin + first:begin + last], changes[first:last])
         d[:, begin:end] = block.T
 
 

@@ -136,8 +136,22 @@ def _price(plan: Plan, source: Opened, made: Opened, text: str, evaluation: Opti
     count = evaluate.evaluation_tokens(plan.parameters)
     sequences = evaluate.cut(source.tokenizer(), text, count, plan.source.config.max_positions, f"--eval {evaluation or '(bundled)'}")
     price = evaluate.compare((source.fields, source.checkpoint), (made.fields, made.checkpoint), sequences,
-                             lambda done, total: tell("measuring the price", done, total))
+                             lambda done, total: tell("measuring the price", done, total), scaled=plan.method == "awq")
     return {"text": "bundled" if evaluation is None else Path(evaluation).name} | price.as_dict()
+
+
+# What one thread does of a method, weights a second; measured on two machines (docs/quantization.md), for --dry-run.
+RATES = {"rtn": 300e6, "search": 120e6}
+GPTQ_STEPS = 2e9  # weights x columns a second, spread over the columns still to come
+
+
+def seconds(plan: Plan, threads: int) -> float:
+    """About how long writing will take, reading and the price left out."""
+    counts = {name: n * k for name, (n, k) in plan.roles.matrices.items() if not isinstance(plan.kinds[name], str)}
+    total = sum(counts.values()) / RATES["rtn" if plan.method == "rtn" else "search"]
+    if plan.method in ("gptq", "awq"):
+        total += sum(count * plan.roles.matrices[name][1] for name, count in counts.items() if name in plan.roles.layers) / GPTQ_STEPS
+    return total / threads
 
 
 def describe_plan(plan: Plan, methods: Optional[dict[str, str]] = None) -> dict[str, Any]:

@@ -296,16 +296,17 @@ class Run:
                 plan.regrouped = max(plan.regrouped, change)
                 yield begin, n, codes
             else:
-                yield begin, n, self._converted(checkpoint.load_rows(name, shape, begin, end), kind)
+                yield begin, n, self.converted(checkpoint.load_rows(name, shape, begin, end), kind)
 
     def _whole(self, name: str, shape: tuple[int, ...], kind: Kind) -> "Codes | np.ndarray":
         if name in self.plan.roles.transposed:
             if isinstance(kind, Format):
-                return self._converted(self.plan.checkpoint.load_transposed(name, (shape[1], shape[0])), kind)
+                return self.converted(self.plan.checkpoint.load_transposed(name, (shape[1], shape[0])), kind)
             shape = (shape[1], shape[0])
-        return self._converted(self.plan.checkpoint.load(name, shape), kind)
+        return self.converted(self.plan.checkpoint.load(name, shape), kind)
 
-    def _converted(self, weight: "_core.Tensor", kind: Kind) -> "Codes | np.ndarray":
+    def converted(self, weight: "_core.Tensor", kind: Kind) -> "Codes | np.ndarray":
+        """A weight as it is to be written: rounded without calibration, or as another float type."""
         if isinstance(kind, Format):
             return round_matrix(weight, kind, search=self.plan.method != "rtn")
         return (weight if weight.dtype == kind else _core.convert(weight, kind)).numpy()

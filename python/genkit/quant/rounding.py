@@ -14,7 +14,7 @@ from genkit.quant.formats import Format
 def round_matrix(weight: Union[np.ndarray, _core.Tensor], format: Format, search: bool,
                  importance: Optional[np.ndarray] = None) -> Codes:
     """weight float32 [n, k], or a tensor f32|f16|bf16; importance float32 [k]: what a squared error of that input counts,
-    with search only. A row with a NaN or an infinity gets NaN scales. Raises ValueError for a format rounding does not make."""
+    with search only. A row with a NaN or an infinity gets NaN scales. Raises ValueError for int8 with zeros."""
     if isinstance(weight, np.ndarray):
         weight = _core.Tensor.from_numpy(np.ascontiguousarray(weight, np.float32))
     wanted = None if importance is None else _core.Tensor.from_numpy(np.ascontiguousarray(importance, np.float32))

@@ -69,7 +69,7 @@ def vocabulary_keys(tokenizer: "Tokenizer", rows: int, eos_ids: Sequence[int] = 
     model = data["model"]
     byte_level = patterns_of(data["pre_tokenizer"])
     if model.get("type") != "BPE" or not (byte_level or model.get("byte_fallback")):
-        raise UsageError(f"{shown_path(path)}: a tokenizer of type {shown(model.get('type'))} that is not byte-level BPE and has no "
+        raise UsageError(f"{shown_path(path)}: a tokenizer of type {shown(model.get('type'))}, neither byte-level BPE nor with "
                          "byte_fallback; GGUF is written for these two")
     tokens, types = _tokens(data, rows)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
@@ -79,13 +79,13 @@ def vocabulary_keys(tokenizer: "Tokenizer", rows: int, eos_ids: Sequence[int] = 
         name = pre_of(byte_level, bool(model.get("ignore_merges")))
         if name is None:
             name = "default"
-            notes.append("llama.cpp does not know this tokenizer's way to cut words (pre_tokenizer in tokenizer.json): the file "
-                         "says 'default', and llama.cpp will give some texts other token ids; genkit reads the whole tokenizer")
+            notes.append("llama.cpp does not know this tokenizer's way to cut words (pre_tokenizer in tokenizer.json): the "
+                         "file says 'default', and llama.cpp will give some texts other token ids; genkit gives the same")
         keys += [("tokenizer.ggml.model", STRING, "gpt2"), ("tokenizer.ggml.pre", STRING, name)]
     else:
         if any(step["type"] != "Metaspace" or step.get("split") for step in _flat(data["pre_tokenizer"], "pretokenizers")):
-            notes.append("llama.cpp does not cut texts into words as this tokenizer does (pre_tokenizer in tokenizer.json) and "
-                         "will give some other token ids; genkit reads the whole tokenizer")
+            notes.append("llama.cpp does not cut texts into words as this tokenizer does (pre_tokenizer in tokenizer.json) "
+                         "and will give some texts other token ids; genkit gives the same")
         keys += [("tokenizer.ggml.model", STRING, "llama"), ("tokenizer.ggml.pre", STRING, "default"),
                  ("tokenizer.ggml.scores", ARRAY, (F32, _scores(tokens, merges))),
                  ("tokenizer.ggml.add_space_prefix", BOOL, _adds_space(data))]
@@ -174,8 +174,8 @@ def pre_of(patterns: tuple[str, ...], ignore_merges: bool) -> str | None:
 
 
 def tokenizer_of(container: Container) -> tuple[bytes | None, dict[str, Any]]:
-    """tokenizer.json (None where the file has no vocabulary) and what tokenizer_config.json would say. Raises BadFileError for
-    one that cannot be, and for a kind that is not known here."""
+    """tokenizer.json (None where the file has no vocabulary) and what tokenizer_config.json would say. Raises BadFileError
+    for one that cannot be, and for a kind that is not known here."""
     keys, where = container.keys, shown_path(container.path)
     tokens = keys.get("tokenizer.ggml.tokens")
     kind = keys.get("tokenizer.ggml.model")
@@ -236,17 +236,19 @@ def _rebuilt(container: Container, raw: list[bytes], config: Mapping[str, Any]) 
         name = keys.get("tokenizer.ggml.pre", "default")
         known = ALIASES.get(name, name) if isinstance(name, str) else None
         if known not in PRE:
-            raise BadFileError(f"{where}: tokenizer.ggml.pre {shown(name)} is not known; known: {', '.join([*PRE, *ALIASES])}")
+            raise BadFileError(f"{where}: tokenizer.ggml.pre {shown(name)} is not known; known: "
+                               f"{', '.join([*PRE, *ALIASES])}")
         patterns, model["ignore_merges"] = PRE[known]
         model["merges"] = _merges(keys.get("tokenizer.ggml.merges"), where)
-        steps = [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False} for pattern in patterns]
+        steps = [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+                 for pattern in patterns]
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
         normalizer = {"type": "NFC"} if known == "qwen2" else None
         pre, decoder = {"type": "Sequence", "pretokenizers": [*steps, byte_level]}, byte_level
         adds_bos = known == "llama-bpe"
     elif kind == "llama":
-        model |= {"merges": _merges_by_score(vocab, keys.get("tokenizer.ggml.scores"), len(tokens), where), "byte_fallback": True,
-                  "fuse_unk": True, "unk_token": config.get("unk_token")}
+        merges = _merges_by_score(vocab, keys.get("tokenizer.ggml.scores"), len(tokens), where)
+        model |= {"merges": merges, "byte_fallback": True, "fuse_unk": True, "unk_token": config.get("unk_token")}
         prefix = keys.get("tokenizer.ggml.add_space_prefix", True) is not False
         pre, adds_bos = None, True
         replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
@@ -303,4 +305,5 @@ def _around(bos: str | None, eos: str | None, vocab: Mapping[str, int]) -> dict[
     text = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
     return {"type": "TemplateProcessing", "single": [*piece(bos), text[0], *piece(eos)],
             "pair": [*piece(bos), text[0], *piece(eos), *piece(bos), text[1], *piece(eos)],
-            "special_tokens": {token: {"id": token, "ids": [vocab[token]], "tokens": [token]} for token in (bos, eos) if token}}
+            "special_tokens": {token: {"id": token, "ids": [vocab[token]], "tokens": [token]}
+                               for token in (bos, eos) if token}}

@@ -106,8 +106,8 @@ class Model(Writer):
         self.notes = []
         window = max(source.config.windows)
         if 0 < window < source.config.rope.positions:
-            self.notes.append(f"sliding_window {window}: llama.cpp's llama has none, so it sees further back than the model was "
-                              "made for; genkit keeps to it")
+            self.notes.append(f"sliding_window {window}: llama.cpp's llama has none, so it sees further back than the model "
+                              "was made for; genkit keeps to it")
         weights = {kind: sum(math.prod(array.shape) for array in arrays if array.dtype == kind) for kind in FILE_TYPES}
         keys: list[Key] = [("general.architecture", STRING, self._architecture), ("general.type", STRING, "model"),
                            ("general.file_type", U32, FILE_TYPES[max(weights, key=weights.__getitem__)]),
