@@ -126,8 +126,8 @@ PYBIND11_MODULE(_core, m) {
     m.def("packed_linear", &packed_linear, "x"_a, "weight"_a, "bias"_a = std::nullopt, "residual"_a = std::nullopt,
           "kind"_a = "", nogil());
     m.def("quantize_weight", &quantize_weight, "weight"_a, "format"_a, "gated"_a = false, nogil());
-    m.def("round_weight", [](const Tensor& weight, const WeightFormat& format, bool search, const OptionalTensor& importance) {
-        RoundedWeight w = round_weight(weight, format, search, importance);
+    m.def("round_weight", [](const Tensor& weight, const WeightFormat& format, bool search, const OptionalTensor& h) {
+        RoundedWeight w = round_weight(weight, format, search, h);
         return std::make_tuple(w.codes, w.scales, w.subscales, w.minima, w.zeros);
     }, "weight"_a, "format"_a, "search"_a = false, "importance"_a = std::nullopt, nogil());
     m.def("pack_weight", &pack_weight, "codes"_a, "scales"_a, "subscales"_a, "minima"_a, "zeros"_a, "k"_a, "format"_a,

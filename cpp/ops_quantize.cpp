@@ -108,7 +108,7 @@ RoundedWeight round_weight(const Tensor& weight, const WeightFormat& format, boo
         for (int64_t i = 0; i < k; i++) {
             const float h = importance->data<float>()[i];
             if (!(h >= 0.0f && std::isfinite(h)))
-                fail(op, "importance[" + std::to_string(i) + "] is " + std::to_string(h) + "; expected a finite number, at least 0");
+                fail(op, "importance[" + std::to_string(i) + "] is " + std::to_string(h) + "; expected a number >= 0");
             largest = std::max(largest, h);
         }
         shares = Tensor({k}, DType::f32);
@@ -122,7 +122,8 @@ RoundedWeight round_weight(const Tensor& weight, const WeightFormat& format, boo
         out.subscales = Tensor({n, depth / sub_depth}, DType::u8);
         out.minima = Tensor({n, depth / sub_depth}, DType::u8);
     }
-    if (format.zero != Zero::none) out.zeros = Tensor({n, groups}, format.zero == Zero::real ? format.scale_dtype : DType::u8);
+    if (format.zero == Zero::integer) out.zeros = Tensor({n, groups}, DType::u8);
+    if (format.zero == Zero::real) out.zeros = Tensor({n, groups}, format.scale_dtype);
     const WeightCodes codes{out.codes.data<uint8_t>(), out.scales.data<uint16_t>(),
                             two_level ? out.subscales->data<uint8_t>() : nullptr,
                             two_level ? out.minima->data<uint8_t>() : nullptr, out.zeros ? out.zeros->bytes() : nullptr};

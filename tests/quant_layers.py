@@ -16,11 +16,13 @@ def named(format):
 def layer(rng, n, k, rank=None, outliers=0):
     """weight [n, k], inputs [4 k, k], their mean x x^T, all float32: inputs mix `rank` hidden ones with noise."""
     rank = rank or max(1, k // 8)
-    x = rng.standard_normal((4 * k, rank)) @ rng.standard_normal((rank, k)) / np.sqrt(rank) + 0.5 * rng.standard_normal((4 * k, k))
+    x = rng.standard_normal((4 * k, rank)) @ rng.standard_normal((rank, k)) / np.sqrt(rank)
+    x += 0.5 * rng.standard_normal((4 * k, k))
     x *= np.exp(0.5 * rng.standard_normal(k))
     x[:, rng.choice(k, outliers, replace=False)] *= 20
     weight = 0.02 * rng.standard_t(5, (n, k))
-    return weight.astype(np.float32), x.astype(np.float32), np.einsum("ij,ik->jk", x, x).astype(np.float32) / np.float32(len(x))
+    hessian = np.einsum("ij,ik->jk", x, x, optimize=True) / len(x)
+    return weight.astype(np.float32), x.astype(np.float32), ((hessian + hessian.T) / 2).astype(np.float32)
 
 
 def trace(rows, hessian):

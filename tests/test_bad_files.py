@@ -110,12 +110,11 @@ def test_pickle_is_refused_by_name_and_never_loaded(tmp_path, name):
     assert not (tmp_path / "boom").exists()
 
 
-def test_gguf_is_said_to_be_unsupported(tmp_path):
+def test_gguf_beside_a_configuration(tmp_path):
     (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
     shutil.copy(FIXTURES / "llama" / "config.json", tmp_path)
-    for target in (tmp_path, tmp_path / "model-Q4_K_M.gguf"):
-        message = refused(genkit.load, target)
-        assert "model-Q4_K_M.gguf: GGUF is not supported yet" in message
+    assert "model-Q4_K_M.gguf: no safetensors beside GGUF" in refused(genkit.load, tmp_path)
+    assert "model-Q4_K_M.gguf: truncated" in refused(genkit.load, tmp_path / "model-Q4_K_M.gguf")
 
 
 def test_folders_without_weights(tmp_path):

@@ -129,7 +129,7 @@ def test_what_is_neither_folder_nor_hub_name(cache, name):
 
 
 @pytest.mark.parametrize("file, words", [
-    ("model.gguf", "GGUF is not supported yet"), ("model.safetensors", "give the folder it is in"),
+    ("model.safetensors", "give the folder it is in"),
     ("pytorch_model.bin", "pickle weights can run code"), ("README.md", "is not a folder")])
 def test_a_file_in_place_of_a_folder(tmp_path, file, words):
     (tmp_path / file).write_bytes(b"x")

@@ -286,6 +286,59 @@ def test_codes_go_to_the_kernels(tmp_path, rng, kind):
     assert error <= {"f32": 0, "f16": 2e-3, "bf16": 1.5e-2, "q6_k": 2e-3}.get(kind, 5e-2)
 
 
+def test_a_gguf_file_is_a_model(tmp_path, small):
+    """The file, and a folder of nothing else, by the API that everybody uses: ids, text and settings of the folder it was."""
+    data, folder = small[0], small[2]
+    path = tmp_path / "model.gguf"
+    path.write_bytes(data)
+    model, source = genkit.load(path, kv_type="f32"), genkit.load(folder)
+    ids = source.tokenizer.encode(TEXTS[2])
+    assert model.tokenizer.encode(TEXTS[2]) == ids and model.tokenizer.chat_template == source.tokenizer.chat_template
+    assert np.array_equal(model.logits(ids), logits_of(path, ids))
+    assert genkit.load(tmp_path, kv_type="f32").generate(ids, max_tokens=5).tokens == model.generate(ids, max_tokens=5).tokens
+    assert model._eos_ids == source._eos_ids
+    with pytest.raises(UsageError, match="codes already"):
+        genkit.load(path, quantize="int8")
+    (tmp_path / "other.gguf").write_bytes(data)
+    assert "config.json" in refused(genkit.load, tmp_path)  # which of two is not for us to say
+
+
+@pytest.mark.parametrize("options", [dict(), dict(asymmetric=True), dict(type="int8"), dict(head="bf16")])
+def test_quantize_there_and_on(tmp_path, options):
+    """genkit quantize writes it, and from it, codes as they are, another form."""
+    from genkit.quant.job import quantize
+    from genkit.quant.quantize import Recipe
+
+    path = tmp_path / "out.gguf"
+    quantize(genkit.DEFAULT_MODEL, path, Recipe(format="gguf", **options), price=False)
+    model = genkit.load(path, kv_type="f32")
+    ids = model.tokenizer.encode(TEXTS[2])
+    found = model.logits(ids)
+    second = Recipe(format="genkit", group_size=32, **({} if "type" in options else {"head": "bf16"}) | options)
+    report = quantize(path, tmp_path / "again", second, price=False)
+    assert all("same codes" == entry["method"] for name, entry in report["tensors"].items()
+               if name.endswith("proj.weight"))
+    again = genkit.load(tmp_path / "again", kv_type="f32")
+    assert again.tokenizer.encode(TEXTS[2]) == ids and again._defaults == model._defaults
+    if "type" in options:  # else the embedding is another
+        assert np.array_equal(again.logits(ids), found)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(asymmetric=True), dict(type="int8"), dict(head="bf16")])
+def test_llama_cpp_runs_what_quantize_writes(tmp_path, llama, options):
+    from genkit.quant.job import quantize
+    from genkit.quant.quantize import Recipe
+
+    path = tmp_path / "out.gguf"
+    quantize(genkit.DEFAULT_MODEL, path, Recipe(format="gguf", **options), price=False)
+    model = genkit.load(path, kv_type="f32")
+    ids = model.tokenizer.encode(TEXTS[2] * 3)
+    ours, theirs = model.logits(ids), llama(llama_logits, path, ids)
+    error = np.linalg.norm(theirs - ours) / np.linalg.norm(ours - ours.mean())
+    print(f"{options}: {error:.2e}")
+    assert error < 5e-2
+
+
 def test_as_the_gguf_package_reads_it(tmp_path, rng):
     gguf = pytest.importorskip("gguf")
     folder, path = make_model(tmp_path / "model", CONFIGS["llama"], rng), tmp_path / "model.gguf"
@@ -586,7 +639,7 @@ def test_a_large_vocabulary_is_read_quickly(tmp_path):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A whole little model with tokenizer, as bytes, and how long its head is."""
+    """A whole little model with tokenizer, as bytes, how long its head is, and the folder it was."""
     folder = tmp_path_factory.mktemp("small") / "model"
     tokenizer_folder("llama-bpe", folder)
     config = dict(model_type="llama", vocab_size=653, hidden_size=32, head_dim=8, intermediate_size=32, num_hidden_layers=1,
@@ -595,7 +648,7 @@ def small(tmp_path_factory):
     path = folder.parent / "model.gguf"
     write_model(folder, path, "q4_0")
     found = read_keys(path)
-    return path.read_bytes(), min(entry.offset for entry in found.tensors.values())
+    return path.read_bytes(), min(entry.offset for entry in found.tensors.values()), folder
 
 
 def attempt(path, data):
@@ -617,7 +670,7 @@ def attempt(path, data):
 
 
 def test_truncated_anywhere(tmp_path, small):
-    data, head = small
+    data, head, _ = small
     path = tmp_path / "a.gguf"
     assert attempt(path, data) is None
     for end in [*range(0, 1500), *range(1500, head, max(1, head // 300)), *range(head - 400, head + 40), len(data) - 1]:
@@ -626,7 +679,7 @@ def test_truncated_anywhere(tmp_path, small):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of float16 scales that became infinite
 def test_flipped_bits(tmp_path, small):
-    data, head = small
+    data, head, _ = small
     rng = np.random.default_rng(SEED)
     path = tmp_path / "a.gguf"
     dense = [i for i in range(head) if i < 1400 or i > head - 900]  # keys of numbers and tensors; between are strings

@@ -143,7 +143,7 @@ def test_a_search_is_never_worse_than_nearest(tier, form):
             nearest, found = rounded(weight, form)[0], rounded(weight, form, True, h)[0]
             a = a_of(w, h, form)
             (before, size), (after, _) = group_errors(w, nearest, a), group_errors(w, found, a)
-            # Errors are compared in f32, and what a code leaves by itself is up to its size: nothing counts below 1e-9 of that.
+            # Errors are compared in f32, by sums of larger terms: what is below 1e-9 of the weights does not count.
             assert (after <= before * (1 + 1e-3) + size * 4e-9).all(), (n, k, h is None, (after / before).max())
 
 

@@ -94,7 +94,8 @@ def test_norms_that_cannot_take_a_scale():
 def test_folding_into_rows():
     rng = np.random.default_rng()
     x, up, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((7, 40), (50, 40), (50,)))
-    gate, down, scales = rng.random((7, 50)), rng.standard_normal((30, 50)).astype(np.float32), rng.uniform(0.1, 9, 50).astype(np.float32)
+    gate, down = rng.random((7, 50)), rng.standard_normal((30, 50)).astype(np.float32)
+    scales = rng.uniform(0.1, 9, 50).astype(np.float32)
     rows, moved = fold_into_rows(up, scales, bias)
     before = gate * (x.astype(np.float64) @ up.T + bias) @ down.T
     after = gate * (x.astype(np.float64) @ rows.T.astype(np.float64) + moved) @ (down * scales).T.astype(np.float64)

@@ -96,7 +96,8 @@ def test_inputs_that_do_not_go_together(format):
 def check_nearest(codes, weight, columns):
     values = codes.dequantize().astype(np.float64)
     for j in columns:
-        off, least = np.abs(values[:, j] - weight[:, j]), np.abs(levels(codes, j) - weight[:, j, None].astype(np.float64)).min(1)
+        off = np.abs(values[:, j] - weight[:, j])
+        least = np.abs(levels(codes, j) - weight[:, j, None].astype(np.float64)).min(1)
         assert (off <= least * (1 + 1e-5) + 1e-6 * np.abs(weight[:, j])).all(), j
 
 
@@ -109,7 +110,8 @@ def test_inputs_that_were_always_zero(format):
     found = gptq(weight, hessian, format)
     assert found.note == ""
     check_nearest(found.codes, weight, dead)
-    assert output_error(weight, found.codes.dequantize(), hessian) < output_error(weight, search(weight, hessian, format).dequantize(), hessian)
+    assert output_error(weight, found.codes.dequantize(), hessian) < output_error(
+        weight, search(weight, hessian, format).dequantize(), hessian)
     nothing = gptq(weight, np.zeros_like(hessian), format)
     check_nearest(nothing.codes, weight, range(90))
 
@@ -190,7 +192,8 @@ def test_output_error_and_the_better_of_two():
         assert output_error(weight, codes.dequantize(), hessian) == pytest.approx(want, rel=1e-3)
     assert output_error(weight, weight, hessian) == 0
     swapped = rng.random(40) < 0.5
-    ones, others = (Codes.stack([(a if s else b).rows(i, i + 1) for i, s in enumerate(swapped)]) for a, b in ((first, second), (second, first)))
+    ones, others = (Codes.stack([(a if s else b).rows(i, i + 1) for i, s in enumerate(swapped)])
+                    for a, b in ((first, second), (second, first)))
     best, better = keep_better(weight, hessian, ones, others)
     assert same_bits(better, swapped) and same_codes(best, second)
     best, better = keep_better(weight, hessian, first, first)

@@ -49,7 +49,8 @@ void round_two_level(const float* w, int64_t subs, uint8_t* codes, uint16_t* sca
     }
 }
 
-// Scales below 2^-100 are 0. int4: s = -1/8 of the value that is largest in size, so that it is code 0 exactly or near it. int8: s = largest / 127.
+// int4: s = -1/8 of the value that is largest in size, so that it is code 0 exactly or near it. int8: s = largest / 127.
+// Scales below 2^-100 are 0.
 void round_group(const float* w, int64_t count, bool four_bits, DType dtype, uint8_t* codes, uint16_t* scale) {
     const bool brain = dtype == DType::bf16;
     float high = 0.0f, low = 0.0f;

@@ -1,5 +1,5 @@
 // Activations and weights to integer codes, codes into panels and back, over the vocabulary of vec_*.h: the arithmetic of
-// reference_packed.inl, operation by operation, so every tier makes the same bits.
+// reference_packed.inl and reference_rounding.inl, operation by operation, so every tier makes the same bits.
 
 constexpr int64_t sub_vecs = sub_depth / lanes;
 

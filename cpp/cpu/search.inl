@@ -2,7 +2,7 @@
 // Written once for every tier and the reference, where a vector is one float: lanes are rows, sums run down the columns
 // of a block, so all make the same bits. Scales and real zeros are rounded to their type before codes are chosen.
 
-// h: the importance of an input. Without importance a = 1.
+// h: the importance of an input. Without any, a = 1; with all alike, large weights count more than small ones.
 INLINE vec importance_of(vec h, vec mean_square, vec w) { return h * sqrt(mean_square + w * w); }
 
 // A block of up to `lanes` rows, column by column, and the importance of each weight.
@@ -64,7 +64,7 @@ INLINE Extremes extremes_of(const Columns& c, int64_t from, int64_t count, vec l
 
 // ---- where results go -----------------------------------------------------------------------------------------
 
-// Of the rows at hand, what belongs to columns from `from` on.
+// The rows at hand: a vector's lanes go to `count` rows from `first` on.
 struct RowCodes {
     const QuantizeWeightArgs& a;
     int64_t first, count, depth, groups;
@@ -137,7 +137,8 @@ void search_two_level(const RowCodes& rows, const Columns& c, int64_t block, int
     s = select(good, s, zero());
     const vec inverse = inverse_of(s), code_low = zero(), code_high = set1(15.0f);
     for (int64_t g = 0; g < subs; g++) {
-        const vec width = (range[g].high + range[g].low) * inverse, lean = (range[g].high - range[g].low) * inverse * set1(0.5f);
+        const vec width = (range[g].high + range[g].low) * inverse;
+        const vec lean = (range[g].high - range[g].low) * inverse * set1(0.5f);
         const vec steps = within(round(width * set1(1.0f / 15.0f)), set1(1.0f), set1(15.0f));
         vec best = set1(infinity);
         u[g] = m[g] = set1(1.0f);
@@ -209,20 +210,23 @@ constexpr float real_codes[] = {14.5f, 15.5f, 16.5f}, real_phases[] = {-0.3f, 0.
 // s c or s (c - z).
 template <bool weighted>
 void search_scale(const RowCodes& rows, const Columns& c, int64_t block, int64_t from, int64_t count, int64_t padded,
-                         mask good) {
+                  mask good) {
     const WeightFormat& f = rows.a.format;
     const bool eight_bits = f.packing == Packing::int8, integer = f.zero == Zero::integer;
     const Extremes range = extremes_of(c, from, count, zero());
     const vec width = range.high + range.low;
     const vec extreme = select(less(range.low, range.high), zero() - range.high, range.low);  // int4: its code is -8
-    const vec first = integer ? width / set1(15.0f) : eight_bits ? max(range.high, range.low) / set1(127.0f) : extreme / set1(8.0f);
+    const vec first = integer      ? width / set1(15.0f)
+                      : eight_bits ? max(range.high, range.low) / set1(127.0f)
+                                   : extreme / set1(8.0f);
     vec s = stored(first, f.scale_dtype);
     good = both(good, is_finite(s));
     s = select(good, s, zero());
     const vec unit = inverse_of(s);
     auto low = [&](vec z) { return eight_bits ? set1(-127.0f) : zero() - z; };
     auto high = [&](vec z) { return eight_bits ? set1(127.0f) : set1(15.0f) - z; };
-    vec z = integer ? within(round(range.low * unit), zero(), set1(15.0f)) : set1(eight_bits ? 0.0f : 8.0f), best = set1(infinity);
+    vec z = integer ? within(round(range.low * unit), zero(), set1(15.0f)) : set1(eight_bits ? 0.0f : 8.0f);
+    vec best = set1(infinity);
     auto consider = [&](vec tried, vec tried_zero) {
         const vec inverse = inverse_of(tried);
         const Sums sum = sums_of<weighted>(c, from, count, inverse, zero(), low(tried_zero), high(tried_zero));
@@ -258,7 +262,8 @@ void search_scale(const RowCodes& rows, const Columns& c, int64_t block, int64_t
 
 // s c + b.
 template <bool weighted>
-void search_real(const RowCodes& rows, const Columns& c, int64_t block, int64_t from, int64_t count, int64_t padded, mask good) {
+void search_real(const RowCodes& rows, const Columns& c, int64_t block, int64_t from, int64_t count, int64_t padded,
+                 mask good) {
     const WeightFormat& f = rows.a.format;
     const Extremes range = extremes_of(c, from, count, set1(count > 0 ? -infinity : 0.0f));
     const vec width = range.high + range.low, middle = (range.high - range.low) * set1(0.5f);

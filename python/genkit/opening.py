@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Callable, Mapping
 
 from genkit import checkpoints
 from genkit.text.tokenizer import Tokenizer
@@ -25,6 +25,7 @@ class Opened:
     defaults: "GenerationDefaults"
     tokenizer: Callable[[], Tokenizer]
     has_tokenizer: bool
+    files: "Mapping[str, bytes]" = field(default_factory=dict)  # of one file: what else would lie in its folder
 
     def beside(self, name: str) -> Path:
         """A file that goes with the model: in its folder, or, for one file, beside it under its name and the other."""
@@ -33,6 +34,15 @@ class Opened:
 
 def open_model(path: Path, stack: ExitStack) -> Opened:
     """Headers and configuration; the files stay open until the stack is left. Raises BadFileError."""
+    if not path.is_dir():
+        from genkit.checkpoints import gguf
+
+        model = gguf.open_model(path)
+        stack.enter_context(model.checkpoint)
+        defaults = checkpoints.generation_defaults(path, model.fields, model.generation)
+        return Opened(path, model.fields, model.checkpoint, defaults,
+                      lambda: Tokenizer(path, model.tokenizer_json, model.tokenizer_config), model.tokenizer_json is not None,
+                      model.files())
     fields = checkpoints.read_config(path)
     defaults = checkpoints.generation_defaults(path, fields)
     checkpoint = stack.enter_context(checkpoints.open_checkpoint(path, fields))

@@ -304,13 +304,14 @@ class GenerationDefaults:
     repetition_penalty: float | None = None
 
 
-def generation_defaults(folder: Path, fields: Fields) -> GenerationDefaults:
-    """generation_config.json where there is one, token ids from config.json where it has none. Raises BadFileError.
+def generation_defaults(folder: Path, fields: Fields, values: dict[str, Any] | None = None) -> GenerationDefaults:
+    """generation_config.json (or `values` in its place) where there is one, token ids from config.json where it has none.
+    Raises BadFileError.
 
     Old folders keep the sampling settings in config.json; those are left alone, as transformers 5 does.
     """
     path = Path(folder) / "generation_config.json"
-    own = Fields(path, read_json(path)) if os.path.lexists(path) else Fields(path, {})
+    own = Fields(path, read_json(path)) if os.path.lexists(path) else Fields(folder, values or {})
 
     def token(key: str) -> int | None:
         source = own if key in own else fields

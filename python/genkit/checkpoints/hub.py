@@ -21,7 +21,7 @@ _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EP
 
 def resolve(model: str, *, revision: str | None = None, offline: bool = False,
             progress: Callable[[int], None] | bool | None = None) -> Path:
-    """The model's folder. A path that exists wins; otherwise "org/name" is fetched into huggingface_hub's cache.
+    """The model's folder, or its GGUF file. A path that exists wins; otherwise "org/name" is fetched into huggingface_hub's cache.
 
     Only JSON, safetensors, tokenizer and template files at the repository's top are fetched. `offline` (or
     HF_HUB_OFFLINE) uses the cache alone. With `progress`, downloads draw their bars when stderr is a terminal.
@@ -30,6 +30,8 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False,
     path = Path(model).expanduser()
     try:
         if path.is_dir():
+            return _only_gguf(path) or path
+        if path.suffix.lower() == ".gguf" and path.is_file():
             return path
         there = path.exists() or path.is_symlink()
     except OSError as error:
@@ -45,10 +47,14 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False,
     return _fetch(model, revision, offline, bool(progress) and sys.stderr.isatty())
 
 
+def _only_gguf(folder: Path) -> Path | None:
+    """The one GGUF file of a folder that holds no model in safetensors."""
+    found = [path for path in folder.iterdir() if path.suffix.lower() == ".gguf"]
+    return found[0] if len(found) == 1 and not (folder / "config.json").exists() else None
+
+
 def _not_a_folder(path: Path) -> BadFileError:
     where = shown_path(path)
-    if path.suffix.lower() == ".gguf":
-        return BadFileError(f"{where}: GGUF is not supported yet; give a folder with model.safetensors")
     if path.suffix.lower() == ".safetensors":
         return BadFileError(f"{where}: is a file; give the folder it is in, with its config.json and tokenizer.json")
     if path.suffix.lower() in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):

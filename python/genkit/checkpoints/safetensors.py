@@ -470,7 +470,7 @@ def _no_weights(folder: Path) -> BadFileError:
         return BadFileError(f"{where}: has {listed(found)}, but no {INDEX} and no {SINGLE}; "
                             f"the download is incomplete or this is no whole model")
     if found := ending(".gguf"):
-        return BadFileError(f"{where}: {listed(found)}: GGUF is not supported yet; {wanted}")
+        return BadFileError(f"{where}: {listed(found)}: no safetensors beside GGUF; give the GGUF file itself")
     if found := ending(*PICKLE_SUFFIXES):
         return BadFileError(f"{where}: {listed(found)}: pickle weights can run code when they are loaded, so they are "
                             f"refused; convert them to safetensors (transformers' save_pretrained writes it)")

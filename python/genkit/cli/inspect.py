@@ -12,6 +12,7 @@ from genkit.cli.terminal import format_bytes
 from genkit.cli.values import token_count
 
 CARD = "MODEL_CARD.md"
+REPORT = "quantization.json"
 
 
 def inspect(
@@ -56,50 +57,77 @@ def inspect(
 
 def examine(folder: Path, context: Optional[int]) -> "dict[str, Any]":
     """The facts, as --json prints them: sizes in bytes. Raises BadFileError."""
+    from contextlib import ExitStack
+
     from genkit import kv_cache
-    from genkit.checkpoints import open_checkpoint, read_config
     from genkit.cli.result import model_name
-    from genkit.engine import choose_kv_type
+    from genkit.engine import choose_kv_type, choose_quantize
     from genkit.errors import UsageError
     from genkit.models import read_model_config
-    from genkit.text.tokenizer import Tokenizer
+    from genkit.opening import open_model
+    from genkit.quant.formats import BY_NAME
 
-    fields = read_config(folder)
-    with open_checkpoint(folder, fields) as checkpoint:
+    with ExitStack() as stack:
+        opened = open_model(folder, stack)
+        fields, checkpoint = opened.fields, opened.checkpoint
         config = read_model_config(fields, checkpoint)
-        kv_type = choose_kv_type("auto", checkpoint, "none")
-        tensors = checkpoint.tensors.values()
+        rounded = BY_NAME.get(choose_quantize(None, fields))
+        kv_type = choose_kv_type("auto", checkpoint, "int4" if rounded else "none")
         dtypes: "dict[str, dict[str, int]]" = {}
-        for tensor in tensors:
-            entry = dtypes.setdefault(tensor.dtype, {"tensors": 0, "parameters": 0, "bytes": 0})
+        weights = 0.0
+        for name, tensor in checkpoint.tensors.items():
+            stored = checkpoint.quantized.get(name)
+            words = stored.format.words if stored and stored.format else tensor.dtype
+            entry = dtypes.setdefault(words, {"tensors": 0, "parameters": 0, "bytes": 0})
+            count = math.prod(tensor.shape)
             entry["tensors"] += 1
-            entry["parameters"] += math.prod(tensor.shape)
+            entry["parameters"] += count
             entry["bytes"] += tensor.nbytes
+            if stored is not None:
+                weights += tensor.nbytes if stored.format else 2 * count  # what no kernel takes is widened to f16
+            else:
+                weights += count * rounded.bits / 8 if rounded and len(tensor.shape) == 2 else tensor.nbytes
+        tokenizer_size = opened.tokenizer().vocab_size if opened.has_tokenizer else None
     context = config.max_positions if context is None else context
     if not 1 <= context <= config.max_positions:
         raise UsageError(f"context {context} is outside 1 to {config.max_positions}, what the model was made for")
     cache = kv_cache.pages_for(context) * kv_cache.page_bytes(
         config.layers, config.kv_heads, config.head_dim, kv_type)
-    card = folder / CARD
+    parameters = sum(entry["parameters"] for entry in dtypes.values())
+    card, made = folder / CARD, opened.beside(REPORT)
     return {
         "model": model_name(folder),
         "path": str(folder),
         "architecture": config.model_type,
-        "parameters": sum(entry["parameters"] for entry in dtypes.values()),
+        "parameters": parameters,
         "tensors": dtypes,
+        "bits_per_weight": round(8 * checkpoint.nbytes / parameters, 4),
+        "rounded_on_loading_to": rounded.words if rounded else None,
         "weight_bytes": config.weight_bytes,
-        "disk_bytes": sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
+        "disk_bytes": sum(file.stat().st_size for file in (folder.iterdir() if folder.is_dir() else [folder]) if file.is_file()),
         "layers": config.layers,
         "hidden_size": config.hidden_size,
         "heads": config.heads,
         "kv_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "vocab_size": config.vocab_size,
-        "tokenizer_size": Tokenizer(folder).vocab_size if (folder / "tokenizer.json").exists() else None,
+        "tokenizer_size": tokenizer_size,
         "max_context": config.max_positions,
-        "memory": {"context": context, "weights": config.weight_bytes, "kv_cache": cache, "total": config.weight_bytes + cache},
+        "memory": {"context": context, "weights": int(weights), "kv_cache": cache, "total": int(weights) + cache},
+        "provenance": provenance(made) if made.is_file() else None,
         "card": card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
     }
+
+
+def provenance(report: Path) -> "dict[str, Any]":
+    """What `genkit quantize` wrote beside the weights. Raises BadFileError."""
+    from genkit.checkpoints import read_json
+
+    found = read_json(report)
+    price = found.get("price")
+    kl = price.get("kl") if isinstance(price, dict) else None
+    return {"genkit": found.get("genkit"), "recipe": found.get("recipe"), "source_bytes": found.get("source_bytes"),
+            "kl_mean": kl.get("mean") if isinstance(kl, dict) else None}
 
 
 def report(facts: "dict[str, Any]") -> str:
@@ -113,10 +141,16 @@ def report(facts: "dict[str, Any]") -> str:
         ("context", f"{facts['max_context']:,} tokens"),
         ("vocabulary", f"{facts['vocab_size']:,} rows, " + (
             f"{facts['tokenizer_size']:,} in the tokenizer" if facts["tokenizer_size"] else "no tokenizer.json")),
-        ("on disk", format_bytes(facts["disk_bytes"])),
+        ("on disk", f"{format_bytes(facts['disk_bytes'])}, {facts['bits_per_weight']:.2f} bits a weight"),
     ]
     for dtype, entry in sorted(facts["tensors"].items()):
         rows.append((f"{dtype} tensors", f"{entry['tensors']} with {entry['parameters']:,} parameters, {format_bytes(entry['bytes'])}"))
+    if facts["rounded_on_loading_to"]:
+        rows.append(("when loaded", f"rounded to {facts['rounded_on_loading_to']}, as config.json asks"))
+    if made := facts["provenance"]:
+        recipe = made["recipe"] if isinstance(made["recipe"], dict) else {}
+        lost = f", KL divergence {made['kl_mean']:.4f}" if isinstance(made["kl_mean"], float) else ""
+        rows.append(("made by", f"genkit {made['genkit']}: quantize --type {recipe.get('type')} --method {recipe.get('method')}{lost}"))
     rows.append(
         ("memory", f"{format_bytes(memory['total'])} at a context of {memory['context']:,}: weights"
                    f" {format_bytes(memory['weights'])}, KV cache {format_bytes(memory['kv_cache'])} when full")

@@ -27,6 +27,13 @@ class Format:
         zero = {"none": 0, "integer": 8, "real": 16}[self.zero]
         return (8 if self.packing == "int8" else 4) + (16 + zero) / self.group
 
+    @property
+    def words(self) -> str:
+        """For people: "int4 two-level", "int4 per 32"."""
+        if self.packing == "int4_two_level":
+            return "int4 two-level"
+        return f"{self.packing} per {self.group}" + {"none": "", "integer": " with zero", "real": " with minimum"}[self.zero]
+
     def as_dict(self) -> dict[str, object]:
         """For JSON; Format(**d) gives it back."""
         return asdict(self)

@@ -61,7 +61,7 @@ def factorize(hessian: np.ndarray, *, order: bool = True, damping: float = DAMPI
     if not np.isfinite(hessian).all():
         raise ValueError(f"the hessian [{len(hessian)}, {len(hessian)}] has a NaN or an infinity")
     if (diagonal < 0).any():
-        raise ValueError(f"the hessian has {diagonal.min()} at {diagonal.argmin()} of its diagonal; means of squares are not negative")
+        raise ValueError(f"the hessian has {diagonal.min()} at {diagonal.argmin()} of its diagonal: no mean of squares")
     if not damping > 0:
         raise ValueError(f"damping is {damping}; it must be above 0")
     dead = diagonal == 0

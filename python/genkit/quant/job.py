@@ -48,13 +48,13 @@ def positions(model: Opened) -> int:
 def plan_of(model: Opened, recipe: Recipe, *, calibration: Optional[str], progress: Optional[Progress] = None) -> Plan:
     """What is to be done. With --fit this reads weights, else headers only."""
     calibrated = calibration is not None
-    plan = make_plan(model.path, model.fields, model.checkpoint, recipe, calibrated=calibrated)
+    plan = make_plan(model.path, model.fields, model.checkpoint, recipe, calibrated=calibrated, files=model.files)
     if recipe.fit is None:
         return plan
     text = bundled_text("calibration") if calibration is None else read_text(calibration)
     (sequence,) = evaluate.cut(model.tokenizer(), text, evaluate.CONTEXT, plan.source.config.max_positions, "--calibration")[:1]
     kinds = choose(plan, sequence, progress)
-    return make_plan(model.path, model.fields, model.checkpoint, recipe, kinds, calibrated)
+    return make_plan(model.path, model.fields, model.checkpoint, recipe, kinds, calibrated, model.files)
 
 
 def quantize(model: str | Path, out: str | Path, recipe: Recipe, *, calibration: Optional[str] = None,

@@ -163,14 +163,15 @@ class Output:
         with _disk(self.folder):
             self._verify(progress)
             names = sorted(path.name for path in self.folder.iterdir())
-            manifest = {"version": 1, "files": {name: _facts(self.folder / name) for name in names if name != MANIFEST}}
+            final = {name: name if single is None else self._beside(name, single) for name in names}
+            manifest = {"version": 1, "files": {final[name]: _facts(self.folder / name) for name in names}}
             self.add(MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
             for name in [*names, MANIFEST]:
                 _sync(self.folder / name)
             _sync(self.folder)
             if single is not None:
                 for name in [n for n in [*names, MANIFEST] if n != single]:
-                    os.replace(self.folder / name, self.out.with_name(f"{self.out.name}.{name}"))
+                    os.replace(self.folder / name, self.out.with_name(self._beside(name, single)))
                 os.replace(self.folder / single, self.out)
                 self.folder.rmdir()
             else:
@@ -178,6 +179,9 @@ class Output:
             _sync(self.out.parent)
             self.journal.unlink()
         self.close()
+
+    def _beside(self, name: str, single: str) -> str:
+        return self.out.name if name == single else f"{self.out.name}.{name}"
 
     def _verify(self, progress: Callable[[int, int], None] | None) -> None:
         total, done = sum(self._sizes.values()), 0

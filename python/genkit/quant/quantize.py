@@ -112,13 +112,13 @@ class Plan:
 
 
 def make_plan(path: Path, fields: "Fields", checkpoint: "Checkpoint", recipe: Recipe, kinds: Optional[Mapping[str, str]] = None,
-              calibrated: bool = False) -> Plan:
+              calibrated: bool = False, files: Optional[Mapping[str, bytes]] = None) -> Plan:
     """kinds: a type for each of some matrices, from --fit. Raises UsageError, and BadFileError for a checkpoint that lacks
     what its config.json speaks of."""
     from genkit.models import read_model_config
 
     recipe.check()
-    source = Source(path, fields, read_model_config(fields, checkpoint))
+    source = Source(path, fields, read_model_config(fields, checkpoint), files or {})
     found = roles.survey(fields, checkpoint)
     made = writer(recipe.format, source)
     plan = Plan(source, checkpoint, recipe, choose_method(recipe, calibrated), found, made, {}, {}, [])
@@ -134,6 +134,7 @@ def make_plan(path: Path, fields: "Fields", checkpoint: "Checkpoint", recipe: Re
     for name in order:
         plan.arrays[name] = made.arrays(name, found.shape(name), plan.kinds[name])
     plan.files = made.files([array for arrays in plan.arrays.values() for array in arrays], plan.kinds)
+    plan.notes += made.notes
     if checkpoint.quantized and not recipe.requantize:
         _check_rewrite(plan)
     return plan
@@ -179,13 +180,8 @@ def _key(kind: Kind) -> Any:
 
 
 def describe(kind: Kind) -> str:
-    """For people: "int4 two-level", "int4 per 32", "bf16"."""
-    if isinstance(kind, str):
-        return kind
-    if kind.packing == "int4_two_level":
-        return "int4 two-level"
-    zero = {"none": "", "integer": " with zero", "real": " with minimum"}[kind.zero]
-    return f"{kind.packing} per {kind.group}{zero}"
+    """For people: "int4 two-level", "bf16"."""
+    return kind if isinstance(kind, str) else kind.words
 
 
 def _check_rewrite(plan: Plan) -> None:
@@ -309,6 +305,7 @@ class Run:
         """A weight as it is to be written: rounded without calibration, or as another float type."""
         if isinstance(kind, Format):
             return round_matrix(weight, kind, search=self.plan.method != "rtn")
+        kind = kind if kind in FLOATS else "f32"  # q6_k: the writer rounds
         return (weight if weight.dtype == kind else _core.convert(weight, kind)).numpy()
 
 

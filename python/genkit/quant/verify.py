@@ -55,7 +55,7 @@ def _against_manifest(model: Opened, manifest: Path, progress: Any) -> Iterator[
         if name != os.path.basename(name):
             raise BadFileError(f"{shown_path(manifest)}: names {shown(name)}, which is no plain file name")
         try:
-            path = model.beside(name)
+            path = manifest.with_name(name)
             descriptor, size = open_regular(path)
         except BadFileError as error:
             yield str(error)

@@ -61,10 +61,10 @@ def vocabulary_keys(tokenizer: "Tokenizer", rows: int, eos_ids: Sequence[int] = 
     names none. Raises UsageError for a tokenizer that llama.cpp has nothing for, BadFileError for one of another model."""
     from genkit.checkpoints.config import check_token_ids
 
-    path = tokenizer.folder / "tokenizer.json"
+    path = tokenizer.path
     check_token_ids(tokenizer.vocab_size - 1, rows, path)
     # The tokenizer as it works, with what tokenizer_config.json changes in it.
-    whole = tokenizer._tokenizer.to_str()
+    whole = tokenizer.as_json()
     data = json.loads(whole)
     model = data["model"]
     byte_level = patterns_of(data["pre_tokenizer"])

@@ -33,30 +33,35 @@ class Tokenizer:
     chat_template: str or None
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        """Raises BadFileError for a missing or broken file, with its name."""
+    def __init__(self, folder: str | Path, data: bytes | None = None, config: Mapping[str, Any] | None = None) -> None:
+        """data and config: contents of tokenizer.json and tokenizer_config.json where one file (`folder`) has them inside.
+        Raises BadFileError for a missing or broken file, with its name."""
         self.folder = Path(folder)
-        config = _optional_json(self.folder / "tokenizer_config.json")
-        self._tokenizer = _load(self.folder)
+        if data is None:
+            fields = _optional_json(self.folder / "tokenizer_config.json")
+            self._tokenizer = _load(self.path)
+        else:
+            fields = Fields(self.folder, dict(config or {}))
+            self._tokenizer = _parse(data, self.path)
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         if self.vocab_size == 0:
-            raise BadFileError(f"{shown_path(self._path)}: holds no tokens")
+            raise BadFileError(f"{shown_path(self.path)}: holds no tokens")
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        if _is_llama_class(self.folder, config, self._tokenizer):
-            _place_spaces(self._tokenizer, config)
+        if _is_llama_class(self.folder, fields, self._tokenizer):
+            _place_spaces(self._tokenizer, fields)
         self._drops_first_space = not {"Strip", "Metaspace"}.isdisjoint(decoder_kinds(self._tokenizer))
-        self.special_tokens = _special_tokens(self.folder, config)
-        _add_tokens(self._tokenizer, config, self.special_tokens)
+        self.special_tokens = _special_tokens(self.folder, fields)
+        _add_tokens(self._tokenizer, fields, self.special_tokens)
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.bos_id = self._id_of("bos_token")
         self.eos_id = self._id_of("eos_token")
-        self.chat_template, self._template_source = _chat_template(self.folder, config)
+        self.chat_template, self._template_source = _chat_template(self.folder, fields)
 
     @property
-    def _path(self) -> Path:
-        return self.folder / "tokenizer.json"
+    def path(self) -> Path:
+        return self.folder if self.folder.is_file() else self.folder / "tokenizer.json"
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Token ids. Names of special tokens in the text become those tokens, as in transformers.
@@ -71,7 +76,7 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise UsageError(f"prompt: not valid Unicode at character {error.start}; give it as UTF-8") from None
         encoding = _guarded(
-            lambda: self._tokenizer.encode(text, add_special_tokens=add_special), self._path, "cannot encode the prompt"
+            lambda: self._tokenizer.encode(text, add_special_tokens=add_special), self.path, "cannot encode the prompt"
         )
         return encoding.ids
 
@@ -82,7 +87,7 @@ class Tokenizer:
         """
         checked = [_checked_id(token_id) for token_id in ids]
         return _guarded(
-            lambda: self._tokenizer.decode(checked, skip_special_tokens=skip_special), self._path, "cannot decode"
+            lambda: self._tokenizer.decode(checked, skip_special_tokens=skip_special), self.path, "cannot decode"
         )
 
     def token(self, token_id: int, skip_special: bool = False) -> str:
@@ -91,6 +96,10 @@ class Tokenizer:
         if self._drops_first_space:  # which only the first of two loses
             text = self.decode([token_id, token_id], skip_special)[len(text) :]
         return text
+
+    def as_json(self) -> str:
+        """tokenizer.json of the tokenizer as it works, with what tokenizer_config.json changes in it."""
+        return self._tokenizer.to_str()
 
     def id_of(self, token: str) -> int | None:
         """Id of a token by its name in the vocabulary."""
@@ -154,8 +163,10 @@ def _checked_id(token_id: Any) -> int:
     return value
 
 
-def _load(folder: Path) -> tokenizers.Tokenizer:
-    path = folder / "tokenizer.json"
+def _load(path: Path) -> tokenizers.Tokenizer:
+    folder = path.parent
+    if path.suffix == ".gguf":
+        raise BadFileError(f"{shown_path(path)}: has no tokenizer inside; it takes token ids only")
     if not path.exists():
         others = [name for name in ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json") if (folder / name).exists()]
         if others:
@@ -164,7 +175,10 @@ def _load(folder: Path) -> tokenizers.Tokenizer:
                 "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
             )
         raise BadFileError(f"{shown_path(path)}: not found; a model folder needs its tokenizer")
-    data = read_small(path, LARGE_FILE)
+    return _parse(read_small(path, LARGE_FILE), path)
+
+
+def _parse(data: bytes, path: Path) -> tokenizers.Tokenizer:
     _refuse_prefix(data, path)
     import tokenizers
 

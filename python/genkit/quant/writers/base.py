@@ -8,7 +8,7 @@ killed goes on where it stood.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Mapping, Sequence, Union
 
@@ -33,6 +33,7 @@ class Source:
     folder: Path
     fields: "Fields"
     config: "ModelConfig"
+    files: "Mapping[str, bytes]" = field(default_factory=dict)  # of a source that is one file: what it holds of COPIED
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Writer:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self.notes: list[str] = []  # what the user should know, after `files`
         self.shapes: dict[str, tuple[int, ...]] = {}  # of what `arrays` was asked for
 
     def format(self, kind: str, group_size: int | None = None, asymmetric: bool = False) -> Kind:
@@ -167,6 +169,7 @@ class SafetensorsWriter(Writer):
         if quantization:
             config["quantization_config"] = quantization
         files = {"config.json": json_bytes(config)}
+        files |= self.source.files
         for name in COPIED:
             path = self.source.folder / name
             if path.is_file():

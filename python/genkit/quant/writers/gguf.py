@@ -7,6 +7,7 @@ llama.cpp's own 6 bits, which `encode` rounds floats to.
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Mapping, Sequence
 
@@ -31,15 +32,12 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q6_K": 18, "
 
 
 class Model(Writer):
-    """notes: what the user should know, after `files`."""
-
     def __init__(self, source: Source, vocabulary: bool = True) -> None:
         """vocabulary: whether to take the tokenizer along."""
         super().__init__(source)
         check_model(source.fields, source.config)
-        self.notes: list[str] = []
         self._q6_k: set[str] = set()  # tensors
-        self._vocabulary = vocabulary and (source.folder / "tokenizer.json").exists()
+        self._vocabulary = vocabulary and ("tokenizer.json" in source.files or (source.folder / "tokenizer.json").exists())
         self._architecture = ARCHITECTURES[source.config.model_type]
         if self._architecture == "llama":  # rows change places within a head
             self.row_multiple = math.lcm(BLOCK, source.config.head_dim)
@@ -102,7 +100,7 @@ class Model(Writer):
     def _keys(self, arrays: Sequence[Array]) -> list[Key]:
         from genkit.checkpoints.config import generation_defaults
 
-        source = self.source
+        source, files = self.source, self.source.files
         self.notes = []
         window = max(source.config.windows)
         if 0 < window < source.config.rope.positions:
@@ -112,14 +110,15 @@ class Model(Writer):
         keys: list[Key] = [("general.architecture", STRING, self._architecture), ("general.type", STRING, "model"),
                            ("general.file_type", U32, FILE_TYPES[max(weights, key=weights.__getitem__)]),
                            ("general.quantization_version", U32, 2), *config_keys(source.config)]
-        defaults = generation_defaults(source.folder, source.fields)
+        defaults = generation_defaults(source.folder, source.fields, json.loads(files.get("generation_config.json", "null")))
         keys += generation_keys(defaults)
         if not self._vocabulary:
             return [*keys, ("tokenizer.ggml.model", STRING, "no_vocab")]
         from genkit.text.gguf_vocab import vocabulary_keys
         from genkit.text.tokenizer import Tokenizer
 
-        vocabulary, notes = vocabulary_keys(Tokenizer(source.folder), source.config.vocab_size, defaults.eos_token_ids)
+        tokenizer = Tokenizer(source.folder, files.get("tokenizer.json"), json.loads(files.get("tokenizer_config.json", "null")))
+        vocabulary, notes = vocabulary_keys(tokenizer, source.config.vocab_size, defaults.eos_token_ids)
         self.notes += notes
         return keys + vocabulary
 
