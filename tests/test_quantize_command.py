@@ -124,6 +124,59 @@ def test_calibrated_files_repeat_and_lose_less(small, tmp_path):
     assert "gptq" in methods
 
 
+@pytest.mark.parametrize("method", ["rtn", "awq"])
+def test_other_methods(method, small, tmp_path):
+    done = run("quantize", genkit.DEFAULT_MODEL, tmp_path / "out", "--method", method, "--samples", 6, "--json", "-q")
+    assert done.returncode == 0, done.stderr
+    report, searched = json.loads(done.stdout), json.loads((small / "quantization.json").read_text())
+    better = report["price"]["kl"]["mean"] < searched["price"]["kl"]["mean"]
+    assert better == (method == "awq")
+    assert max(report["price"]["output_errors"].values()) < 0.06
+    with open_checkpoint(genkit.DEFAULT_MODEL) as source, open_checkpoint(tmp_path / "out") as made:
+        name = "model.layers.1.input_layernorm.weight"
+        norms = [checkpoint.load_f32(name, checkpoint.tensors[name].shape).numpy() for checkpoint in (source, made)]
+    assert np.array_equal(*norms) == (method == "rtn")
+
+
+FORMATS = [("genkit", "int4"), ("genkit", "int8"), ("compressed-tensors", "int4"), ("compressed-tensors", "int8"), ("gguf", "int4"),
+           ("gguf", "int8"), ("gptq", "int4"), ("gptq", "int8"), ("mlx", "int4"), ("mlx", "int8")]
+
+
+@pytest.mark.parametrize("form, kind", FORMATS)
+def test_every_format(form, kind, tmp_path):
+    out = tmp_path / ("out.gguf" if form == "gguf" else "out")
+    done = run("quantize", genkit.DEFAULT_MODEL, out, "--format", form, "--type", kind, *FAST)
+    assert done.returncode == 0, done.stderr
+    assert not [name for name in left(tmp_path) if "partial" in name]
+    done = run("verify", out)
+    assert done.returncode == 0 and "checksums" in done.stdout, done.stdout
+    done = run("eval", "perplexity", out, "--against", genkit.DEFAULT_MODEL, "--tokens", 3000, "--json", "-q")
+    assert done.returncode == 0, done.stderr
+    assert 0 < json.loads(done.stdout)["kl"]["mean"] < {"int4": 0.02, "int8": 0.001}[kind]
+    done = run("inspect", out, "--json")
+    types = json.loads(done.stdout)["tensors"]
+    assert any(name.startswith(kind) for name in types), types
+    done = run("generate", "-m", out, "def add(a, b):", "-n", 8, "--temp", 0, "-q")
+    assert done.returncode == 0 and len(done.stdout) > 5
+
+
+def test_rewriting_keeps_the_codes(tmp_path):
+    """compressed-tensors to gptq and back to the same numbers; two-level codes to eight bits exactly."""
+    run("quantize", genkit.DEFAULT_MODEL, tmp_path / "ct", "--format", "compressed-tensors", *FAST)
+    done = run("quantize", tmp_path / "ct", tmp_path / "gptq", "--format", "gptq", "--json", *FAST)
+    assert done.returncode == 0, done.stderr
+    methods = {entry["method"] for name, entry in json.loads(done.stdout)["tensors"].items() if "proj" in name}
+    assert methods == {"same codes"}
+    done = run("eval", "perplexity", tmp_path / "gptq", "--against", tmp_path / "ct", "--tokens", 1000, "--json", "-q")
+    assert json.loads(done.stdout)["kl"]["max"] < 1e-4  # scales in bf16 there, in f16 here
+    run("quantize", genkit.DEFAULT_MODEL, tmp_path / "int4", *FAST)
+    done = run("quantize", tmp_path / "int4", tmp_path / "int8", "--type", "int8", "--group-size", "128", *FAST)
+    assert done.returncode == 0, done.stderr
+    with open_checkpoint(tmp_path / "int4", read_config(tmp_path / "int4")) as a, open_checkpoint(tmp_path / "int8", read_config(tmp_path / "int8")) as b:
+        for name, stored in a.quantized.items():
+            assert np.array_equal(a.codes(name, stored.shape).dequantize(), b.codes(name, stored.shape).dequantize()), name
+
+
 def test_verify_finds_what_was_changed(small, tmp_path):
     done = run("verify", small, "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["problems"] == []
