@@ -133,12 +133,69 @@ RoundedWeight round_weight(const Tensor& weight, const WeightFormat& format, boo
     return out;
 }
 
+namespace {
+
+// Of two neighbours the first is the low nibble.
+void widen_nibbles(const uint8_t* packed, int64_t count, uint8_t* out) {
+    for (int64_t i = 0; i < count; i++) {
+        out[2 * i] = packed[i] & 15;
+        out[2 * i + 1] = packed[i] >> 4;
+    }
+}
+
+// Packs codes and subscales that are nibbles: of a panel at a time they are widened, and what else belongs to its rows is put
+// beside them. The rows of a gated panel are two runs.
+void pack_nibbles(const PackArgs& a, int64_t panels, int64_t zero_bytes) {
+    const int64_t run = a.gated ? panel_outputs / 2 : panel_outputs, half = a.gated ? a.n / 2 : a.n;
+    const int64_t depth = round_up(a.k, tile_depth), row_scales = scale_count(a.k, a.format), row_subs = depth / sub_depth;
+    const int64_t grain = (panels + rounding_pieces * get_threads() - 1) / (rounding_pieces * get_threads());
+    const int64_t pieces = (panels + grain - 1) / grain;
+    Tensor codes({pieces, panel_outputs * depth}, DType::u8), scales({pieces, panel_outputs * row_scales}, DType::u16);
+    Tensor subscales({pieces, panel_outputs * row_subs}, DType::u8), minima({pieces, panel_outputs * row_subs}, DType::u8);
+    Tensor zeros({pieces, panel_outputs * row_scales}, DType::u16);
+    auto pack_panels = [&](int64_t begin, int64_t end) {
+        const int64_t piece = begin / grain;
+        uint8_t* const zero = zeros.data<uint8_t>() + piece * zeros.dim(1) * 2;
+        const WeightCodes out{codes.data<uint8_t>() + piece * codes.dim(1), scales.data<uint16_t>() + piece * scales.dim(1),
+                              subscales.data<uint8_t>() + piece * subscales.dim(1),
+                              minima.data<uint8_t>() + piece * minima.dim(1), a.in.zeros ? zero : nullptr};
+        for (int64_t panel = begin; panel < end; panel++) {
+            const int64_t rows = std::min(run, half - panel * run);
+            for (int64_t part = 0; part < (a.gated ? 2 : 1); part++) {
+                const int64_t at = part * rows, from = part * half + panel * run;
+                widen_nibbles(a.in.codes + from * depth / 2, rows * depth / 2, out.codes + at * depth);
+                std::copy_n(a.in.scales + from * row_scales, rows * row_scales, out.scales + at * row_scales);
+                if (a.in.subscales) {
+                    widen_nibbles(a.in.subscales + from * row_subs / 2, rows * row_subs / 2, out.subscales + at * row_subs);
+                    std::copy_n(a.in.minima + from * row_subs, rows * row_subs, out.minima + at * row_subs);
+                }
+                if (a.in.zeros) {
+                    const int64_t bytes = row_scales * zero_bytes;
+                    std::copy_n(static_cast<const uint8_t*>(a.in.zeros) + from * bytes, rows * bytes, zero + at * bytes);
+                }
+            }
+            PackArgs p = a;
+            p.in = out;
+            p.n = a.gated ? 2 * rows : rows;
+            p.panels = a.panels + panel * panel_bytes(a.format, a.k);
+            kernels().pack(p, 0, 1);
+        }
+    };
+    parallel_for(panels, grain, [](const void* job, int64_t begin, int64_t end) {
+        (*static_cast<const decltype(pack_panels)*>(job))(begin, end);
+    }, &pack_panels);
+}
+
+}  // namespace
+
 PackedWeight pack_weight(const Tensor& codes, const Tensor& scales, const OptionalTensor& subscales,
                          const OptionalTensor& minima, const OptionalTensor& zeros, int64_t k, const WeightFormat& format,
                          bool gated) {
     const char* op = "pack_weight";
     const bool two_level = format.packing == Packing::int4_two_level;
-    check_shape(op, "codes", codes, {-1, round_up(k, tile_depth)});
+    const int64_t depth = round_up(k, tile_depth), subs = depth / sub_depth;
+    const bool nibbles = format.packing != Packing::int8 && codes.rank() == 2 && codes.dim(1) == depth / 2;
+    check_shape(op, "codes", codes, {-1, nibbles ? depth / 2 : depth});
     check_dtype(op, "codes", codes, {format.packing == Packing::int8 ? DType::i8 : DType::u8});
     check_contiguous(op, "codes", codes);
     const int64_t n = codes.dim(0);
@@ -151,30 +208,38 @@ PackedWeight pack_weight(const Tensor& codes, const Tensor& scales, const Option
         check_contiguous(op, name, *t);
     };
     check_part("scales", scales, true, scale_count(k, format), format.scale_dtype);
-    check_part("subscales", subscales, two_level, round_up(k, tile_depth) / sub_depth, DType::u8);
-    check_part("minima", minima, two_level, round_up(k, tile_depth) / sub_depth, DType::u8);
+    check_part("subscales", subscales, two_level, nibbles ? subs / 2 : subs, DType::u8);
+    check_part("minima", minima, two_level, subs, DType::u8);
     check_part("zeros", zeros, format.zero != Zero::none, scale_count(k, format),
                format.zero == Zero::real ? format.scale_dtype : format.packing == Packing::int8 ? DType::i8 : DType::u8);
-    // Kernels count on these ranges: their sums of integers would not be exact beyond.
+    // Kernels count on these ranges: their sums of integers would not be exact beyond. Loops without a way out, which the
+    // compiler turns into vectors: a model has a billion codes.
     auto check_most = [&](const char* name, const Tensor& t, int most) {
-        for (int64_t i = 0; i < t.count(); i++)
-            if (t.data<uint8_t>()[i] > most)
-                fail(op, std::string(name) + " holds " + std::to_string(t.data<uint8_t>()[i]) + "; expected 0 to " +
-                             std::to_string(most));
+        const uint8_t* values = t.data<uint8_t>();
+        uint8_t largest = 0;
+        for (int64_t i = 0; i < t.count(); i++) largest = std::max(largest, values[i]);
+        if (largest > most) fail(op, std::string(name) + " holds " + std::to_string(largest) + "; expected 0 to " + std::to_string(most));
     };
-    if (format.packing != Packing::int8) check_most("codes", codes, 15);
+    if (format.packing != Packing::int8 && !nibbles) check_most("codes", codes, 15);
     if (two_level) {
-        check_most("subscales", *subscales, 15);
+        if (!nibbles) check_most("subscales", *subscales, 15);
         check_most("minima", *minima, 128);
-        for (int64_t i = 0; i < subscales->count(); i++)
-            if (15 * subscales->data<uint8_t>()[i] - minima->data<uint8_t>()[i] > 127)
-                fail(op, "15 u - m is above 127 at element " + std::to_string(i));
+        const uint8_t *u = subscales->data<uint8_t>(), *m = minima->data<uint8_t>();
+        int largest = 0;
+        if (nibbles) {
+            for (int64_t i = 0; i < subscales->count(); i++)
+                largest = std::max(largest, std::max(15 * (u[i] & 15) - m[2 * i], 15 * (u[i] >> 4) - m[2 * i + 1]));
+        } else {
+            for (int64_t i = 0; i < subscales->count(); i++) largest = std::max(largest, 15 * u[i] - m[i]);
+        }
+        if (largest > 127) fail(op, "15 u - m is " + std::to_string(largest) + " somewhere; expected at most 127");
     }
     if (zeros && format.packing == Packing::int4 && format.zero == Zero::integer) check_most("zeros", *zeros, 16);
     PackArgs a{{codes.data<uint8_t>(), scales.data<uint16_t>(), subscales ? subscales->data<uint8_t>() : nullptr,
                 minima ? minima->data<uint8_t>() : nullptr, zeros ? zeros->bytes() : nullptr},
                packed.panels.data<uint8_t>(), n, k, format, gated};
-    submit(kernels().pack, a, packed.panels.dim(0), 1);
+    if (nibbles) pack_nibbles(a, packed.panels.dim(0), format.zero == Zero::real ? 2 : 1);
+    else submit(kernels().pack, a, packed.panels.dim(0), 1);
     return packed;
 }
 

@@ -7,8 +7,9 @@ import pytest
 from format_files import EMBEDDING, FORMATS, HEAD, NORM, Q, UP, assert_same, by_pieces, hostile, random_codes, read_back, \
     write_model, writer_for
 
+from genkit import _core
 from genkit.errors import UsageError
-from genkit.quant.codes import widen
+from genkit.quant.codes import to_nibbles, widen
 from genkit.quant.formats import BY_NAME, Format
 
 RANDOM = np.random.default_rng()
@@ -170,3 +171,24 @@ def test_scales_that_are_nan_pass_through(tmp_path):
     write_model(writer_for("genkit", tmp_path / "source"), {Q: codes}, tmp_path / "out")
     values = read_back(tmp_path / "out", {Q: (3, 300)})[Q].dequantize()
     assert np.isnan(values[2, 256:]).all() and np.isfinite(values[:2]).all()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("format", [Format("int4_two_level"), Format("int4", 32), Format("int4", 64, "integer"), Format("int4", 128, "real", "bf16")])
+@pytest.mark.parametrize("n, k", [(2, 1), (34, 64), (70, 300), (130, 513)])
+def test_nibbles_pack_as_codes_do(n, k, format, gated):
+    """What a file holds goes to the core as it is, a panel at a time; on any number of threads."""
+    codes = random_codes(np.random.default_rng(), n, k, format)
+    wanted = codes.pack(gated)
+    parts = {name: _core.Tensor.from_numpy(np.ascontiguousarray(part)) for name, part in codes.parts().items()}
+    for name, dtype in (("scales", format.scale_dtype), ("zeros", format.scale_dtype if format.zero == "real" else None)):
+        if name in parts and dtype:
+            parts[name] = _core.Tensor.from_numpy(getattr(codes, name), dtype)
+    for name in ("codes", "subscales"):
+        if name in parts:
+            parts[name] = _core.Tensor.from_numpy(to_nibbles(getattr(codes, name)))
+    for threads in (1, 3):
+        _core.set_threads(threads)
+        got = _core.pack_weight(parts["codes"], parts["scales"], parts.get("subscales"), parts.get("minima"), parts.get("zeros"), k,
+                                format.core(), gated)
+        assert bytes(got.panels.bytes()) == bytes(wanted.panels.bytes())

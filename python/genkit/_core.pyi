@@ -79,7 +79,8 @@ def round_weight(weight: Tensor, format: WeightFormat, search: bool = False, imp
     int8 with zeros."""
 def pack_weight(codes: Tensor, scales: Tensor, subscales: Optional[Tensor], minima: Optional[Tensor],
                 zeros: Optional[Tensor], k: int, format: WeightFormat, gated: bool = False) -> PackedWeight:
-    """Row-major codes [n, k up to 64s] and what belongs to them (WeightCodes in packed.h). Raises ValueError for codes,
+    """Row-major codes [n, k up to 64s] and what belongs to them (WeightCodes in packed.h). Codes of four bits may be nibbles,
+    [n, half of that], the first of two neighbours the low one; then subscales are too. Raises ValueError for codes,
     subscales, minima and zeros out of range."""
 def unpack(ids: Tensor, weight: PackedWeight) -> Tensor:
     """Rows ids i32 [r] of the weight as f32 [r, k]."""

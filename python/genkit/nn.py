@@ -280,11 +280,17 @@ class Weights:
     def _codes(self, names: Sequence[str], gated: bool = False, transposed: bool = False) -> Optional[Weight]:
         """Matrices that the checkpoint has in codes of one format, packed as they are; None for any others."""
         stored = [self.checkpoint.quantized.get(name) for name in names]
-        if self._format is not None or None in stored or len({(s.format, s.shape[1]) for s in stored}) > 1 or not stored[0].format:
+        if self._format is not None or None in stored or not stored[0].format:
             return None
+        if len({(s.format, s.shape[1]) for s in stored}) > 1:
+            return None
+        shapes = [self.shapes[name][:: -1 if transposed else 1] for name in names]
         try:
-            codes = Codes.stack([self.checkpoint.codes(name, self.shapes[name][:: -1 if transposed else 1]) for name in names])
-            return codes.pack(gated)
+            if all(s.as_packed for s in stored):
+                parts = self.checkpoint.packed_parts(names, shapes)
+                return _core.pack_weight(parts["codes"], parts["scales"], parts.get("subscales"), parts.get("minima"),
+                                         parts.get("zeros"), stored[0].shape[1], stored[0].format.core(), gated)
+            return Codes.stack([self.checkpoint.codes(name, shape) for name, shape in zip(names, shapes)]).pack(gated)
         except ValueError as error:
             raise BadFileError(f"{shown_path(self.checkpoint.folder)}: tensor {shown(names[0], 200)}: {error}") from None
         except MemoryError:

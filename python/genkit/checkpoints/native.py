@@ -50,7 +50,7 @@ def _stored(formats: Fields, name: str, tensors: "Mapping[str, TensorInfo]") -> 
         at("minima", "u8", depth // SUB)
     if format.zero != "none":
         at("zeros", format.scale_dtype if format.zero == "real" else "i8" if eight else "u8", groups)
-    return Stored((n, k), format, parts, partial(_decode, format, k))
+    return Stored((n, k), format, parts, partial(_decode, format, k), as_packed=True)
 
 
 def _format(entry: Fields) -> Format:

@@ -36,6 +36,7 @@ class Stored:
     parts: "Mapping[str, TensorInfo]"
     decode: "Callable[[dict[str, np.ndarray]], Codes | np.ndarray]"
 
+    as_packed: bool = False  # parts are named and laid out as the core's pack_weight takes them, nibbles included
     label: str = ""  # what people call the type, where no format does
 
     def info(self) -> "TensorInfo":

@@ -210,6 +210,20 @@ class Checkpoint:
     def _decoded(self, name: str, shape: tuple[int, ...]) -> "Codes | np.ndarray":
         return self._decoded_rows(name, shape, 0, shape[0])
 
+    def packed_parts(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> "dict[str, Tensor]":
+        """The arrays of matrices whose files have them `as_packed`, by role, one matrix under another."""
+        for name, shape in zip(names, shapes, strict=True):
+            self._info(name, shape)
+        found = {}
+        for role, first in self.quantized[names[0]].parts.items():
+            infos = [self.quantized[name].parts[role] for name in names]
+            found[role] = self._allocate((sum(info.shape[0] for info in infos), *first.shape[1:]), first.dtype, names[0])
+            row = 0
+            for name, info in zip(names, infos):
+                self._read(name, info, found[role].rows(row, row + info.shape[0]))
+                row += info.shape[0]
+        return found
+
     def codes_of_rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> "Codes":
         """Rows [begin, end) of a matrix in codes; only they are read where the file has row after row."""
         return self._decoded_rows(name, shape, begin, end)

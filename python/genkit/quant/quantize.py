@@ -8,6 +8,7 @@ what the layers before it give once they are small.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -224,6 +225,7 @@ class Run:
         self._total = sum(int(np.prod(plan.roles.shape(name))) for name in plan.kinds)
         self._done = 0
         self._thread = ThreadPoolExecutor(1)  # hashes and writes while the next piece is rounded
+        self._reader = ThreadPoolExecutor(1)
         self._pending: Optional[Future[None]] = None
         self.finished = set(output.begin(plan.files, plan.arrays))
         for name in self.finished:
@@ -234,6 +236,7 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
+        self._reader.shutdown()
 
     def _tell(self, name: str, count: int) -> None:
         self._done += count
@@ -241,10 +244,45 @@ class Run:
             self._progress(name.removesuffix(".weight"), self._done, self._total)
 
     def simple(self, names: "list[str]") -> None:
-        """Floats as they are, matrices rounded without calibration."""
-        for name in names:
-            if name not in self.finished:
-                self.put(name, self._pieces(name), self._method(name))
+        """Floats as they are, matrices rounded without calibration. The next piece is read while one is rounded."""
+        jobs = [job for name in names if name not in self.finished for job in self._jobs(name)]
+        for name, pieces in itertools.groupby(self._read_ahead(jobs), key=lambda piece: piece[0]):
+            kind = self.plan.kinds[name]
+            contents = ((begin, rows, read if isinstance(read, Codes) else self.converted(read, kind)) for _, begin, rows, read in pieces)
+            self.put(name, contents, self._method(name))
+
+    def _jobs(self, name: str) -> "list[tuple[str, int, int, int]]":
+        """The pieces of a tensor: (name, first row, last row + 1, rows in all)."""
+        plan, kind = self.plan, self.plan.kinds[name]
+        shape = plan.roles.shape(name)
+        n = shape[0]
+        if name in plan.roles.transposed and isinstance(kind, str):
+            return [(name, 0, shape[1], shape[1])]  # as the file holds it
+        step = n
+        if len(shape) == 2 and name not in plan.roles.transposed and (plan.writer.by_rows or isinstance(kind, str)):
+            multiple = plan.writer.row_multiple
+            step = max(multiple, PIECE // shape[1] // multiple * multiple)
+        return [(name, begin, min(begin + step, n), n) for begin in range(0, n, step)]
+
+    def _read_ahead(self, jobs: "list[tuple[str, int, int, int]]") -> "Iterator[tuple[str, int, int, Codes | _core.Tensor]]":
+        pending: "Optional[Future[Codes | _core.Tensor]]" = None
+        for i, (name, begin, _, rows) in enumerate(jobs):
+            pending = pending or self._reader.submit(self._read, *jobs[i][:3])
+            read = pending.result()
+            pending = self._reader.submit(self._read, *jobs[i + 1][:3]) if i + 1 < len(jobs) else None
+            yield name, begin, rows, read
+
+    def _read(self, name: str, begin: int, end: int) -> "Codes | _core.Tensor":
+        plan, kind, checkpoint = self.plan, self.plan.kinds[name], self.plan.checkpoint
+        shape, stored = plan.roles.shape(name), plan.checkpoint.quantized.get(name)
+        if isinstance(kind, Format) and stored is not None and stored.format is not None and possible(stored.format, kind):
+            codes, change = regroup(checkpoint.codes_of_rows(name, shape, begin, end), kind)
+            plan.regrouped = max(plan.regrouped, change)
+            return codes
+        if name in plan.roles.transposed:
+            turned = (shape[1], shape[0])
+            return checkpoint.load(name, turned) if isinstance(kind, str) else checkpoint.load_transposed(name, turned)
+        return checkpoint.load_rows(name, shape, begin, end) if len(shape) == 2 else checkpoint.load(name, shape)
 
     def _method(self, name: str) -> str:
         kind, stored = self.plan.kinds[name], self.plan.checkpoint.quantized.get(name)
@@ -275,31 +313,6 @@ class Run:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
-
-    def _pieces(self, name: str) -> "Iterator[tuple[int, int, Codes | np.ndarray]]":
-        plan, kind = self.plan, self.plan.kinds[name]
-        shape, checkpoint = plan.roles.shape(name), plan.checkpoint
-        if len(shape) != 2 or name in plan.roles.transposed:
-            yield 0, shape[0], self._whole(name, shape, kind)
-            return
-        n, k = shape
-        step = n if isinstance(kind, Format) and not plan.writer.by_rows else max(plan.writer.row_multiple, PIECE // k // plan.writer.row_multiple * plan.writer.row_multiple)
-        stored = checkpoint.quantized.get(name)
-        for begin in range(0, n, step):
-            end = min(begin + step, n)
-            if isinstance(kind, Format) and stored is not None and stored.format is not None and possible(stored.format, kind):
-                codes, change = regroup(checkpoint.codes_of_rows(name, shape, begin, end), kind)
-                plan.regrouped = max(plan.regrouped, change)
-                yield begin, n, codes
-            else:
-                yield begin, n, self.converted(checkpoint.load_rows(name, shape, begin, end), kind)
-
-    def _whole(self, name: str, shape: tuple[int, ...], kind: Kind) -> "Codes | np.ndarray":
-        if name in self.plan.roles.transposed:
-            if isinstance(kind, Format):
-                return self.converted(self.plan.checkpoint.load_transposed(name, (shape[1], shape[0])), kind)
-            shape = (shape[1], shape[0])
-        return self.converted(self.plan.checkpoint.load(name, shape), kind)
 
     def converted(self, weight: "_core.Tensor", kind: Kind) -> "Codes | np.ndarray":
         """A weight as it is to be written: rounded without calibration, or as another float type."""
