@@ -338,7 +338,12 @@ def test_killed_at_any_moment(replacing, undisturbed, tmp_path):
             (out / "old").write_text("old")
         command = [sys.executable, "-m", "genkit", "quantize", genkit.DEFAULT_MODEL, out, *FAST, *(["--force"] if replacing else [])]
         process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
-        time.sleep(draw.uniform(0.2, 1.1) * seconds)
+        if i % 3:  # while tensors are written; else anywhere from the start of Python to the end
+            journal, lines = tmp_path / f"out{i}.partial.jsonl", draw.randrange(48)
+            while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= lines):
+                time.sleep(0.0005)
+        else:
+            time.sleep(draw.uniform(0.2, 1.1) * seconds)
         process.kill()
         process.communicate()
         if process.returncode == -signal.SIGKILL:

@@ -36,8 +36,8 @@ class Stored:
     parts: "Mapping[str, TensorInfo]"
     decode: "Callable[[dict[str, np.ndarray]], Codes | np.ndarray]"
 
-    as_packed: bool = False  # parts are named and laid out as the core's pack_weight takes them, nibbles included
     label: str = ""  # what people call the type, where no format does
+    as_packed: bool = False  # parts are named and laid out as the core's pack_weight takes them, nibbles included
 
     def info(self) -> "TensorInfo":
         """It as one tensor, of dtype "int4" or "int8"."""
