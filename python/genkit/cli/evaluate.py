@@ -77,11 +77,12 @@ def perplexity(
             raise UsageError(f"--context {context}: the model was made for {positions}")
         words = job.bundled_text("evaluation") if text is None else job.read_text(text)
         where = f"--text {text or '(bundled)'}"
-        sequences = evaluate.cut(opened.tokenizer(), words, tokens or len(words.encode()), context, where)
+        known = opened if opened.has_tokenizer or base is None else base
+        sequences = evaluate.cut(known.tokenizer(), words, tokens or len(words.encode()), context, where)
         if base is None:
             price = evaluate.perplexity(opened.fields, opened.checkpoint, sequences, tell)
         else:
-            if base.tokenizer().encode(words[:10000]) != opened.tokenizer().encode(words[:10000]):
+            if known is opened and base.has_tokenizer and base.tokenizer().encode(words[:10000]) != known.tokenizer().encode(words[:10000]):
                 raise UsageError(f"{against} and {model} have different tokenizers: their predictions cannot be compared")
             price = evaluate.compare((base.fields, base.checkpoint), (opened.fields, opened.checkpoint), sequences, tell, errors=False)
     result: "dict[str, Any]" = {"model": model, "against": against, "text": text or "bundled"} | price.as_dict()
