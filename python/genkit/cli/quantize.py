@@ -125,7 +125,7 @@ def quantize(
     recipe.check()
     with Interrupts():
         if dry_run:
-            report = plan_only(model, recipe, calibration)
+            report = plan_only(model, recipe, calibration, threads)
         else:
             from genkit.quant import job
 
@@ -153,16 +153,18 @@ def rule(text: str) -> "tuple[str, str]":
     return pattern, kind
 
 
-def plan_only(model: str, recipe: "Any", calibration: Optional[str]) -> "dict[str, Any]":
+def plan_only(model: str, recipe: "Any", calibration: Optional[str], threads: Optional[int]) -> "dict[str, Any]":
     from contextlib import ExitStack
 
     from genkit import checkpoints
+    from genkit.engine import choose_threads
     from genkit.quant import job
     from genkit.opening import open_model
 
     with ExitStack() as stack:
         source = open_model(checkpoints.resolve(model), stack)
-        return job.describe_plan(job.plan_of(source, recipe, calibration=calibration))
+        plan = job.plan_of(source, recipe, calibration=calibration)
+        return job.describe_plan(plan) | {"seconds": round(job.seconds(plan, choose_threads(threads)), 1)}
 
 
 def describe(report: "dict[str, Any]", out: Optional[str]) -> str:
@@ -173,7 +175,9 @@ def describe(report: "dict[str, Any]", out: Optional[str]) -> str:
                           f"({format_bytes(report['memory_bytes'])}); {report['parameters']:,} weights"),
         ("method", report["recipe"]["method"]),
     ]
-    for name, entry in report["types"].items():
+    if "seconds" in report:
+        rows.append(("time", f"about {max(1, round(report['seconds']))} s to write, and some to measure the price"))
+    for name, entry in sorted(report["types"].items(), key=lambda item: -item[1]["bytes"]):
         rows.append((name, f"{entry['tensors']} tensors, {entry['parameters']:,} weights, {format_bytes(entry['bytes'])}"))
     rows += [("note", line) for line in report["notes"][:10]]
     if len(report["notes"]) > 10:

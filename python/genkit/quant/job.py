@@ -80,7 +80,8 @@ def quantize(model: str | Path, out: str | Path, recipe: Recipe, *, calibration:
             return done
         output = stack.enter_context(Output(out, path, made_of, resume=resume, force=force))
         with Run(plan, output, progress) as run:
-            for name, contents in (plan.writer.extras(plan.kinds) | plan.writer.index(plan.files, [a for arrays in plan.arrays.values() for a in arrays])).items():
+            arrays = [array for found in plan.arrays.values() for array in found]
+            for name, contents in (plan.writer.extras(plan.kinds) | plan.writer.index(plan.files, arrays)).items():
                 output.add(name, contents)
 
             def reopen() -> Opened:
@@ -140,17 +141,21 @@ def _price(plan: Plan, source: Opened, made: Opened, text: str, evaluation: Opti
     return {"text": "bundled" if evaluation is None else Path(evaluation).name} | price.as_dict()
 
 
-# What one thread does of a method, weights a second; measured on two machines (docs/quantization.md), for --dry-run.
-RATES = {"rtn": 300e6, "search": 120e6}
-GPTQ_STEPS = 2e9  # weights x columns a second, spread over the columns still to come
+# What one thread does, for --dry-run: measured on the machine of docs/quantization.md. Weights a second of rounding, with
+# reading and writing; weights x columns a second of GPTQ; products a second of sending text through a layer.
+RATES = {"rtn": 150e6, "search": 110e6}
+GPTQ_STEPS, PRODUCTS = 5e9, 0.15e12
 
 
 def seconds(plan: Plan, threads: int) -> float:
-    """About how long writing will take, reading and the price left out."""
-    counts = {name: n * k for name, (n, k) in plan.roles.matrices.items() if not isinstance(plan.kinds[name], str)}
-    total = sum(counts.values()) / RATES["rtn" if plan.method == "rtn" else "search"]
+    """About how long writing will take, the price left out."""
+    sizes = [plan.roles.matrices[name] for name, kind in plan.kinds.items()
+             if name in plan.roles.matrices and not isinstance(kind, str)]
+    total = sum(n * k for n, k in sizes) / RATES["rtn" if plan.method == "rtn" else "search"]
     if plan.method in ("gptq", "awq"):
-        total += sum(count * plan.roles.matrices[name][1] for name, count in counts.items() if name in plan.roles.layers) / GPTQ_STEPS
+        total += 2 * plan.recipe.samples * evaluate.CONTEXT * sum(n * k for n, k in sizes) / PRODUCTS
+    if plan.method == "gptq":
+        total += sum(n * k * k for n, k in sizes) / GPTQ_STEPS
     return total / threads
 
 
@@ -158,7 +163,10 @@ def describe_plan(plan: Plan, methods: Optional[dict[str, str]] = None) -> dict[
     """Sizes in bytes; bits are of a weight of the whole model."""
     from importlib.metadata import version
 
-    parameters = plan.parameters
+    parameters, notes = plan.parameters, list(plan.notes)
+    if plan.regrouped:
+        notes.append(f"codes are the source's; their scales were rounded by at most {plan.regrouped:.2g} of themselves")
+    tensors = {name: {"type": describe(kind)} | ({"method": methods[name]} if methods else {}) for name, kind in plan.kinds.items()}
     types: dict[str, dict[str, int]] = {}
     for name, kind in plan.kinds.items():
         entry = types.setdefault(describe(kind), {"tensors": 0, "parameters": 0, "bytes": 0})
@@ -173,7 +181,5 @@ def describe_plan(plan: Plan, methods: Optional[dict[str, str]] = None) -> dict[
         "source_bytes": plan.checkpoint.nbytes, "parameters": parameters, "file_bytes": plan.file_bytes,
         "bits_in_file": round(plan.file_bytes * 8 / parameters, 4), "memory_bytes": plan.memory_bytes,
         "bits_in_memory": round(plan.memory_bytes * 8 / parameters, 4), "types": types,
-        "notes": plan.notes + ([f"codes are the source's; their scales were rounded by at most {plan.regrouped:.2g} of themselves"]
-                               if plan.regrouped else []),
-        "tensors": {name: {"type": describe(kind)} | ({"method": methods[name]} if methods else {}) for name, kind in plan.kinds.items()},
+        "notes": notes, "tensors": tensors,
     }

@@ -191,7 +191,8 @@ def _check_rewrite(plan: Plan) -> None:
         kind = plan.kinds[name]
         if isinstance(kind, str) or (stored.format is not None and possible(stored.format, kind)):
             continue
-        raise UsageError(f"{shown_path(plan.source.folder)}: {shown(name, 200)} is {describe(stored.format) if stored.format else stored.label} already and "
+        have = describe(stored.format) if stored.format else stored.label
+        raise UsageError(f"{shown_path(plan.source.folder)}: {shown(name, 200)} is {have} already and "
                          f"would be rounded a second time to {describe(kind)}; start from the float model, or say --requantize")
 
 
@@ -300,7 +301,8 @@ class Run:
             if isinstance(value, Codes):
                 _check_finite(self.plan, name, value, begin)
             encoded = self.plan.writer.encode(name, value)
-            written = [(array.name, array.nbytes * begin // max(rows, 1), contents) for array, contents in zip(arrays, encoded, strict=True)]
+            written = [(array.name, array.nbytes * begin // max(rows, 1), contents)
+                       for array, contents in zip(arrays, encoded, strict=True)]
             self._wait()
             self._pending = self._thread.submit(self.output.write, name, written, hashes)
             count = value.shape[0] * value.shape[1] if len(value.shape) == 2 else value.size
