@@ -312,6 +312,33 @@ def test_damaged_sources(tmp_path):
     assert left(tmp_path) == ["copy"]
 
 
+def test_sharded_sources(undisturbed, tmp_path):
+    """As one file gives; a shard that is missing, cut or not what it says is named."""
+    copy = tmp_path / "sharded"
+    shutil.copytree(genkit.DEFAULT_MODEL, copy)
+    with open_checkpoint(copy) as checkpoint:
+        tensors = {key: np.array(checkpoint.load(key, info.shape).numpy()) for key, info in checkpoint.tensors.items()}
+    (copy / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {"model-00001-of-00002.safetensors": names[:20], "model-00002-of-00002.safetensors": names[20:]}
+    for file, held in shards.items():
+        write_tensors(copy / file, {name: tensors[name] for name in held})
+    index = {"weight_map": {name: file for file, held in shards.items() for name in held}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    done = run("quantize", copy, tmp_path / "out", *FAST)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "out")["model.safetensors"] == undisturbed[0]["model.safetensors"]
+    last = copy / "model-00002-of-00002.safetensors"
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-1000])
+    refusal(run("quantize", copy, tmp_path / "out2", *FAST), 3, last.name, "truncated")
+    last.write_bytes(b"\xff" * 8 + whole[8:])
+    refusal(run("quantize", copy, tmp_path / "out2", *FAST), 3, last.name)
+    last.unlink()
+    refusal(run("quantize", copy, tmp_path / "out2", *FAST), 3, last.name, "not found")
+    assert left(tmp_path) == ["out", "sharded"]
+
+
 # ---- stopped on the way ---------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ watched. Then its matrices are rounded and written, and the states go on through
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable, Sequence
+from typing import TYPE_CHECKING, Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from genkit.models.config import Fold
     from genkit.opening import Opened
 
+HEAD_ROWS = 16 << 20  # weights of the head at a time
 Sequences = Sequence[Sequence[int]]
 Open = Callable[[], "Opened"]
 
@@ -71,7 +72,8 @@ def calibrated(run: Run, sequences: Sequences, reopen: Open) -> None:
         layers[layer].append(name)
     scaled = [models.folds(plan.source.fields, c, i) if plan.method == "awq" else [] for i in range(c.layers)]
     norms = [[name for fold in folds for name in (fold.norm, fold.norm_bias) if name] for folds in scaled]
-    later = {name for names in [*layers, *norms] for name in names} | {plan.roles.head}
+    later = {name for names in [*layers, *norms] for name in names}
+    _head(run, sequences)
     run.simple([name for name in plan.kinds if name not in later])
     made = reopen()
     states = Streamed(made.fields, made.checkpoint, sequences)
@@ -86,8 +88,37 @@ def calibrated(run: Run, sequences: Sequences, reopen: Open) -> None:
             else:
                 _solved_layer(run, watch)
         states.apply(states.block(i))
-    if plan.roles.head is not None:
-        run.simple([plan.roles.head])
+
+
+def _head(run: Run, sequences: Sequences) -> None:
+    """The head, or the embedding that serves as one, over what the float model gives it. Layers come after, since their
+    states begin at the small embedding."""
+    plan = run.plan
+    name = plan.roles.head or plan.roles.embedding
+    kind = plan.kinds[name]
+    if name in run.finished or not isinstance(kind, Format):
+        return
+    final = Streamed(plan.source.fields, plan.checkpoint, sequences)
+    for i in range(plan.source.config.layers):
+        final.apply(final.block(i))
+    n, k = shape = plan.roles.matrices[name]
+    inputs = Inputs(np.zeros((k, k), np.float32), np.zeros(k))
+    for i in range(len(sequences)):
+        inputs.add(final.head_inputs(i))
+    hessian, _ = inputs.means()
+    factor = factorize(hessian) if plan.method == "gptq" else None
+    step = max(32, HEAD_ROWS // k // 32 * 32) if plan.writer.by_rows else n
+    step = -(-step // plan.writer.row_multiple) * plan.writer.row_multiple
+
+    def pieces() -> Iterator[tuple[int, int, Codes]]:
+        for begin in range(0, n, step):
+            weight = plan.checkpoint.load_rows(name, shape, begin, min(begin + step, n))
+            if factor is None:
+                yield begin, n, round_matrix(weight, kind, True, np.ascontiguousarray(np.diagonal(hessian)))
+            else:
+                yield begin, n, best(_core.convert(weight, "f32").numpy(), hessian, factor, kind)[0]
+
+    run.put(name, pieces(), "gptq" if factor is not None else "search")
 
 
 def _solved_layer(run: Run, watch: Watch) -> None:

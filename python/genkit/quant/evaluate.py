@@ -121,8 +121,8 @@ def _run(streams: list[Streamed], progress: Optional[Progress], inputs: Optional
         blocks = [stream.block(i) for stream in streams]
         if inputs is not None:
             price.errors |= _errors(streams, blocks, inputs, scaled)
-        for stream, block in zip(streams, blocks):
-            stream.apply(block)
+        while blocks:  # none stays while the next layer is read
+            streams[len(blocks) - 1].apply(blocks.pop())
         tell()
     parts: list[tuple[np.ndarray, ...]] = []
     rows = max(1, LOGIT_BYTES // (4 * streams[0].config.vocab_size))

@@ -12,9 +12,10 @@ from typing import Any, Callable, Optional
 
 from genkit import _core, checkpoints
 from genkit.checkpoints.config import LARGE_FILE, read_json
-from genkit.checkpoints.files import read_small
+from genkit.checkpoints.files import read_small, size_words
 from genkit.engine import choose_threads
-from genkit.errors import BadFileError, UsageError
+from genkit.errors import BadFileError, ResourceError, UsageError
+from genkit.machine import memory_available
 from genkit.models import read_model_config
 from genkit.quant import evaluate
 from genkit.quant.fit import choose
@@ -25,6 +26,7 @@ from genkit.quant.writers.base import json_bytes
 
 REPORT = "quantization.json"
 Progress = Callable[[str, int, int], None]
+LARGEST_PIECES = 256 << 20  # bytes of what is read, rounded and written at a time, whatever the model
 
 
 def bundled_text(name: str) -> str:
@@ -73,6 +75,7 @@ def quantize(model: str | Path, out: str | Path, recipe: Recipe, *, calibration:
         plan = plan_of(source, recipe, calibration=calibration, progress=progress)
         sequences = _calibration(plan, source, calibration) if plan.method in ("gptq", "awq") else []
         text = bundled_text("evaluation") if evaluation is None else read_text(evaluation)
+        check_memory(plan, sum(map(len, sequences)))
         made_of = fingerprint(plan, _digest(sequences) if sequences else None)
         same = _digest({key: value for key, value in made_of.items() if key != "written"} | {"text": _digest(text) if price else None})
         if resume and (done := finished(out, same)):
@@ -113,6 +116,20 @@ def finished(out: Path, same: str) -> Optional[dict[str, Any]]:
         return None
     report = read_json(path)
     return report if report.get("fingerprint") == same else None
+
+
+def check_memory(plan: Plan, tokens: int) -> None:
+    """Raises ResourceError where the largest step of a method does not fit. tokens: of calibration."""
+    config, sizes = plan.source.config, [plan.roles.matrices[name] for name in plan.roles.layers] or [(0, 0)]
+    need = LARGEST_PIECES
+    if plan.method in ("gptq", "awq"):
+        layer = sum(n * k for n, k in sizes) // max(1, config.layers)
+        deepest = max(k for _, k in sizes)
+        need += 4 * (4 * deepest**2 + 4 * max(n * k for n, k in sizes) + layer + tokens * config.hidden_size)
+    available = memory_available()
+    if need > available:
+        raise ResourceError(f"--method {plan.method} needs about {size_words(need)} for this model, {size_words(available)} of memory "
+                            "is available; --method search needs little")
 
 
 def single_file(out: Path) -> Optional[str]:

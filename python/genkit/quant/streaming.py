@@ -143,6 +143,10 @@ class Streamed:
             if keep:
                 self.states[i][...] = out.numpy()
 
+    def head_inputs(self, i: int) -> Tensor:
+        """Of sequence i, f32 [tokens, width], once all layers are behind it."""
+        return self.model.norm(Tensor.from_numpy(self.states[i]))
+
     def logits(self, i: int, begin: int, end: int) -> Tensor:
         """Of rows [begin, end) of sequence i, f32 [rows, vocab], once all layers are behind it."""
         return self.model.finish(Tensor.from_numpy(self.states[i][begin:end]), self._step(self.tokens[i]))
