@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def load(path: str | Path, device: str = "auto", threads: int | None = None, *, quantize: str | None = None,
          kv_type: str = "auto", context: int | None = None, revision: str | None = None, offline: bool = False,
          progress: Callable[[int, int], None] | None = None) -> "LoadedModel":
-    """Reads a model: a Hugging Face folder, or a name on the hub.
+    """Reads a model: a Hugging Face folder, a GGUF file, or a name on the hub.
 
     device: "auto", "cpu" or "cuda". threads: default all that this process may use. quantize: "int4" or "int8" rounds
     the weights while they are read, "none" keeps them; default what the model's config.json asks for, else "none".

@@ -34,7 +34,7 @@ def generate(
     model: Annotated[
         Optional[str],
         option("-m", "--model", "-hf", "--hf-repo", metavar="MODEL", panel=MODEL,
-               help="A Hugging Face model folder, or a name on the hub (org/name). Default: the model that ships with genkit."),
+               help="A Hugging Face model folder, a GGUF file, or a name on the hub (org/name). Default: the model that ships with genkit."),
     ] = None,
     revision: Annotated[
         Optional[str],

@@ -19,7 +19,7 @@ def inspect(
     model: Annotated[
         Optional[str],
         typer.Argument(metavar="MODEL", show_default=False,
-                       help="A model folder or a name on the hub. Default: the model that ships with genkit."),
+                       help="A model folder, a GGUF file, or a name on the hub. Default: the model that ships with genkit."),
     ] = None,
     context: Annotated[
         Optional[int],
