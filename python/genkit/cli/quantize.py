@@ -1,7 +1,6 @@
 """`genkit quantize`: a smaller model, and what it cost."""
 
 from enum import Enum
-from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -10,7 +9,7 @@ from genkit.cli.doctor import table
 from genkit.cli.failure import enable_traceback
 from genkit.cli.generate import option
 from genkit.cli.interrupt import Interrupts
-from genkit.cli.terminal import format_bytes, note, step_bar
+from genkit.cli.terminal import format_bytes, step_bar
 from genkit.cli.values import byte_count, real, token_count, whole
 from genkit.errors import LimitError, UsageError
 
