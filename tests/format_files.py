@@ -27,6 +27,10 @@ def writer_for(name, folder, model_type="llama", **config):
     return writer(name, Source(folder, read_config(folder), None))
 
 
+def writer_for_folder(name, folder):
+    return writer(name, Source(folder, read_config(folder), None))
+
+
 def bits_of(values, dtype):
     return values.astype(np.float16).view(np.uint16) if dtype == "f16" else bf16_bits(values)
 

@@ -1,0 +1,92 @@
+"""Mutants (mutants.py) of model folders in every form that is read. GGUF's are in test_formats_gguf_hostile.py."""
+
+import os
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+from format_files import write_model, writer_for_folder
+from gguf_files import SIZES, make_model
+from mutants import Seed, hunt, mutant
+
+from genkit.errors import BadFileError
+from genkit.quant.rounding import round_matrix
+
+SMALL = SIZES | dict(model_type="llama", vocab_size=40, hidden_size=64, head_dim=16, intermediate_size=64, num_hidden_layers=1)
+
+
+def plain(folder):
+    return make_model(folder, SMALL, np.random.default_rng(1))
+
+
+def written(form, kind, *more):
+    """A folder by one of our own writers."""
+    def make(folder):
+        from genkit.checkpoints import open_checkpoint, read_config
+
+        made = writer_for_folder(form, plain(folder.with_name("source")))
+        source = folder.with_name("source")
+        format = made.format(kind, *more)
+        with open_checkpoint(source, read_config(source)) as checkpoint:
+            values = {}
+            for name, info in checkpoint.tensors.items():
+                array = values[name] = checkpoint.load_f32(name, info.shape).numpy()
+                if len(info.shape) == 2 and made.check(name, info.shape, format) is None:
+                    values[name] = round_matrix(array, format, False)
+        write_model(made, values, folder)
+        return folder
+    return make
+
+
+SEEDS = {"floats": plain, "native-int8": written("genkit", "int8"), "compressed-tensors": written("compressed-tensors", "int4", 32, True),
+         "gptq": written("gptq", "int4", 32), "mlx": written("mlx", "int4", 32)}
+COUNT = 1500  # of each
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_mutants(name, tmp_path):
+    refusals = hunt({name: Seed.folder(SEEDS[name](tmp_path / "seed"))}, COUNT, tmp_path)
+    assert refusals[name]
+
+
+def crashes():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def spins():
+    end = time.process_time() + 1.1
+    while time.process_time() < end:
+        pass
+
+
+def balloons():
+    np.ones(9 << 20)
+
+
+def raises_another():
+    raise ValueError("wrong")
+
+
+def says_nothing():
+    raise BadFileError("no")
+
+
+@pytest.mark.parametrize("act,words", [(crashes, "SIGSEGV"), (spins, "took 1.1"), (balloons, "memory grew by 72 MiB"),
+                                       (raises_another, "ValueError: wrong"), (says_nothing, "message 'no'")])
+def test_the_loop_sees(act, words, tmp_path):
+    data = bytes(range(100))
+
+    def attempt(path):
+        if path.read_bytes() != data:
+            act()
+
+    seed = Seed({"a": data}, attempt, open="a")
+    with pytest.raises(AssertionError) as found:
+        hunt({"it": seed}, 2, tmp_path)
+    lines = str(found.value).split("seed it, mutant ")[1:]
+    assert lines and all(words in line for line in lines), found.value
+    [number, *_] = map(int, re.findall(r"mutant (\d+)", str(found.value)))
+    name, changed = mutant(seed, number)
+    assert (tmp_path / f"mutant-it-{number}" / name).read_bytes() == changed != data
