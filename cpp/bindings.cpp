@@ -111,6 +111,7 @@ PYBIND11_MODULE(_core, m) {
     m.def("rms_norm", &rms_norm, "x"_a, "weight"_a, "eps"_a, nogil());
     m.def("rms_norm_heads_", &rms_norm_heads_, "x"_a, "weight"_a, "eps"_a, nogil());
     m.def("layer_norm", &layer_norm, "x"_a, "weight"_a, "bias"_a.none(true), "eps"_a, nogil());
+    m.def("layer_norm_heads_", &layer_norm_heads_, "x"_a, "weight"_a, "bias"_a.none(true), "eps"_a, nogil());
     m.def("linear", &linear, "x"_a, "weight"_a, "bias"_a = std::nullopt, "residual"_a = std::nullopt, nogil());
     py::class_<WeightFormat>(m, "WeightFormat")
         .def(py::init(&weight_format), "packing"_a, "group"_a, "zero"_a = "none", "scale_dtype"_a = "f16");
@@ -145,7 +146,9 @@ PYBIND11_MODULE(_core, m) {
           "v_scales"_a = std::nullopt, nogil());
     m.def("activation", &activation, "x"_a, "kind"_a, nogil());
     m.def("gated", &gated, "x"_a, "kind"_a, nogil());
-    m.def("add", &add, "a"_a, "b"_a, nogil());
+    m.def("add", &add, "a"_a, "b"_a, "scale"_a = 1.0f, nogil());
+    m.def("scale", &scale, "x"_a, "factor"_a, "softcap"_a = 0.0f, nogil());
+    m.def("gather_columns", &gather_columns, "x"_a, "index"_a, "y"_a = std::nullopt, nogil());
     m.def("softmax", [](const Tensor& x) { return softmax(x, false); }, "x"_a, nogil());
     m.def("log_softmax", [](const Tensor& x) { return softmax(x, true); }, "x"_a, nogil());
     m.def("argmax", &argmax, "x"_a, nogil());

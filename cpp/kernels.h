@@ -49,13 +49,14 @@ struct RmsNormArgs {
     float eps;
 };
 
-// out[r, :] = (x[r, :] - mean) / sqrt(var + eps) * weight + bias (Ba et al. 2016). Unit: one row.
+// out[r, :] = (x[r, :] - mean) / sqrt(var + eps) * weight + bias (Ba et al. 2016). Unit: one row. Rows lie as RmsNormArgs
+// says; row r has the weight and bias at (r % inner) * weight_stride: one for all heads, or each head its own.
 struct LayerNormArgs {
-    const float* x;       // [rows, dim], row stride x_stride
-    const float* weight;  // [dim]
-    const float* bias;    // [dim] or null
-    float* out;           // [rows, dim]
-    int64_t dim, x_stride;
+    const float* x;
+    const float* weight;  // [dim], or [inner, dim]
+    const float* bias;    // as weight, or null
+    float* out;           // may be x
+    int64_t dim, inner, x_stride, out_stride, weight_stride;
     float eps;
 };
 
@@ -165,7 +166,7 @@ struct AttentionArgs {
     float scale;
 };
 
-// out[r, i] = f(x[r, i]). Unit: one row.
+// out[r, i] = f(x[r, i]). Unit: one row. Of one number: not swiglu_oai.
 struct ActivationArgs {
     const float* x;  // [rows, dim], row stride x_stride
     float* out;      // [rows, dim]
@@ -174,6 +175,7 @@ struct ActivationArgs {
 };
 
 // out[r, i] = f(x[r, i]) * x[r, dim + i]: swiglu with silu, geglu with either gelu (Shazeer 2020). Unit: one row.
+// swiglu_oai, gpt-oss's: g = min(gate, 7), u = up within -7..7, out = g / (1 + exp(-1.702 g)) * (u + 1).
 struct GatedArgs {
     const float* x;  // [rows, 2 * dim], gate then up, row stride x_stride
     float* out;      // [rows, dim]
@@ -181,11 +183,28 @@ struct GatedArgs {
     Activation kind;
 };
 
-// out[i] = a[i] + b[i]. Unit: one element.
+// out[i] = a[i] + scale * b[i]. Unit: one element.
 struct AddArgs {
     const float* a;
     const float* b;
     float* out;
+    float scale;
+};
+
+// y = x[i] * factor, out[i] = softcap > 0 ? softcap * tanh(y / softcap) : y. Unit: one element.
+struct ScaleArgs {
+    const float* x;
+    float* out;
+    float factor, softcap;
+};
+
+// out[r, i] = x[r, index[i]], or y[r, index[i] - x_columns] from x_columns on, or 0 where index[i] is -1. Unit: one row.
+struct GatherColumnsArgs {
+    const float* x;        // [rows, x_columns], row stride x_stride
+    const float* y;        // [rows, y_columns], row stride y_stride, or null
+    const int32_t* index;  // [columns]
+    float* out;            // [rows, columns]
+    int64_t columns, x_columns, x_stride, y_stride;
 };
 
 // out[r, :] = softmax(x[r, :]), or its logarithm. Unit: one row. Subtracts the row's maximum first.
@@ -287,6 +306,8 @@ struct Kernels {
     void (*activation)(const ActivationArgs&, int64_t begin, int64_t end);
     void (*gated)(const GatedArgs&, int64_t begin, int64_t end);
     void (*add)(const AddArgs&, int64_t begin, int64_t end);
+    void (*scale)(const ScaleArgs&, int64_t begin, int64_t end);
+    void (*gather_columns)(const GatherColumnsArgs&, int64_t begin, int64_t end);
     void (*softmax)(const SoftmaxArgs&, int64_t begin, int64_t end);
     void (*argmax)(const ArgmaxArgs&, int64_t begin, int64_t end);
     void (*nonfinite)(const NonfiniteArgs&, int64_t begin, int64_t end);

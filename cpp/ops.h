@@ -36,6 +36,7 @@ Tensor embedding(const Tensor& ids, const Tensor& table);
 Tensor rms_norm(const Tensor& x, const Tensor& weight, float eps);
 void rms_norm_heads_(const Tensor& x, const Tensor& weight, float eps);
 Tensor layer_norm(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, float eps);
+void layer_norm_heads_(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, float eps);
 Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& residual);
 WeightFormat weight_format(const std::string& packing, int64_t group, const std::string& zero, const std::string& scales);
 std::string packing_name(const WeightFormat& format);
@@ -61,7 +62,9 @@ Tensor attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, 
                  const OptionalTensor& alibi_slopes, const OptionalTensor& k_scales, const OptionalTensor& v_scales);
 Tensor activation(const Tensor& x, const std::string& kind);
 Tensor gated(const Tensor& x, const std::string& kind);
-Tensor add(const Tensor& a, const Tensor& b);
+Tensor add(const Tensor& a, const Tensor& b, float scale);
+Tensor scale(const Tensor& x, float factor, float softcap);
+Tensor gather_columns(const Tensor& x, const Tensor& index, const OptionalTensor& y);
 Tensor softmax(const Tensor& x, bool log);
 Tensor argmax(const Tensor& x);
 Tensor nonfinite(const Tensor& x);

@@ -80,17 +80,24 @@ inline void check_finite(const char* op, const char* name, float value) {
     if (!std::isfinite(value)) fail(op, std::string(name) + " is " + std::to_string(value) + "; expected a finite number");
 }
 
+inline void check_softcap(const char* op, float softcap) {
+    check_finite(op, "softcap", softcap);
+    if (softcap < 0) fail(op, "softcap is " + std::to_string(softcap) + "; expected 0 (none) or more");
+}
+
 // Of an i32 tensor that a kernel uses as indices; a plan checks it again at every replay.
 inline void check_range(const char* op, const char* name, const Tensor& ids, int64_t limit) {
     if (Plan* plan = Plan::recording()) plan->add_range(op, name, ids, limit);
     else check_values(op, name, ids.data<int32_t>(), ids.count(), limit);
 }
 
-inline Activation activation_from_name(const char* op, const std::string& name) {
+inline Activation activation_from_name(const char* op, const std::string& name, bool gated) {
     if (name == "silu") return Activation::silu;
     if (name == "gelu") return Activation::gelu;
     if (name == "gelu_tanh") return Activation::gelu_tanh;
-    fail(op, "unknown activation '" + name + "'; known: silu, gelu, gelu_tanh");
+    if (name == "relu") return Activation::relu;
+    if (name == "swiglu_oai" && gated) return Activation::swiglu_oai;
+    fail(op, "unknown activation '" + name + "'; known: silu, gelu, gelu_tanh, relu" + (gated ? ", swiglu_oai" : ""));
 }
 
 inline float* optional_data(const OptionalTensor& t) { return t ? t->data<float>() : nullptr; }

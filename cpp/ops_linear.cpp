@@ -95,7 +95,7 @@ Tensor packed_linear(const Tensor& x, const PackedWeight& weight, const Optional
     PackedLinearArgs a{q.codes.data<int8_t>(), q.scales.data<float>(), q.sums.data<int16_t>(), weight.panels.data<uint8_t>(),
                        optional_data(bias), optional_data(residual), out.data<float>(), rows, weight.n, weight.k,
                        q.codes.row_stride(), n, weight.format, weight.gated,
-                       weight.gated ? activation_from_name(op, kind) : Activation::silu, tiled};
+                       weight.gated ? activation_from_name(op, kind, true) : Activation::silu, tiled};
     submit(kernels().packed_linear, a, weight.panels.dim(0),
            packed_grain(weight.panels.dim(0), rows, weight.k));
     return out;

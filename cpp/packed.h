@@ -22,7 +22,8 @@ namespace genkit {
 
 enum class DType : int32_t { f32, f16, bf16, i8, u8, i16, u16, i32, i64 };
 
-enum class Activation : int32_t { silu, gelu, gelu_tanh };
+// swiglu_oai is of a pair, gate and up: the other kinds are of one number, and times up where they gate.
+enum class Activation : int32_t { silu, gelu, gelu_tanh, relu, swiglu_oai };
 
 enum class Packing : int32_t { int4_two_level, int4, int8 };
 enum class Zero : int32_t { none, integer, real };

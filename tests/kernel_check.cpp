@@ -220,11 +220,23 @@ void check_rows(int64_t rows, int64_t dim) {
     fast.rms_norm(rms, 0, rows);
     check("rms_norm" + size, got, want, relative(want, sum_error));
 
-    LayerNormArgs layer{x.data(), weight.data(), bias.data(), want.data(), dim, stride, 1e-5f};
+    LayerNormArgs layer{x.data(), weight.data(), bias.data(), want.data(), dim, 1, stride, dim, 0, 1e-5f};
     plain.layer_norm(layer, 0, rows);
     layer.out = got.data();
     fast.layer_norm(layer, 0, rows);
     if (dim > 1) check("layer_norm" + size, got, want, std::vector<double>(want.size(), 40 * sum_error * eps));
+    for (bool own : {false, true}) {  // heads in place
+        std::vector<float> heads_want = x, heads_got = x;
+        const std::vector<float> weights = rng.normals(2 * dim), biases = rng.normals(2 * dim);
+        LayerNormArgs a{heads_want.data(), weights.data(), own ? biases.data() : nullptr, heads_want.data(), dim, 2, stride, stride,
+                        own ? dim : 0, 1e-5f};
+        plain.layer_norm(a, 0, 2 * rows);
+        a.x = a.out = heads_got.data();
+        fast.layer_norm(a, 0, rows);
+        fast.layer_norm(a, rows, 2 * rows);
+        const std::string what = "layer_norm of heads" + size;
+        if (dim > 1) check(what, heads_got, heads_want, std::vector<double>(x.size(), 40 * sum_error * eps));
+    }
 
     std::vector<double> factor;  // each is x times e to some power at its tail, whose rounding the result repeats
     for (int64_t r = 0; r < rows; r++) {
@@ -238,7 +250,7 @@ void check_rows(int64_t rows, int64_t dim) {
         for (size_t i = 0; i < want.size(); i++) allowed.push_back(factor[i] * fabs(double(want[i])) + 1e-37);
         return allowed;
     };
-    for (Activation kind : {Activation::silu, Activation::gelu, Activation::gelu_tanh}) {
+    for (Activation kind : {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu}) {
         ActivationArgs act{x.data(), want.data(), dim, stride, kind};
         plain.activation(act, 0, rows);
         act.out = got.data();
@@ -250,6 +262,11 @@ void check_rows(int64_t rows, int64_t dim) {
         fast.gated(gate, 0, rows);
         check("gated" + size, got, want, tail_error());
     }
+    GatedArgs oai{x.data(), want.data(), dim, stride, Activation::swiglu_oai};
+    plain.gated(oai, 0, rows);
+    oai.out = got.data();
+    fast.gated(oai, 0, rows);
+    check("swiglu_oai" + size, got, want, relative(want, 100, 16 * eps));
     const std::vector<float> packed = rng.normals(rows * dim, 3), other = rng.normals(rows * dim);
     for (bool log : {false, true}) {
         SoftmaxArgs soft{packed.data(), want.data(), dim, log};
@@ -258,9 +275,26 @@ void check_rows(int64_t rows, int64_t dim) {
         fast.softmax(soft, 0, rows);
         check("softmax" + size, got, want, relative(want, log ? 8 : sum_error, log ? eps * (sum_error + 32) : 0));
     }
-    plain.add({packed.data(), other.data(), want.data()}, 0, rows * dim);
-    fast.add({packed.data(), other.data(), got.data()}, 0, rows * dim);
-    check("add" + size, got, want, relative(want, 0));
+    for (float factor : {1.0f, 0.3f}) {
+        plain.add({packed.data(), other.data(), want.data(), factor}, 0, rows * dim);
+        fast.add({packed.data(), other.data(), got.data(), factor}, 0, rows * dim);
+        check("add" + size, got, want, factor == 1 ? relative(want, 0) : relative(want, 1, 2 * eps));
+        const float softcap = factor == 1 ? 0 : 2;
+        plain.scale({packed.data(), want.data(), factor, softcap}, 0, rows * dim);
+        fast.scale({packed.data(), got.data(), factor, softcap}, 0, rows * dim);
+        check("scale" + size, got, want, relative(want, softcap > 0 ? 6 : 0));
+    }
+    std::vector<int32_t> columns;
+    for (int64_t i = 0; i < dim; i++) columns.push_back(int32_t(rng.below(2) ? rng.below(2 * dim + 1) - 1 : (dim / 2 + i) % (2 * dim)));
+    GatherColumnsArgs gather{x.data(), packed.data(), columns.data(), want.data(), dim, dim, stride, dim};
+    for (bool shifted : {false, true}) {
+        for (int64_t i = 0; shifted && i < dim; i++) columns[size_t(i)] = int32_t(dim / 2 + i);
+        gather.out = want.data();
+        plain.gather_columns(gather, 0, rows);
+        gather.out = got.data();
+        fast.gather_columns(gather, 0, rows);
+        check("gather_columns" + size, got, want, relative(want, 0));
+    }
 
     for (float poison : {0.0f, NAN, INFINITY, -INFINITY}) {
         std::vector<float> y = packed;

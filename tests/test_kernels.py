@@ -10,6 +10,7 @@ from kernel_helpers import (DTYPES, EPS, TINY, assert_within, bf16_bits, bf16_va
 from genkit import _core
 
 tier = pytest_tier()
+KINDS = ("silu", "gelu", "gelu_tanh", "relu")
 DIMS = (1, 2, 7, 15, 16, 17, 33, 64, 80, 257, 1000)
 
 
@@ -99,25 +100,43 @@ def test_rms_norm_heads_in_place(tier, rng, dim):
     assert_within(view.numpy(), want, EPS * chain(dim) * np.abs(want))
 
 
+def layer_normed(x, weight, bias, eps):
+    """float64 over the last axis, and the error allowed. The mean is off by a chain of roundings of |x|; so is every
+    difference, and the deviation relatively."""
+    wide, dim = x.astype(np.float64), x.shape[-1]
+    mean = wide.mean(-1, keepdims=True)
+    deviation = np.sqrt(wide.var(-1, keepdims=True) + float(np.float32(eps)))
+    want = (wide - mean) / deviation * weight + bias
+    shift = EPS * chain(dim) * np.abs(wide).mean(-1, keepdims=True) + EPS * np.abs(wide)
+    allowed = np.abs(weight) / deviation * (shift + EPS * chain(dim) * np.abs(wide - mean)) \
+        + np.abs(weight) * np.abs(wide - mean) / deviation**2 * shift.max(-1, keepdims=True, initial=0) \
+        + EPS * np.abs(want) + EPS * np.abs(bias)
+    return want, allowed
+
+
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("biased", (True, False))
 def test_layer_norm(tier, rng, dim, biased):
     weight, bias = rng.standard_normal((2, dim)).astype(np.float32)
     for rows, offset in ((1, 0.0), (5, 3.0), (0, 0.0)):
         x = (rng.standard_normal((rows, dim)) + offset).astype(np.float32)
-        wide = x.astype(np.float64)
-        mean = wide.mean(1, keepdims=True)
-        deviation = np.sqrt(wide.var(1, keepdims=True) + float(np.float32(1e-5)))
-        want = (wide - mean) / deviation * weight + (bias if biased else 0)
-        # The mean is off by a chain of roundings of |x|; so is every difference, and the deviation relatively.
-        mean_error = EPS * chain(dim) * np.abs(wide).mean(1, keepdims=True)
-        shift = mean_error + EPS * np.abs(wide)
-        allowed = np.abs(weight) / deviation * (shift + EPS * chain(dim) * np.abs(wide - mean)) \
-            + np.abs(weight) * np.abs(wide - mean) / deviation**2 * shift.max(1, keepdims=True, initial=0) \
-            + EPS * np.abs(want) + EPS * np.abs(bias)
+        want, allowed = layer_normed(x, weight, bias if biased else 0 * bias, 1e-5)
         for view in (tensor(x), strided(x, 5, 1)):
             got = _core.layer_norm(view, tensor(weight), tensor(bias) if biased else None, 1e-5).numpy()
             assert_within(got, want, allowed)
+
+
+@pytest.mark.parametrize("dim", (2, 20, 64, 80))
+@pytest.mark.parametrize("own", (True, False))
+@pytest.mark.parametrize("biased", (True, False))
+def test_layer_norm_heads_in_place(tier, rng, dim, own, biased):
+    heads, rows = 3, 5
+    x = rng.standard_normal((rows, heads * dim)).astype(np.float32)
+    weight, bias = rng.standard_normal((2, heads, dim) if own else (2, dim)).astype(np.float32)
+    view = strided(x, 1, 6)
+    _core.layer_norm_heads_(view, tensor(weight), tensor(bias) if biased else None, 1e-5)
+    want, allowed = layer_normed(x.reshape(rows, heads, dim), weight, bias if biased else 0 * bias, 1e-5)
+    assert_within(view.numpy(), want.reshape(rows, -1), allowed.reshape(rows, -1))
 
 
 # ---- element-wise, softmax -------------------------------------------------------------------------------------
@@ -125,6 +144,8 @@ def test_layer_norm(tier, rng, dim, biased):
 
 def activate(kind, x):
     x = np.asarray(x, np.float64)
+    if kind == "relu":
+        return np.maximum(x, 0)
     if kind == "gelu":
         return np.array([0.5 * v * math.erfc(-v / math.sqrt(2)) for v in x.ravel()]).reshape(x.shape)
     y = x if kind == "silu" else 2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
@@ -138,7 +159,7 @@ def activation_error(x, want):
     return EPS * (12 + 4 * (size + size**2 / 2 + 0.072 * size**3)) * np.abs(want) + TINY * (1 + size)  # e^88.7 overflows
 
 
-@pytest.mark.parametrize("kind", ("silu", "gelu", "gelu_tanh"))
+@pytest.mark.parametrize("kind", KINDS)
 def test_activation_and_gated(tier, rng, kind):
     for dim in DIMS:
         for rows in (0, 1, 3):
@@ -151,7 +172,7 @@ def test_activation_and_gated(tier, rng, kind):
                               activation_error(x[:, :dim], gate) + TINY * np.abs(x).max(initial=1)**2, kind)
 
 
-@pytest.mark.parametrize("kind", ("silu", "gelu", "gelu_tanh"))
+@pytest.mark.parametrize("kind", KINDS)
 def test_activation_over_the_whole_range(tier, kind):
     x = np.concatenate([np.linspace(-14, 14, 40001), np.logspace(-30, 3, 999), -np.logspace(-30, 0, 999)]).astype(np.float32)
     want = activate(kind, x)
@@ -161,10 +182,60 @@ def test_activation_over_the_whole_range(tier, kind):
     assert got[0] == np.inf and got[1] == odd[0, 1] and got[2] == 0 and got[3] == 0 and np.isnan(got[4])
 
 
+def test_swiglu_oai(tier, rng):
+    for dim in DIMS:
+        x = (rng.standard_normal((3, 2 * dim)) * rng.choice([0.3, 3, 30], (3, 1))).astype(np.float32)
+        gate, up = np.minimum(x[:, :dim], 7).astype(np.float64), np.clip(x[:, dim:], -7, 7).astype(np.float64)
+        want = gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+        for view in (tensor(x), strided(x, 7, 4)):
+            assert_within(_core.gated(view, "swiglu_oai").numpy(), want,
+                          EPS * (12 + 8 * np.abs(gate)) * np.abs(want) + EPS * np.abs(gate) + TINY * 99)
+    odd = np.array([[np.inf, -np.inf, -1e30, np.nan, 1, 1e30, 2, 3, 4, np.nan]], np.float32)
+    got = _core.gated(tensor(odd), "swiglu_oai").numpy()[0]
+    assert_within(got[0], 7 / (1 + math.exp(-1.702 * 7)) * 8, 20 * EPS * 56)
+    assert np.isnan(got[[3, 4]]).all() and got[2] == 0
+
+
 @pytest.mark.parametrize("shape", ((0, 3), (1, 1), (3, 17), (7, 1001)))
 def test_add(tier, rng, shape):
     a, b = rng.standard_normal((2, *shape)).astype(np.float32)
     np.testing.assert_array_equal(_core.add(tensor(a), tensor(b)).numpy(), a + b)
+    for scale in (0.22, -3.0, 0.0):
+        part = float(np.float32(scale)) * b.astype(np.float64)
+        assert_within(_core.add(tensor(a), tensor(b), scale).numpy(), a + part, EPS * (np.abs(a) + np.abs(part)))
+
+
+@pytest.mark.parametrize("shape", ((0, 3), (5,), (3, 17), (2, 3, 401)))
+def test_scale(tier, rng, shape):
+    x = (rng.standard_normal(shape) * 40).astype(np.float32)
+    np.testing.assert_array_equal(_core.scale(tensor(x), 0.3).numpy(), x * np.float32(0.3))
+    for cap in (0.5, 30.0):
+        want = cap * np.tanh((x * np.float32(0.3)).astype(np.float64) / cap)
+        assert_within(_core.scale(tensor(x), 0.3, cap).numpy(), want, 5 * EPS * np.abs(want))
+
+
+def test_softcap_over_the_whole_range(tier):
+    size = np.concatenate([np.linspace(0, 14, 40001), np.logspace(-30, 38, 2999)]).astype(np.float32)
+    x = np.concatenate([size, -size])
+    want = np.tanh(x.astype(np.float64))
+    got = _core.scale(tensor(x), 1.0, 1.0).numpy()
+    assert_within(got, want, 4 * EPS * np.abs(want))
+    assert np.abs(got).max() == 1
+    got = _core.scale(tensor([np.inf, -np.inf, np.nan]), 1.0, 8.0).numpy()
+    assert got[0] == 8 and got[1] == -8 and np.isnan(got[2])
+
+
+@pytest.mark.parametrize("width,more", ((1, 0), (7, 5), (40, 0), (64, 33), (200, 77)))
+def test_gather_columns(tier, rng, width, more):
+    both = np.arange(width + more)
+    indices = [rng.integers(-1, width + more, 3 * width), both, np.roll(both, 5), np.repeat(both, 2), np.empty(0, np.int64),
+               np.concatenate([both[width // 2:], np.full(19, -1), both[::-1], [-1], both])]
+    for rows in (0, 1, 6):
+        x, y = (rng.standard_normal((rows, n)).astype(np.float32) for n in (width, more))
+        wide = np.concatenate([x, y, np.zeros((rows, 1), np.float32)], 1)
+        for index in indices:
+            got = _core.gather_columns(strided(x, 3, 1), ints(index), strided(y, 2, 9) if more else None).numpy()
+            np.testing.assert_array_equal(got, wide[:, index])
 
 
 @pytest.mark.parametrize("dim", (*DIMS, 5003))

@@ -217,6 +217,14 @@ def test_gated(tier, spec):
         silu = gate / (1 + np.exp(-gate))
         allowed = (1.1 * gate_error + 8 * EPS * np.abs(silu)) * np.abs(up) + np.abs(silu) * up_error + 1e-30
         assert_within(got, silu * up, allowed, f"{rows} {n} {k}")
+        got = _core.packed_linear(tensor(x), c.packed(gated=True), tensor(bias), kind="relu").numpy()
+        relu = np.maximum(gate, 0)
+        assert_within(got, relu * up, (gate_error + EPS * relu) * np.abs(up) + relu * up_error + 1e-30, f"{rows} {n} {k}")
+        got = _core.packed_linear(tensor(x), c.packed(gated=True), tensor(bias), kind="swiglu_oai").numpy()
+        gate, up = np.minimum(gate, 7), np.clip(up, -7, 7) + 1
+        glu = gate / (1 + np.exp(-1.702 * gate))
+        allowed = (1.1 * gate_error + 20 * EPS * np.abs(glu)) * np.abs(up) + np.abs(glu) * (up_error + 8 * EPS) + 1e-30
+        assert_within(got, glu * up, allowed, f"{rows} {n} {k}")
 
 
 @pytest.mark.parametrize("spec", FORMATS, ids=str)

@@ -59,11 +59,8 @@ INLINE void with_type(DType dtype, F f) {
 
 constexpr float infinity = __builtin_inff();
 
-// e^x within 1 ulp (0.991 measured); denormal, zero, infinite and NaN results as they should be. x = n ln 2 + r, |r| <= ln 2 / 2, and
-// e^r = 1 + r + r^2 p(r) with p a minimax fit (relative error 3.3e-9).
-INLINE vec exp(vec x) {
-    x = min(set1(89.0f), max(set1(-105.0f), x));
-    const vec n = round(x * set1(1.44269504f));
+// e^(x - n ln 2) - 1, where that is within ln 2 / 2: r + r^2 p(r) with p a minimax fit (relative error of e^r 3.3e-9).
+INLINE vec exp_rest(vec x, vec n) {
     vec r = fma(n, set1(-0.693145752f), x);  // ln 2 in two parts, the first with zeros at its end
     r = fma(n, set1(-1.42860677e-6f), r);
     vec p = set1(1.3813145e-3f);
@@ -71,7 +68,22 @@ INLINE vec exp(vec x) {
     p = fma(p, r, set1(4.1668456e-2f));
     p = fma(p, r, set1(1.6666515e-1f));
     p = fma(p, r, set1(4.9999994e-1f));
-    return scale_by_power(fma(r * r, p, r) + set1(1.0f), n);
+    return fma(r * r, p, r);
+}
+
+// e^x within 1 ulp (0.991 measured); denormal, zero, infinite and NaN results as they should be.
+INLINE vec exp(vec x) {
+    x = min(set1(89.0f), max(set1(-105.0f), x));
+    const vec n = round(x * set1(1.44269504f));
+    return scale_by_power(exp_rest(x, n) + set1(1.0f), n);
+}
+
+// (e^2x - 1) / (e^2x + 1) within 2 ulp, small results too: 2^n - 1 is exact.
+INLINE vec tanh(vec x) {
+    x = min(set1(20.0f), max(set1(-20.0f), x + x));
+    const vec n = round(x * set1(1.44269504f)), power = times_power(set1(1.0f), n);
+    const vec e = fma(power, exp_rest(x, n), power - set1(1.0f));
+    return e / (e + set1(2.0f));
 }
 
 INLINE vec sigmoid_times(vec x, vec y) { return x / (set1(1.0f) + exp(set1(0.0f) - y)); }
@@ -106,5 +118,31 @@ INLINE vec activate(vec x) {
         const vec cube = x * x * x;
         return sigmoid_times(x, set1(1.59576912f) * fma(set1(0.044715f), cube, x));
     }
+    if (kind == Activation::relu) return select(less(x, zero()), zero(), x);  // a NaN stays one
     return sigmoid_times(x, x);
+}
+
+template <Activation kind>
+INLINE vec gate(vec x, vec up) {
+    if (kind != Activation::swiglu_oai) return activate<kind>(x) * up;
+    const vec g = min(set1(7.0f), x), u = max(set1(-7.0f), min(set1(7.0f), up));
+    return sigmoid_times(g, set1(1.702f) * g) * (u + set1(1.0f));
+}
+
+template <Activation kind>
+struct Kind {
+    static constexpr Activation value = kind;
+};
+
+// Calls f with the kind as a type.
+template <class F>
+INLINE auto with_kind(Activation kind, F f) {
+    switch (kind) {
+        case Activation::gelu: return f(Kind<Activation::gelu>());
+        case Activation::gelu_tanh: return f(Kind<Activation::gelu_tanh>());
+        case Activation::relu: return f(Kind<Activation::relu>());
+        case Activation::swiglu_oai: return f(Kind<Activation::swiglu_oai>());
+        case Activation::silu: break;
+    }
+    return f(Kind<Activation::silu>());
 }

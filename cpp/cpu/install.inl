@@ -13,6 +13,8 @@ void install(Kernels& k) {
     k.activation = activation;
     k.gated = gated;
     k.add = add;
+    k.scale = scale;
+    k.gather_columns = gather_columns;
     k.softmax = softmax;
     k.argmax = argmax;
     k.nonfinite = nonfinite;

@@ -16,11 +16,7 @@ inline __attribute__((noinline)) void write_row(const PackedLinearArgs& a, int64
         if (a.gated) {
             vec up = load(sums + 16 + j, count);
             if (a.bias) up = up + load(a.bias + outputs + i + j, count);
-            switch (a.kind) {
-                case Activation::silu: value = activate<Activation::silu>(value) * up; break;
-                case Activation::gelu: value = activate<Activation::gelu>(value) * up; break;
-                case Activation::gelu_tanh: value = activate<Activation::gelu_tanh>(value) * up; break;
-            }
+            value = with_kind(a.kind, [&](auto kind) __attribute__((always_inline)) { return gate<kind.value>(value, up); });
         }
         if (a.residual) value = value + load(a.residual + m * a.out_stride + i + j, count);
         store(out + j, value, count);

@@ -75,15 +75,10 @@ struct Header {
 // ---- writing ----------------------------------------------------------------------------------------------------
 
 // Gates and ups of a row in a panel, with their biases; the first `count` count.
-INLINE vec gate_row(const PackedLinearArgs& a, int64_t panel, vec gate, vec up, int64_t count) {
+INLINE vec gate_row(const PackedLinearArgs& a, int64_t panel, vec x, vec up, int64_t count) {
     const float* bias = a.bias ? a.bias + panel * 16 : nullptr;
-    if (bias) gate = gate + load(bias, count), up = up + load(bias + a.n / 2, count);
-    switch (a.kind) {
-        case Activation::silu: return activate<Activation::silu>(gate) * up;
-        case Activation::gelu: return activate<Activation::gelu>(gate) * up;
-        case Activation::gelu_tanh: break;
-    }
-    return activate<Activation::gelu_tanh>(gate) * up;
+    if (bias) x = x + load(bias, count), up = up + load(bias + a.n / 2, count);
+    return with_kind(a.kind, [&](auto kind) __attribute__((always_inline)) { return gate<kind.value>(x, up); });
 }
 
 // A row's 32 sums of a panel. Not inlined: it is called once a row.

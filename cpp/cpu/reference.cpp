@@ -135,12 +135,15 @@ void rms_norm(const RmsNormArgs& a, int64_t begin, int64_t end) {
 
 void layer_norm(const LayerNormArgs& a, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
-        const float* x = a.x + r * a.x_stride;
-        float* out = a.out + r * a.dim;
+        const float* x = a.x + r / a.inner * a.x_stride + r % a.inner * a.dim;
+        float* out = a.out + r / a.inner * a.out_stride + r % a.inner * a.dim;
+        const int64_t at = r % a.inner * a.weight_stride;
         const float mean = sum(a.dim, [&](int64_t i) { return x[i]; }) / float(a.dim);
         const float variance = sum(a.dim, [&](int64_t i) { return (x[i] - mean) * (x[i] - mean); }) / float(a.dim);
         const float scale = 1.0f / sqrtf(variance + a.eps);
-        for (int64_t i = 0; i < a.dim; i++) out[i] = (x[i] - mean) * scale * a.weight[i] + (a.bias ? a.bias[i] : 0.0f);
+        for (int64_t i = 0; i < a.dim; i++) {
+            out[i] = (x[i] - mean) * scale * a.weight[at + i] + (a.bias ? a.bias[at + i] : 0.0f);
+        }
     }
 }
 
@@ -227,8 +230,15 @@ float activate(Activation kind, float x) {
         case Activation::gelu: return 0.5f * x * erfcf(x * -0.70710678118654752f);
         case Activation::gelu_tanh:  // 0.5 * (1 + tanh(y)) = 1 / (1 + exp(-2 y)), which keeps small results exact
             return x / (1.0f + expf(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
+        case Activation::relu: return x < 0.0f ? 0.0f : x;  // a NaN stays one
         default: return x / (1.0f + expf(-x));
     }
+}
+
+float gate(Activation kind, float x, float up) {
+    if (kind != Activation::swiglu_oai) return activate(kind, x) * up;
+    const float g = x > 7.0f ? 7.0f : x, u = up > 7.0f ? 7.0f : up < -7.0f ? -7.0f : up;
+    return g / (1.0f + expf(-1.702f * g)) * (u + 1.0f);
 }
 
 #include "reference_packed.inl"
@@ -242,14 +252,30 @@ void activation(const ActivationArgs& a, int64_t begin, int64_t end) {
 
 void gated(const GatedArgs& a, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
-        const float* gate = a.x + r * a.x_stride;
-        const float* up = gate + a.dim;
-        for (int64_t i = 0; i < a.dim; i++) a.out[r * a.dim + i] = activate(a.kind, gate[i]) * up[i];
+        const float* x = a.x + r * a.x_stride;
+        for (int64_t i = 0; i < a.dim; i++) a.out[r * a.dim + i] = gate(a.kind, x[i], x[a.dim + i]);
     }
 }
 
 void add(const AddArgs& a, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) a.out[i] = a.a[i] + a.b[i];
+    for (int64_t i = begin; i < end; i++) a.out[i] = a.a[i] + a.scale * a.b[i];
+}
+
+void scale(const ScaleArgs& a, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+        const float y = a.x[i] * a.factor;
+        a.out[i] = a.softcap > 0 ? a.softcap * tanhf(y / a.softcap) : y;
+    }
+}
+
+void gather_columns(const GatherColumnsArgs& a, int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; r++) {
+        for (int64_t i = 0; i < a.columns; i++) {
+            const int64_t from = a.index[i];
+            a.out[r * a.columns + i] = from < 0 ? 0.0f : from < a.x_columns ? a.x[r * a.x_stride + from]
+                                                                             : a.y[r * a.y_stride + from - a.x_columns];
+        }
+    }
 }
 
 void softmax(const SoftmaxArgs& a, int64_t begin, int64_t end) {
@@ -360,6 +386,8 @@ void install_reference(Kernels& k) {
     k.activation = activation;
     k.gated = gated;
     k.add = add;
+    k.scale = scale;
+    k.gather_columns = gather_columns;
     k.softmax = softmax;
     k.argmax = argmax;
     k.nonfinite = nonfinite;

@@ -120,7 +120,7 @@ void packed_linear(const PackedLinearArgs& a, int64_t begin, int64_t end) {
                 if (a.gated) {
                     float up = dot(j + outputs);
                     if (a.bias) up += a.bias[n + i];
-                    value = activate(a.kind, value) * up;
+                    value = gate(a.kind, value, up);
                 }
                 if (a.residual) value += a.residual[at];
                 a.out[at] = value;

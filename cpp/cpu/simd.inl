@@ -43,8 +43,10 @@ void rms_norm(const RmsNormArgs& a, int64_t begin, int64_t end) {
 
 void layer_norm(const LayerNormArgs& a, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
-        const float* x = a.x + r * a.x_stride;
-        float* out = a.out + r * a.dim;
+        const float* x = a.x + r / a.inner * a.x_stride + r % a.inner * a.dim;
+        float* out = a.out + r / a.inner * a.out_stride + r % a.inner * a.dim;
+        const float* weight = a.weight + r % a.inner * a.weight_stride;
+        const float* biases = a.bias ? a.bias + r % a.inner * a.weight_stride : nullptr;
         vec total = zero();
         each(0, a.dim, [&](int64_t i, auto count) { total = total + load(x + i, count); });
         const vec mean = set1(reduce_add(total) / float(a.dim));
@@ -55,8 +57,8 @@ void layer_norm(const LayerNormArgs& a, int64_t begin, int64_t end) {
         });
         const vec scale = set1(1.0f / __builtin_sqrtf(reduce_add(squares) / float(a.dim) + a.eps));
         each(0, a.dim, [&](int64_t i, auto count) {
-            const vec bias = a.bias ? load(a.bias + i, count) : zero();
-            store(out + i, fma((load(x + i, count) - mean) * scale, load(a.weight + i, count), bias), count);
+            const vec bias = biases ? load(biases + i, count) : zero();
+            store(out + i, fma((load(x + i, count) - mean) * scale, load(weight + i, count), bias), count);
         });
     }
 }
@@ -85,45 +87,63 @@ void rope(const RopeArgs& a, int64_t begin, int64_t end) {
     }
 }
 
-template <Activation kind>
-void activation_rows(const ActivationArgs& a, int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++) {
-        const float* x = a.x + r * a.x_stride;
-        float* out = a.out + r * a.dim;
-        each(0, a.dim, [&](int64_t i, auto count) { store(out + i, activate<kind>(load(x + i, count)), count); });
-    }
-}
-
 void activation(const ActivationArgs& a, int64_t begin, int64_t end) {
-    switch (a.kind) {
-        case Activation::gelu: return activation_rows<Activation::gelu>(a, begin, end);
-        case Activation::gelu_tanh: return activation_rows<Activation::gelu_tanh>(a, begin, end);
-        case Activation::silu: return activation_rows<Activation::silu>(a, begin, end);
-    }
-}
-
-template <Activation kind>
-void gated_rows(const GatedArgs& a, int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++) {
-        const float* gate = a.x + r * a.x_stride;
-        const float* up = gate + a.dim;
-        float* out = a.out + r * a.dim;
-        each(0, a.dim, [&](int64_t i, auto count) {
-            store(out + i, activate<kind>(load(gate + i, count)) * load(up + i, count), count);
-        });
-    }
+    with_kind(a.kind, [&](auto kind) {
+        for (int64_t r = begin; r < end; r++) {
+            const float* x = a.x + r * a.x_stride;
+            float* out = a.out + r * a.dim;
+            each(0, a.dim, [&](int64_t i, auto count) { store(out + i, activate<kind.value>(load(x + i, count)), count); });
+        }
+    });
 }
 
 void gated(const GatedArgs& a, int64_t begin, int64_t end) {
-    switch (a.kind) {
-        case Activation::gelu: return gated_rows<Activation::gelu>(a, begin, end);
-        case Activation::gelu_tanh: return gated_rows<Activation::gelu_tanh>(a, begin, end);
-        case Activation::silu: return gated_rows<Activation::silu>(a, begin, end);
-    }
+    with_kind(a.kind, [&](auto kind) {
+        for (int64_t r = begin; r < end; r++) {
+            const float* x = a.x + r * a.x_stride;
+            float* out = a.out + r * a.dim;
+            each(0, a.dim, [&](int64_t i, auto count) {
+                store(out + i, gate<kind.value>(load(x + i, count), load(x + a.dim + i, count)), count);
+            });
+        }
+    });
 }
 
 void add(const AddArgs& a, int64_t begin, int64_t end) {
-    each(begin, end, [&](int64_t i, auto count) { store(a.out + i, load(a.a + i, count) + load(a.b + i, count), count); });
+    const vec scale = set1(a.scale);
+    each(begin, end, [&](int64_t i, auto count) { store(a.out + i, fma(scale, load(a.b + i, count), load(a.a + i, count)), count); });
+}
+
+void scale(const ScaleArgs& a, int64_t begin, int64_t end) {
+    const vec factor = set1(a.factor), cap = set1(a.softcap);
+    if (a.softcap > 0) {
+        each(begin, end, [&](int64_t i, auto count) { store(a.out + i, cap * tanh(load(a.x + i, count) * factor / cap), count); });
+    } else {
+        each(begin, end, [&](int64_t i, auto count) { store(a.out + i, load(a.x + i, count) * factor, count); });
+    }
+}
+
+// A vector's columns are loaded at once where they lie side by side in the source, as those of a head mostly do.
+void gather_columns(const GatherColumnsArgs& a, int64_t begin, int64_t end) {
+    for (int64_t i = 0; i < a.columns; i += lanes) {
+        const int64_t count = a.columns - i < lanes ? a.columns - i : lanes, first = a.index[i];
+        bool together = count == lanes && first >= 0;
+        for (int64_t j = 0; j < count; j++) together = together && a.index[i + j] == first + j;
+        together = together && (first >= a.x_columns || first + lanes <= a.x_columns);
+        for (int64_t r = begin; r < end; r++) {
+            const float* x = a.x + r * a.x_stride;
+            const float* y = a.y ? a.y + r * a.y_stride : nullptr;
+            float* out = a.out + r * a.columns + i;
+            if (together) {
+                store(out, load(first < a.x_columns ? x + first : y + (first - a.x_columns)));
+                continue;
+            }
+            for (int64_t j = 0; j < count; j++) {
+                const int64_t from = a.index[i + j];
+                out[j] = from < 0 ? 0.0f : from < a.x_columns ? x[from] : y[from - a.x_columns];
+            }
+        }
+    }
 }
 
 void softmax(const SoftmaxArgs& a, int64_t begin, int64_t end) {

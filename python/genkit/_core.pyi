@@ -45,6 +45,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rms_norm_heads_(x: Tensor, weight: Tensor, eps: float) -> None:
     """In place over each head: x [n, heads * head_dim] (row-strided views allowed), weight f32 [head_dim]."""
 def layer_norm(x: Tensor, weight: Tensor, bias: Optional[Tensor], eps: float) -> Tensor: ...
+def layer_norm_heads_(x: Tensor, weight: Tensor, bias: Optional[Tensor], eps: float) -> None:
+    """In place over each head, as rms_norm_heads_; weight f32 [head_dim] or [heads, head_dim], bias alike or None."""
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, residual: Optional[Tensor] = None) -> Tensor:
     """x f32 [n, k] (row-strided allowed), weight [m, k] f32|f16|bf16, bias f32 [m], residual f32 [n, m] -> [n, m]."""
 class WeightFormat:
@@ -102,10 +104,17 @@ def attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, s
               v_scales: Optional[Tensor] = None) -> Tensor:
     """q [n, heads * head_dim] view -> [n, heads * head_dim]. Causal by position; window 0 is unlimited."""
 def activation(x: Tensor, kind: str) -> Tensor:
-    """kind: "silu", "gelu" (erf) or "gelu_tanh"."""
+    """kind: "silu", "gelu" (erf), "gelu_tanh" or "relu"."""
 def gated(x: Tensor, kind: str) -> Tensor:
-    """[n, 2 * d] (gate then up) -> f(gate) * up, [n, d]: swiglu with "silu", geglu with "gelu" or "gelu_tanh"."""
-def add(a: Tensor, b: Tensor) -> Tensor: ...
+    """[n, 2 * d] (gate then up) -> f(gate) * up, [n, d]: swiglu with "silu", geglu with "gelu" or "gelu_tanh". "swiglu_oai",
+    gpt-oss's: g = min(gate, 7), u = up within -7..7, g * sigmoid(1.702 g) * (u + 1)."""
+def add(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
+    """a + scale * b, any shape."""
+def scale(x: Tensor, factor: float, softcap: float = 0.0) -> Tensor:
+    """y = x * factor, any shape; softcap > 0: softcap * tanh(y / softcap), as Gemma 2 caps its logits."""
+def gather_columns(x: Tensor, index: Tensor, y: Optional[Tensor] = None) -> Tensor:
+    """x [n, w] and y [n, w2], row-strided views allowed, index i32 [m] -> [n, m]: column index of x, of y from w on, zeros for
+    -1. The index is a constant: a plan does not look at it again. Raises ValueError for an index outside."""
 def softmax(x: Tensor) -> Tensor: ...
 def log_softmax(x: Tensor) -> Tensor: ...
 def argmax(x: Tensor) -> Tensor:
