@@ -57,7 +57,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
 
 namespace {
 
-Quantized quantize(const char* op, const Tensor& x, bool tiled, bool sums) {
+Quantized quantize(const char* op, const Tensor& x, bool tiled, bool sums, int64_t sum_depth) {
     check_f32(op, "x", x, {-1, -1});
     const int64_t rows = x.dim(0), k = x.dim(1), depth = round_up(k, tile_depth);
     if (k < 1) fail(op, "x " + x.shape_text() + " has no columns");
@@ -65,16 +65,16 @@ Quantized quantize(const char* op, const Tensor& x, bool tiled, bool sums) {
     const int64_t stride = tiled || depth / tile_depth % 2 ? depth : depth + tile_depth;
     const int64_t places = tiled ? round_up(rows, code_tile_rows) : rows;
     Quantized q{Tensor({places, stride}, DType::i8), Tensor({places, (k + block_depth - 1) / block_depth}, DType::f32),
-                Tensor({sums ? rows : 0, depth / sub_depth}, DType::i16)};
+                Tensor({sums ? rows : 0, depth / sum_depth}, DType::i16)};
     QuantizeArgs a{x.data<float>(), q.codes.data<int8_t>(), q.scales.data<float>(), sums ? q.sums.data<int16_t>() : nullptr, k,
-                   x.row_stride(), stride, rows, tiled};
+                   x.row_stride(), stride, rows, tiled, sum_depth};
     submit(kernels().quantize, a, rows, grain_for(elements_a_piece, k));
     return q;
 }
 
 }  // namespace
 
-Quantized quantize(const Tensor& x) { return quantize("quantize", x, false, true); }
+Quantized quantize(const Tensor& x) { return quantize("quantize", x, false, true, sub_depth); }
 
 Tensor packed_linear(const Tensor& x, const PackedWeight& weight, const OptionalTensor& bias, const OptionalTensor& residual,
                      const std::string& kind) {
@@ -90,8 +90,8 @@ Tensor packed_linear(const Tensor& x, const PackedWeight& weight, const Optional
     }
     Tensor out({rows, n}, DType::f32);
     if (rows == 0) return out;
-    const bool tiled = kernels().code_tiles && rows > untiled_rows;
-    const Quantized q = quantize(op, x, tiled, !tiled || weight.format.zero != Zero::none);
+    const bool tiled = kernels().code_tiles && rows > untiled_rows && !of_k(weight.format.packing);
+    const Quantized q = quantize(op, x, tiled, !tiled || weight.format.zero != Zero::none, sum_depth(weight.format));
     PackedLinearArgs a{q.codes.data<int8_t>(), q.scales.data<float>(), q.sums.data<int16_t>(), weight.panels.data<uint8_t>(),
                        optional_data(bias), optional_data(residual), out.data<float>(), rows, weight.n, weight.k,
                        q.codes.row_stride(), n, weight.format, weight.gated,

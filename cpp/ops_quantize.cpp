@@ -7,7 +7,7 @@ namespace {
 constexpr int64_t rounding_pieces = 8;  // a thread, of a weight
 constexpr int64_t searched_rows = 16;   // a multiple of the rows every tier searches for side by side
 
-constexpr const char* packing_names[] = {"int4_two_level", "int4", "int8"};
+constexpr const char* packing_names[] = {"int4_two_level", "int4", "int8", "int4_k", "int8_k"};
 constexpr const char* zero_names[] = {"none", "integer", "real"};
 
 template <size_t count>
@@ -22,6 +22,12 @@ int32_t number_of(const char* op, const char* what, const std::string& name, con
 
 void check_format(const char* op, const WeightFormat& f) {
     const bool two_level = f.packing == Packing::int4_two_level;
+    if (of_k(f.packing)) {
+        if (f.group != 16 && f.group != 32) fail(op, "group is " + std::to_string(f.group) + "; expected 16 or 32");
+        if (f.zero == Zero::integer || f.scale_dtype != DType::f16)
+            fail(op, packing_name(f) + " has f16 scales and no zeros or real ones");
+        return;
+    }
     if (two_level ? f.group != block_depth : f.group != 32 && f.group != 64 && f.group != 128 && f.group != block_depth)
         fail(op, "group is " + std::to_string(f.group) + "; expected " + (two_level ? "256" : "32, 64, 128 or 256"));
     if (two_level && (f.zero != Zero::none || f.scale_dtype != DType::f16))
@@ -38,7 +44,7 @@ PackedWeight empty_packed(const char* op, int64_t n, int64_t k, const WeightForm
     return {Tensor({panels, panel_bytes(format, k)}, DType::u8), format, n, k, gated};
 }
 
-int64_t scale_count(int64_t k, const WeightFormat& f) { return (round_up(k, tile_depth) + f.group - 1) / f.group; }
+int64_t scale_count(int64_t k, const WeightFormat& f) { return (round_up(k, tile_depth) + scale_depth(f) - 1) / scale_depth(f); }
 
 }  // namespace
 
@@ -51,11 +57,16 @@ WeightFormat weight_format(const std::string& packing, int64_t group, const std:
 
 std::string packing_name(const WeightFormat& f) { return packing_names[int(f.packing)]; }
 
+static void check_rounded(const char* op, const WeightFormat& f) {
+    if (of_k(f.packing)) fail(op, "nothing rounds to " + packing_name(f) + "; take int4_two_level, int4 or int8");
+}
+
 PackedWeight quantize_weight(const Tensor& weight, const WeightFormat& format, bool gated) {
     const char* op = "quantize_weight";
     check_dtype(op, "weight", weight, {DType::f32, DType::f16, DType::bf16});
     check_shape(op, "weight", weight, {-1, -1});
     check_contiguous(op, "weight", weight);
+    check_rounded(op, format);
     if (format.zero != Zero::none) fail(op, "rounding makes no zeros");
     if (format.scale_dtype != DType::f16) fail(op, "rounding makes f16 scales");
     const int64_t n = weight.dim(0), k = weight.dim(1), depth = round_up(k, tile_depth);
@@ -97,6 +108,7 @@ RoundedWeight round_weight(const Tensor& weight, const WeightFormat& format, boo
     check_shape(op, "weight", weight, {-1, -1});
     check_contiguous(op, "weight", weight);
     const int64_t n = weight.dim(0), k = weight.dim(1), depth = round_up(k, tile_depth), groups = scale_count(k, format);
+    check_rounded(op, format);
     if (n < 1 || k < 1) fail(op, "weight is " + weight.shape_text() + ": nothing to round");
     const bool two_level = format.packing == Packing::int4_two_level, eight_bits = format.packing == Packing::int8;
     if (eight_bits && format.zero != Zero::none) fail(op, "int8 is rounded without zeros");
@@ -193,10 +205,11 @@ PackedWeight pack_weight(const Tensor& codes, const Tensor& scales, const Option
                          bool gated) {
     const char* op = "pack_weight";
     const bool two_level = format.packing == Packing::int4_two_level;
-    const int64_t depth = round_up(k, tile_depth), subs = depth / sub_depth;
-    const bool nibbles = format.packing != Packing::int8 && codes.rank() == 2 && codes.dim(1) == depth / 2;
+    const bool eight = eight_bits(format.packing), scaled = of_k(format.packing);
+    const int64_t depth = round_up(k, tile_depth), subs = depth / sum_depth(format);
+    const bool nibbles = !eight && !scaled && codes.rank() == 2 && codes.dim(1) == depth / 2;
     check_shape(op, "codes", codes, {-1, nibbles ? depth / 2 : depth});
-    check_dtype(op, "codes", codes, {format.packing == Packing::int8 ? DType::i8 : DType::u8});
+    check_dtype(op, "codes", codes, {eight ? DType::i8 : DType::u8});
     check_contiguous(op, "codes", codes);
     const int64_t n = codes.dim(0);
     PackedWeight packed = empty_packed(op, n, k, format, gated);
@@ -208,10 +221,10 @@ PackedWeight pack_weight(const Tensor& codes, const Tensor& scales, const Option
         check_contiguous(op, name, *t);
     };
     check_part("scales", scales, true, scale_count(k, format), format.scale_dtype);
-    check_part("subscales", subscales, two_level, nibbles ? subs / 2 : subs, DType::u8);
-    check_part("minima", minima, two_level, subs, DType::u8);
+    check_part("subscales", subscales, two_level || scaled, nibbles ? subs / 2 : subs, scaled ? DType::i8 : DType::u8);
+    check_part("minima", minima, two_level || (scaled && format.zero == Zero::real), subs, DType::u8);
     check_part("zeros", zeros, format.zero != Zero::none, scale_count(k, format),
-               format.zero == Zero::real ? format.scale_dtype : format.packing == Packing::int8 ? DType::i8 : DType::u8);
+               format.zero == Zero::real ? format.scale_dtype : eight ? DType::i8 : DType::u8);
     // Kernels count on these ranges: their sums of integers would not be exact beyond. Loops without a way out, which the
     // compiler turns into vectors: a model has a billion codes.
     auto check_most = [&](const char* name, const Tensor& t, int most) {
@@ -220,7 +233,7 @@ PackedWeight pack_weight(const Tensor& codes, const Tensor& scales, const Option
         for (int64_t i = 0; i < t.count(); i++) largest = std::max(largest, values[i]);
         if (largest > most) fail(op, std::string(name) + " holds " + std::to_string(largest) + "; expected 0 to " + std::to_string(most));
     };
-    if (format.packing != Packing::int8 && !nibbles) check_most("codes", codes, 15);
+    if (!eight && !nibbles) check_most("codes", codes, 15);
     if (two_level) {
         if (!nibbles) check_most("subscales", *subscales, 15);
         check_most("minima", *minima, 128);

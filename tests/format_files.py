@@ -12,6 +12,7 @@ from genkit.quant.formats import Format
 from genkit.quant.writers import writer
 from genkit.quant.writers.base import Source
 
+K_FORMATS = [Format(packing, group, zero) for packing in ("int4_k", "int8_k") for group in (16, 32) for zero in ("none", "real")]
 FORMATS = [Format("int4_two_level"), *(Format(packing, group, zero, scale) for packing in ("int4", "int8")
                                        for group in (32, 64, 128, 256) for zero in ("none", "integer", "real")
                                        for scale in ("f16", "bf16"))]
@@ -37,12 +38,18 @@ def bits_of(values, dtype):
 
 def random_codes(random, n, k, format):
     """Any codes a format has, scales of both signs; what is past k is random as well."""
-    depth, groups = depth_of(k), groups_of(k, format.group)
+    depth, groups = depth_of(k), groups_of(k, format.scale_group)
     scales = bits_of(random.standard_normal((n, groups), dtype=np.float32) * 0.01, format.scale_dtype)
-    if format.packing == "int8":
+    if format.eight_bits:
         codes = random.integers(-128, 128, (n, depth), dtype=np.int8)
     else:
         codes = random.integers(0, 16, (n, depth), dtype=np.uint8)
+    if format.of_k:
+        sc = random.integers(-128, 128, (n, depth // format.group), dtype=np.int8)
+        if format.zero == "none":
+            return Codes(format, k, codes, scales, sc)
+        dmin = bits_of(random.standard_normal((n, groups), dtype=np.float32) * 0.1, "f16")
+        return Codes(format, k, codes, scales, sc, random.integers(0, 256, sc.shape, dtype=np.uint8), dmin)
     if format.packing == "int4_two_level":
         u = random.integers(0, 16, (n, depth // SUB), dtype=np.uint8)
         low = np.maximum(15 * u.astype(int) - 127, 0)

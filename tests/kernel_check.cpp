@@ -488,7 +488,7 @@ void same(const std::string& what, const std::vector<T>& got, const std::vector<
 }
 
 std::string name_of(const WeightFormat& f) {
-    const char* packings[] = {"int4_two_level", "int4", "int8"};
+    const char* packings[] = {"int4_two_level", "int4", "int8", "int4_k", "int8_k"};
     const char* zeros[] = {"", " integer zeros", " real zeros"};
     return packings[int(f.packing)] + (" group " + std::to_string(f.group)) + zeros[int(f.zero)] +
            (f.scale_dtype == DType::bf16 ? " bf16" : "");
@@ -502,9 +502,13 @@ struct RandomCodes {
     std::vector<uint16_t> scales, real_zeros;
 
     RandomCodes(int64_t n_, int64_t k_, const WeightFormat& f_) : n(n_), k(k_), f(f_) {
-        const int64_t depth = round_up(k, tile_depth), groups = n * ((depth + f.group - 1) / f.group);
-        for (int64_t i = 0; i < n * depth; i++) codes.push_back(uint8_t(rng.below(f.packing == Packing::int8 ? 256 : 16)));
-        for (int64_t i = 0; i < n * depth / sub_depth; i++) {
+        const int64_t depth = round_up(k, tile_depth), groups = n * ((depth + scale_depth(f) - 1) / scale_depth(f));
+        for (int64_t i = 0; i < n * depth; i++) codes.push_back(uint8_t(rng.below(eight_bits(f.packing) ? 256 : 16)));
+        for (int64_t i = 0; of_k(f.packing) && i < n * depth / f.group; i++) {
+            u.push_back(uint8_t(rng.below(256)));
+            m.push_back(uint8_t(rng.below(256)));
+        }
+        for (int64_t i = 0; !of_k(f.packing) && i < n * depth / sub_depth; i++) {
             const int64_t sub = 1 + rng.below(15), least = 15 * sub > 127 ? 15 * sub - 127 : 0;
             u.push_back(uint8_t(sub));
             m.push_back(uint8_t(least + rng.below(129 - least)));
@@ -524,7 +528,7 @@ struct RandomCodes {
     }
 };
 
-void check_quantize(int64_t rows, int64_t k, bool tiled) {
+void check_quantize(int64_t rows, int64_t k, bool tiled, int64_t run = sub_depth) {
     const int64_t stride = k + 3, depth = round_up(k, tile_depth), places = tiled ? round_up(rows, code_tile_rows) : rows;
     std::vector<float> x = rng.normals(rows * stride, 2);
     if (rows > 3) {
@@ -535,12 +539,12 @@ void check_quantize(int64_t rows, int64_t k, bool tiled) {
         x[size_t(3 * stride + rng.below(k))] = rng.below(2) ? NAN : -INFINITY;
     }
     std::vector<int8_t> want(size_t(places * depth)), got(want.size(), tiled ? 77 : 0);
-    std::vector<int16_t> want_sums(size_t(rows * depth / sub_depth)), got_sums = want_sums;
+    std::vector<int16_t> want_sums(size_t(rows * depth / run)), got_sums = want_sums;
     std::vector<float> want_scales(size_t(places * ((k + block_depth - 1) / block_depth))), got_scales(want_scales.size(), 9);
-    plain.quantize({x.data(), want.data(), want_scales.data(), want_sums.data(), k, stride, depth, rows, tiled}, 0, rows);
+    plain.quantize({x.data(), want.data(), want_scales.data(), want_sums.data(), k, stride, depth, rows, tiled, run}, 0, rows);
     const int64_t middle = rng.below(rows + 1);
-    fast.quantize({x.data(), got.data(), got_scales.data(), got_sums.data(), k, stride, depth, rows, tiled}, 0, middle);
-    fast.quantize({x.data(), got.data(), got_scales.data(), got_sums.data(), k, stride, depth, rows, tiled}, middle, rows);
+    fast.quantize({x.data(), got.data(), got_scales.data(), got_sums.data(), k, stride, depth, rows, tiled, run}, 0, middle);
+    fast.quantize({x.data(), got.data(), got_scales.data(), got_sums.data(), k, stride, depth, rows, tiled, run}, middle, rows);
     const std::string what = std::string(tiled ? "tiled " : "") + "quantize " + std::to_string(rows) + " x " + std::to_string(k);
     same(what, got, want);
     same(what + " sums", got_sums, want_sums);
@@ -599,19 +603,19 @@ void check_packed(int64_t n, int64_t k, const WeightFormat& f, bool gated, std::
         const int64_t depth = round_up(k, tile_depth), stride = depth + 64, out_n = gated ? n / 2 : n, out_stride = out_n + 3;
         const std::vector<float> x = rng.normals(rows * k), bias = rng.normals(n);
         std::vector<int8_t> codes(size_t(rows * stride), 77);
-        std::vector<int16_t> sums(size_t(rows * depth / sub_depth));
+        std::vector<int16_t> sums(size_t(rows * depth / sum_depth(f)));
         std::vector<float> scales(size_t(rows * ((k + block_depth - 1) / block_depth)));
-        plain.quantize({x.data(), codes.data(), scales.data(), sums.data(), k, k, stride, rows, false}, 0, rows);
+        plain.quantize({x.data(), codes.data(), scales.data(), sums.data(), k, k, stride, rows, false, sum_depth(f)}, 0, rows);
         std::vector<float> want = rng.normals(rows * out_stride), got = want;
         PackedLinearArgs a{codes.data(), scales.data(), sums.data(), want_panels.data(), bias.data(),
                            gated ? nullptr : want.data(), want.data(), rows, n, k, stride, out_stride, f, gated, Activation::silu};
         plain.packed_linear(a, 0, panels);
         a.out = got.data();
         if (!gated) a.residual = got.data();
-        if (fast.code_tiles && rows > untiled_rows) {
+        if (fast.code_tiles && rows > untiled_rows && !of_k(f.packing)) {
             codes.assign(size_t(round_up(rows, code_tile_rows) * stride), 77);
             scales.assign(size_t(round_up(rows, code_tile_rows) * ((k + block_depth - 1) / block_depth)), 9);
-            plain.quantize({x.data(), codes.data(), scales.data(), sums.data(), k, k, stride, rows, true}, 0, rows);
+            plain.quantize({x.data(), codes.data(), scales.data(), sums.data(), k, k, stride, rows, true, sum_depth(f)}, 0, rows);
             a.codes = codes.data(), a.scales = scales.data(), a.tiled = true;
         }
         const int64_t split = rng.below(panels + 1);
@@ -625,11 +629,13 @@ void check_packed(int64_t n, int64_t k, const WeightFormat& f, bool gated, std::
 
 void check_integer_weights() {
     for (int64_t k : {1, 31, 64, 100, 256, 257, 600, 2048}) check_quantize(1 + rng.below(7), k, false), check_quantize(5, k, false);
+    for (int64_t k : {1, 100, 256, 600}) check_quantize(5, k, false, 16), check_quantize(19, k, true, 16);
     for (int64_t k : {1, 100, 256, 600}) check_quantize(9, k, true), check_quantize(16, k, true), check_quantize(37, k, true);
-    for (Packing packing : {Packing::int4_two_level, Packing::int4, Packing::int8}) {
-        for (int64_t group : {32, 64, 128, 256}) {
-            if (packing == Packing::int4_two_level && group != 256) continue;
+    for (Packing packing : {Packing::int4_two_level, Packing::int4, Packing::int8, Packing::int4_k, Packing::int8_k}) {
+        for (int64_t group : {16, 32, 64, 128, 256}) {
+            if (packing == Packing::int4_two_level ? group != 256 : of_k(packing) ? group > 32 : group == 16) continue;
             for (Zero zero : {Zero::none, Zero::integer, Zero::real}) {
+                if (of_k(packing)) continue;  // nothing rounds to them
                 if (packing != Packing::int4 && zero != Zero::none) continue;
                 for (DType dtype : {DType::f32, DType::f16, DType::bf16}) {
                     const bool brain = packing != Packing::int4_two_level && dtype == DType::bf16;
@@ -641,6 +647,7 @@ void check_integer_weights() {
             }
             for (Zero zero : {Zero::none, Zero::integer, Zero::real}) {
                 if (packing == Packing::int4_two_level && zero != Zero::none) continue;
+                if (of_k(packing) && zero == Zero::integer) continue;
                 const WeightFormat f{packing, group, zero, zero == Zero::integer ? DType::bf16 : DType::f16};
                 check_packed(1, 1, f, false, {1, 3});
                 check_packed(70, 330, f, false, {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 33});

@@ -3,9 +3,11 @@ outputs against float64 and, tier against tier, to the bit."""
 
 import numpy as np
 import pytest
+from format_files import K_FORMATS, random_codes
 from kernel_helpers import EPS, assert_within, bf16_bits, bf16_values, pytest_tier, same_bits, strided, tensor
 
 from genkit import _core
+from genkit.quant.codes import Codes
 
 tier = pytest_tier()
 
@@ -15,34 +17,49 @@ FORMATS = [TWO_LEVEL,
              for zero, scales in (("none", "f16"), ("integer", "bf16"), ("real", "f16"), ("real", "bf16"))),
            *(("int8", group, zero, scales) for group in (32, 64, 128, 256)
              for zero, scales in (("none", "f16"), ("integer", "f16"), ("real", "bf16")))]
+K_SPECS = [(form.packing, form.group, form.zero, form.scale_dtype) for form in K_FORMATS]
+FORMATS += K_SPECS
 FEW_FORMATS = [TWO_LEVEL, ("int4", 32, "none", "f16"), ("int4", 128, "integer", "f16"), ("int4", 64, "real", "bf16"),
-               ("int8", 256, "none", "f16"), ("int8", 64, "integer", "bf16"), ("int8", 128, "real", "f16")]
+               ("int8", 256, "none", "f16"), ("int8", 64, "integer", "bf16"), ("int8", 128, "real", "f16"),
+               *K_SPECS]
 
 
 def depth_of(k):
     return -(-k // 64) * 64
 
 
-class Codes:
+def of_k(spec):
+    return spec[0].endswith("_k")
+
+
+class RandomCodes:
     """A random weight in row-major codes, and what they stand for by the definition in packed.h, float64."""
 
     def __init__(self, rng, n, k, spec):
         packing, group, zero, scale_dtype = spec
         self.spec, self.n, self.k, depth = spec, n, k, depth_of(k)
-        groups, subs = -(-depth // group), depth // 32
+        shared = 256 if of_k(spec) else group
+        groups, subs = -(-depth // shared), depth // 32
         self.scales = self.real(rng.uniform(0.5, 1.5, (n, groups)) * 10.0 ** rng.uniform(-4, 0, (n, 1)), scale_dtype)
         self.scales[1][rng.random((n, groups)) < 0.3] *= -1
         self.scales[0][self.scales[1] < 0] |= 0x8000
         self.subscales = self.minima = self.zeros = None
         per_code = lambda a, size: np.repeat(a, size, 1)[:, :depth].astype(np.float64)
-        s = per_code(self.scales[1], group)
-        if packing == "int8":
+        s = per_code(self.scales[1], shared)
+        if packing.startswith("int8"):
             self.codes = rng.integers(-128, 128, (n, depth)).astype(np.int8)
             level = self.codes.astype(np.float64)
         else:
             self.codes = rng.integers(0, 16, (n, depth)).astype(np.uint8)
             level = self.codes.astype(np.float64)
-        if packing == "int4_two_level":
+        if of_k(spec):
+            self.subscales = rng.integers(-128, 128, (n, depth // group)).astype(np.int8)
+            values = s * per_code(self.subscales, group) * (level - (8 if (packing, zero) == ("int4_k", "none") else 0))
+            if zero == "real":
+                self.minima = rng.integers(0, 256, (n, depth // group)).astype(np.uint8)
+                self.zeros, dmin = self.real(rng.standard_normal((n, groups)), scale_dtype)
+                values = values - per_code(dmin, 256) * per_code(self.minima, group)
+        elif packing == "int4_two_level":
             self.subscales = rng.integers(1, 16, (n, subs)).astype(np.uint8)
             least = np.maximum(0, 15 * self.subscales.astype(int) - 127)
             self.minima = (least + np.floor(rng.random((n, subs)) * (129 - least))).astype(np.uint8)
@@ -86,8 +103,11 @@ def transcription(c, gated):
     depth, subs_of_zero = depth_of(c.k), {"none": 0, "integer": 1, "real": 2}[zero]
     half = c.n // 2
     panels = -(-half // 16) if gated else -(-c.n // 32)
-    tile = 2048 if packing == "int8" else 1024
+    eight, shared = packing.startswith("int8"), 256 if of_k(c.spec) else group
+    tile = 2048 if eight else 1024
     header = 448 if packing == "int4_two_level" else -(-(256 // group) * 32 * (2 + subs_of_zero) // 64) * 64
+    if of_k(c.spec):
+        header = (64 + 8192 // group) * (2 if zero == "real" else 1)
     out = []
     for panel in range(panels):
         rows = [panel * 16 + j % 16 + (half if j >= 16 else 0) if gated else panel * 32 + j for j in range(32)]
@@ -101,14 +121,23 @@ def transcription(c, gated):
             for j, row in enumerate(rows):
                 if row is None:
                     continue
-                for g in range(-(-count // group)):
-                    source = start // group + g
+                for g in range(-(-count // shared)):
+                    source = start // shared + g
                     head[(g * 32 + j) * 2:][:2] = np.frombuffer(c.scales[0][row, source].tobytes(), np.uint8)
-                    at = 256 // group * 64
+                    at = 256 // shared * 64
                     if zero == "integer":
                         head[at + g * 32 + j] = c.zeros[row, source].view(np.uint8)
                     if zero == "real":
                         head[at + (g * 32 + j) * 2:][:2] = np.frombuffer(c.zeros[row, source].tobytes(), np.uint8)
+                for g in range(count // group if of_k(c.spec) else 0):
+                    at = (64 if zero == "none" else 128) + g * group // 64 * (2048 // group)
+                    if group == 32:
+                        at += j * 2 + g % 2
+                    else:
+                        at += g % 2 * 64 + j * 2 + g % 4 // 2
+                    head[at] = c.subscales[row, start // group + g].view(np.uint8)
+                    if zero == "real":
+                        head[at + 8192 // group] = c.minima[row, start // group + g]
                 if packing == "int4_two_level":
                     for t in range(count // 64):
                         u, m = (a[row, start // 32 + 2 * t:][:2] for a in (c.subscales, c.minima))
@@ -116,7 +145,7 @@ def transcription(c, gated):
                         head[192 + t * 64 + 2 * j:][:2] = m
                 for k in range(count):
                     t, inner, code = k // 64, k % 64, int(c.codes[row, start + k])
-                    if packing == "int8":
+                    if eight:
                         body[t, j // 16 * 1024 + inner // 4 * 64 + j % 16 * 4 + inner % 4] = code & 255
                     else:
                         body[t, j // 16 * 512 + inner % 32 // 4 * 64 + j % 16 * 4 + inner % 4] |= code << (4 if inner >= 32 else 0)
@@ -128,7 +157,7 @@ def transcription(c, gated):
 def test_panels_lie_as_documented(tier, spec):
     rng = np.random.default_rng(1)
     for n, k, gated in ((1, 1, False), (33, 70, False), (34, 330, True), (66, 600, False)):
-        c = Codes(rng, n, k, spec)
+        c = RandomCodes(rng, n, k, spec)
         packed = c.packed(gated)
         assert packed.shape == (n, k) and packed.gated == gated
         assert np.array_equal(packed.panels.numpy(), transcription(c, gated)), (n, k, gated)
@@ -136,6 +165,16 @@ def test_panels_lie_as_documented(tier, spec):
         got = _core.unpack(_core.Tensor.from_numpy(ids.astype(np.int32)), packed).numpy()
         size = np.abs(c.values[ids]) + (np.abs(c.values).max() if spec[2] == "real" else 0)
         assert_within(got, c.values[ids], EPS * size)
+
+
+@pytest.mark.parametrize("form", K_FORMATS, ids=str)
+def test_codes_in_numpy_stand_for_the_same(tier, form):
+    rng = np.random.default_rng(11)
+    for n, k in ((1, 16), (5, 300), (40, 512)):
+        codes = random_codes(rng, n, k, form)
+        packed = Codes.stack([codes.rows(0, n // 2), codes.rows(n // 2, n)]).pack()
+        assert same_bits(_core.unpack(_core.Tensor.from_numpy(np.arange(n, dtype=np.int32)), packed).numpy(), codes.dequantize())
+    assert random_codes(rng, 64, 512, form).pack().nbytes * 8 == 64 * 512 * form.bits
 
 
 def quantized(x):
@@ -170,7 +209,7 @@ def test_activations(tier):
 
 
 def problem(rng, spec, rows, n, k, gated=False):
-    c = Codes(rng, n, k, spec)
+    c = RandomCodes(rng, n, k, spec)
     x = (rng.standard_normal((rows, k)) * 10.0 ** rng.uniform(-2, 2, (rows, 1))).astype(np.float32)
     return c, x
 
@@ -260,10 +299,15 @@ def test_extremes_stay_exact(tier):
     """The largest sums the formats allow: nothing saturates, nothing wraps."""
     for spec in FEW_FORMATS:
         rng = np.random.default_rng(6)
-        c = Codes(rng, 64, 512, spec)
-        c.codes[:] = 127 if spec[0] == "int8" else 15
-        c.codes[32:] = -128 if spec[0] == "int8" else 0
-        if c.subscales is not None:
+        c = RandomCodes(rng, 64, 512, spec)
+        eight = spec[0].startswith("int8")
+        c.codes[:] = 127 if eight else 15
+        c.codes[32:] = -128 if eight else 0
+        if of_k(spec):
+            c.subscales[:] = np.where(np.arange(64) % 2, -128, 127)[:, None]
+            if c.minima is not None:
+                c.minima[:] = 255
+        elif c.subscales is not None:
             c.subscales[:], c.minima[:] = 15, 98
             c.minima[32:] = 128
         if c.zeros is not None and spec[2] == "integer":
@@ -276,6 +320,8 @@ def test_extremes_stay_exact(tier):
         values = _core.unpack(ids, packed).numpy().astype(np.float64)
         want, size = x.astype(np.float64) @ values.T, np.abs(x).astype(np.float64) @ np.abs(values).T
         size += np.abs(x).sum(1, keepdims=True) * (16 if spec[0] == "int4" else 256) * np.abs(c.scales[1]).max(1)
+        if of_k(spec) and spec[2] == "real":
+            size += np.abs(x).sum(1, keepdims=True) * 255 * np.abs(c.zeros.view(np.float16).astype(float)).max(1)
         assert_within(_core.packed_linear(tensor(x), packed).numpy(), want, EPS * 40 * size, str(spec))
         assert_within(_core.packed_linear(tensor(x[:1]), packed).numpy(), want[:1], EPS * 40 * size[:1], str(spec))
 
@@ -346,11 +392,17 @@ def test_weights_that_are_not_numbers_make_their_rows_so(tier):
 
 def test_bad_arguments_name_themselves():
     rng = np.random.default_rng(10)
-    packed = Codes(rng, 32, 64, TWO_LEVEL).packed()
-    with pytest.raises(ValueError, match=r"packing is 'int3'; known: int4_two_level, int4, int8"):
+    packed = RandomCodes(rng, 32, 64, TWO_LEVEL).packed()
+    with pytest.raises(ValueError, match=r"packing is 'int3'; known: int4_two_level, int4, int8, int4_k, int8_k"):
         _core.WeightFormat("int3", 32)
     with pytest.raises(ValueError, match="group is 48"):
         _core.WeightFormat("int4", 48)
+    for wrong, words in ((("int4_k", 64), "group is 64; expected 16 or 32"), (("int8_k", 16, "integer"), "int8_k has f16 scales"),
+                         (("int4_k", 32, "none", "bf16"), "int4_k has f16 scales")):
+        with pytest.raises(ValueError, match=words):
+            _core.WeightFormat(*wrong)
+    with pytest.raises(ValueError, match="nothing rounds to int8_k"):
+        _core.quantize_weight(tensor(np.ones((3, 64))), _core.WeightFormat("int8_k", 16))
     with pytest.raises(ValueError, match=r"x is \[1, 65\]"):
         _core.packed_linear(tensor(np.ones((1, 65))), packed)
     with pytest.raises(ValueError, match="gated weight needs its activation"):
@@ -359,7 +411,7 @@ def test_bad_arguments_name_themselves():
         _core.quantize_weight(tensor(np.ones((3, 64))), _core.WeightFormat("int8", 256), gated=True)
     with pytest.raises(ValueError, match="rounding makes f16 scales"):
         _core.quantize_weight(tensor(np.ones((3, 64))), _core.WeightFormat("int8", 256, scale_dtype="bf16"))
-    c = Codes(rng, 4, 64, ("int4", 32, "none", "f16"))
+    c = RandomCodes(rng, 4, 64, ("int4", 32, "none", "f16"))
     c.codes[2, 5] = 16
     with pytest.raises(ValueError, match="codes holds 16"):
         c.packed()

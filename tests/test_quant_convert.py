@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from format_files import FORMATS, bits_of, random_codes
+from format_files import FORMATS, K_FORMATS, bits_of, random_codes
 
 from genkit.quant.codes import SUB, widen
 from genkit.quant.convert import possible, regroup
@@ -127,3 +127,13 @@ def test_scales_beyond_the_type():
     codes.scales[1, 1] = 0x7FC0
     got, change = regroup(codes, Format("int8", 32))
     assert np.isnan(got.dequantize()[1, 32:]).all() and change < 2.0**-11
+
+
+def test_scales_of_k_quants_stay_as_they_are():
+    for k_format in K_FORMATS:
+        codes = random_codes(RANDOM, 3, 64, k_format)
+        assert possible(k_format, k_format) and regroup(codes, k_format) == (codes, 0.0)
+        for other in (Format("int8", 32, "real"), Format("int4_two_level")):
+            assert not possible(k_format, other) and not possible(other, k_format)
+            with pytest.raises(ValueError, match="rounded anew"):
+                regroup(codes, other)

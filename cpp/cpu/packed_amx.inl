@@ -475,6 +475,7 @@ void many_rows_of(const PackedLinearArgs& a, int64_t begin, int64_t end) {
 }
 
 void packed_linear(const PackedLinearArgs& a, int64_t begin, int64_t end) {
+    if (of_k(a.format.packing)) return below.packed_linear(a, begin, end);
     if (!a.tiled) {
         const bool corrected = a.format.zero == Zero::real || (a.format.packing == Packing::int8 && a.format.zero != Zero::none);
         if (a.rows < tile_rows_least(a.format.packing) || corrected || a.format.group == sub_depth || begin == end) return below.packed_linear(a, begin, end);
@@ -482,11 +483,13 @@ void packed_linear(const PackedLinearArgs& a, int64_t begin, int64_t end) {
             case Packing::int4_two_level: return few_rows_in_tiles<Packing::int4_two_level>(a, begin, end);
             case Packing::int4: return few_rows_in_tiles<Packing::int4>(a, begin, end);
             case Packing::int8: return few_rows_in_tiles<Packing::int8>(a, begin, end);
+            default: break;
         }
     }
     switch (a.format.packing) {
         case Packing::int4_two_level: return many_rows_of<Packing::int4_two_level>(a, begin, end);
         case Packing::int4: return many_rows_of<Packing::int4>(a, begin, end);
         case Packing::int8: return many_rows_of<Packing::int8>(a, begin, end);
+        default: break;
     }
 }

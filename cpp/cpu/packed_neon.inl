@@ -177,5 +177,7 @@ void packed_linear(const PackedLinearArgs& a, int64_t begin, int64_t end) {
         case Packing::int4_two_level: return packed_linear_of<Packing::int4_two_level>(a, begin, end);
         case Packing::int4: return packed_linear_of<Packing::int4>(a, begin, end);
         case Packing::int8: return packed_linear_of<Packing::int8>(a, begin, end);
+        case Packing::int4_k:
+        case Packing::int8_k: return below.packed_linear(a, begin, end);
     }
 }

@@ -9,8 +9,15 @@ INLINE bool all_finite(vec size) { return bits(less(size, set1(infinity))) == ~0
 
 constexpr int64_t fetched_ahead = 512;  // floats
 
-// tile_step: from the first of 64 codes to the first of the next 64. sums may be null.
-INLINE void quantize_block(const float* x, int64_t subs, int8_t* codes, int64_t tile_step, float* scale, int16_t* sums) {
+// The sum of 16 codes.
+INLINE int16_t sum16(const int8_t* codes) {
+    int sum = 0;
+    for (int64_t i = 0; i < 16; i++) sum += codes[i];
+    return int16_t(sum);
+}
+
+// tile_step: from the first of 64 codes to the first of the next 64. sums may be null; halves: they are of 16 codes.
+INLINE void quantize_block(const float* x, int64_t subs, int8_t* codes, int64_t tile_step, float* scale, int16_t* sums, bool halves) {
     vec size = zero(), size1 = zero();
     for (int64_t i = 0; i < subs * sub_depth; i += 2 * lanes) {
         size = max_size(abs(load(x + i)), size);
@@ -23,7 +30,7 @@ INLINE void quantize_block(const float* x, int64_t subs, int8_t* codes, int64_t 
     if (!(largest >= 0x1p-100f)) {
         *scale = finite ? 0.0f : __builtin_nanf("");
         for (int64_t sub = 0; sub < subs; sub += 2) __builtin_memset(codes + sub / 2 * tile_step, 0, tile_depth);
-        if (sums) __builtin_memset(sums, 0, size_t(subs) * sizeof(int16_t));
+        if (sums) __builtin_memset(sums, 0, size_t(subs) * (halves ? 2 : 1) * sizeof(int16_t));
         return;
     }
     *scale = largest / 127.0f;
@@ -32,8 +39,11 @@ INLINE void quantize_block(const float* x, int64_t subs, int8_t* codes, int64_t 
         vec v[sub_vecs];
         for (int64_t i = 0; i < sub_vecs; i++) v[i] = load(x + sub * sub_depth + i * lanes) * inverse;
         const bytes b = round_bytes(v);
-        store(codes + sub / 2 * tile_step + sub % 2 * sub_depth, b);
-        if (sums) sums[sub] = int16_t(sum(b));
+        int8_t* to = codes + sub / 2 * tile_step + sub % 2 * sub_depth;
+        store(to, b);
+        if (!sums) continue;
+        if (halves) sums[2 * sub] = sum16(to), sums[2 * sub + 1] = sum16(to + 16);
+        else sums[sub] = int16_t(sum(b));
     }
 }
 
@@ -47,20 +57,21 @@ INLINE int64_t padded_block(const T* in, int64_t count, float* out) {
 }
 
 void quantize(const QuantizeArgs& a, int64_t begin, int64_t end) {
-    const int64_t blocks = (a.k + block_depth - 1) / block_depth, subs = round_up(a.k, tile_depth) / sub_depth;
+    const int64_t blocks = (a.k + block_depth - 1) / block_depth, row_sums = round_up(a.k, tile_depth) / a.sum_depth;
+    const bool halves = a.sum_depth != sub_depth;
     const int64_t tile_step = a.tiled ? code_tile_rows * tile_depth : tile_depth;
     for (int64_t r = begin; r < end; r++) {
         for (int64_t b = 0; b < blocks; b++) {
             const float* x = a.x + r * a.x_stride + b * block_depth;
             int8_t* codes = a.codes + code_index(a, r, b * block_depth);
             float* scale = a.scales + scale_index(a, r, b);
-            int16_t* sums = a.sums ? a.sums + r * subs + b * (block_depth / sub_depth) : nullptr;
+            int16_t* sums = a.sums ? a.sums + r * row_sums + b * (block_depth / a.sum_depth) : nullptr;
             if ((b + 1) * block_depth <= a.k) {
-                quantize_block(x, block_depth / sub_depth, codes, tile_step, scale, sums);
+                quantize_block(x, block_depth / sub_depth, codes, tile_step, scale, sums, halves);
             } else {
                 alignas(64) float padded[block_depth];
                 const int64_t rest = padded_block(x, a.k - b * block_depth, padded);
-                quantize_block(padded, rest, codes, tile_step, scale, sums);
+                quantize_block(padded, rest, codes, tile_step, scale, sums, halves);
             }
         }
     }
@@ -210,13 +221,18 @@ INLINE int64_t panel_row(int64_t panel, int64_t column, int64_t n, bool gated) {
 // Column `column` of a block's header, from the row at `row`; `from` is the block's first code, `subs` its sub-blocks.
 INLINE void pack_header(const PackArgs& a, uint8_t* header, int64_t column, int64_t row, int64_t from, int64_t subs) {
     const WeightFormat& f = a.format;
-    const int64_t depth = round_up(a.k, tile_depth), row_groups = (depth + f.group - 1) / f.group;
-    uint8_t* zeros = header + block_depth / f.group * panel_outputs * 2;
-    for (int64_t g = 0; g * f.group < subs * sub_depth; g++) {
-        const int64_t at = g * panel_outputs + column, source = row * row_groups + from / f.group + g;
+    const int64_t depth = round_up(a.k, tile_depth), shared = scale_depth(f), row_groups = (depth + shared - 1) / shared;
+    uint8_t* zeros = header + block_depth / shared * panel_outputs * 2;
+    for (int64_t g = 0; g * shared < subs * sub_depth; g++) {
+        const int64_t at = g * panel_outputs + column, source = row * row_groups + from / shared + g;
         __builtin_memcpy(header + at * 2, a.in.scales + source, 2);
         if (f.zero == Zero::integer) zeros[at] = static_cast<const uint8_t*>(a.in.zeros)[source];
         if (f.zero == Zero::real) __builtin_memcpy(zeros + at * 2, static_cast<const uint16_t*>(a.in.zeros) + source, 2);
+    }
+    for (int64_t k = 0; of_k(f.packing) && k < subs * sub_depth; k += f.group) {
+        const int64_t source = (row * depth + from + k) / f.group, at = k_index(f, k, column);
+        header[k_scales_at(f) + at] = a.in.subscales[source];
+        if (f.zero == Zero::real) header[k_minima_at(f) + at] = a.in.minima[source];
     }
     if (f.packing != Packing::int4_two_level) return;
     const uint8_t* u = a.in.subscales + (row * depth + from) / sub_depth;
@@ -245,10 +261,10 @@ void pack(const PackArgs& a, int64_t begin, int64_t end) {
                 }
                 for (int64_t t = 0; t < tiles; t++) {
                     uint8_t* lines = header + header_bytes(f) + t * tile_bytes(f.packing) + half * (tile_bytes(f.packing) / 2);
-                    for (int64_t l = 0; l < (f.packing == Packing::int8 ? 16 : 8); l++) {
+                    for (int64_t l = 0; l < (eight_bits(f.packing) ? 16 : 8); l++) {
                         for (int64_t j = 0; j < 16; j++) {
                             const uint8_t* c = codes[j] + t * tile_depth + l * 4;
-                            const uint32_t word = f.packing == Packing::int8 ? load_word(c) : load_word(c) | load_word(c + 32) << 4;
+                            const uint32_t word = eight_bits(f.packing) ? load_word(c) : load_word(c) | load_word(c + 32) << 4;
                             __builtin_memcpy(lines + l * 64 + j * 4, &word, sizeof word);
                         }
                     }
@@ -260,7 +276,8 @@ void pack(const PackArgs& a, int64_t begin, int64_t end) {
 
 void unpack(const UnpackArgs& a, int64_t begin, int64_t end) {
     const WeightFormat& f = a.format;
-    const bool eight_bits = f.packing == Packing::int8, two_level = f.packing == Packing::int4_two_level;
+    const bool bytes = eight_bits(f.packing), two_level = f.packing == Packing::int4_two_level;
+    const int64_t shared = scale_depth(f), run = sum_depth(f);  // what one scale, and one zero, are good for
     for (int64_t r = begin; r < end; r++) {
         const int64_t half = a.gated ? a.n / 2 : a.n, i = a.ids[r] < half ? a.ids[r] : a.ids[r] - half;
         const int64_t panel = a.gated ? i / 16 : i / panel_outputs;
@@ -271,15 +288,15 @@ void unpack(const UnpackArgs& a, int64_t begin, int64_t end) {
             const uint8_t* lines = header + header_bytes(f) + t * tile_bytes(f.packing) +
                                    column / 16 * (tile_bytes(f.packing) / 2) + column % 16 * 4;
             alignas(64) uint8_t codes[tile_depth];
-            for (int64_t l = 0; l < (eight_bits ? 16 : 8); l++) {
-                const uint32_t word = load_word(lines + l * 64), low = eight_bits ? word : word & 0x0f0f0f0fu;
+            for (int64_t l = 0; l < (bytes ? 16 : 8); l++) {
+                const uint32_t word = load_word(lines + l * 64), low = bytes ? word : word & 0x0f0f0f0fu;
                 const uint32_t high = word >> 4 & 0x0f0f0f0fu;
                 __builtin_memcpy(codes + l * 4, &low, 4);
-                if (!eight_bits) __builtin_memcpy(codes + 32 + l * 4, &high, 4);
+                if (!bytes) __builtin_memcpy(codes + 32 + l * 4, &high, 4);
             }
-            for (int64_t sub = 0; sub < 2 && from + sub * sub_depth < a.k; sub++) {
-                const int64_t at = (t * tile_depth + sub * sub_depth) / f.group * panel_outputs + column;
-                const uint8_t* zeros = header + block_depth / f.group * panel_outputs * 2;
+            for (int64_t inner = 0; inner < tile_depth && from + inner < a.k; inner += run) {
+                const int64_t k = t * tile_depth + inner, sub = inner / sub_depth, at = k / shared * panel_outputs + column;
+                const uint8_t* zeros = header + block_depth / shared * panel_outputs * 2;
                 auto real = [&](const uint8_t* p) {
                     uint16_t bits;
                     __builtin_memcpy(&bits, p, 2);
@@ -290,18 +307,23 @@ void unpack(const UnpackArgs& a, int64_t begin, int64_t end) {
                     return wide[0];
                 };
                 const uint8_t u = header[64 + t * 32 + column];
-                const vec scale = set1(real(header + at * 2)), b = set1(f.zero == Zero::real ? real(zeros + at * 2) : 0.0f);
+                float s = real(header + at * 2), added = f.zero == Zero::real ? real(zeros + at * 2) : 0.0f;
+                if (of_k(f.packing)) {
+                    s = s * float(int8_t(header[k_scales_at(f) + k_index(f, k, column)]));
+                    if (f.zero == Zero::real) added = -(added * float(header[k_minima_at(f) + k_index(f, k, column)]));
+                }
+                const vec scale = set1(s), b = set1(added);
                 const vec step = set1(!two_level ? 1.0f : float(sub ? u >> 4 : u & 15));
                 const vec zero_code = set1(two_level               ? float(header[192 + t * 64 + column * 2 + sub])
-                                           : f.zero == Zero::none    ? (eight_bits ? 0.0f : 8.0f)
+                                           : f.zero == Zero::none    ? (bytes ? 0.0f : 8.0f)
                                            : f.zero == Zero::real    ? 0.0f
-                                           : eight_bits              ? float(int8_t(zeros[at]))
+                                           : bytes                   ? float(int8_t(zeros[at]))
                                                                      : float(zeros[at]));
-                float* out = a.out + r * a.k + from + sub * sub_depth;
-                const int64_t count = a.k - from - sub * sub_depth < sub_depth ? a.k - from - sub * sub_depth : sub_depth;
+                float* out = a.out + r * a.k + from + inner;
+                const int64_t count = a.k - from - inner < run ? a.k - from - inner : run;
                 each(0, count, [&](int64_t j, auto n) {
-                    const uint8_t* c = codes + sub * sub_depth + j;
-                    const vec code = eight_bits ? load(reinterpret_cast<const int8_t*>(c)) : load(c);
+                    const uint8_t* c = codes + inner + j;
+                    const vec code = bytes ? load(reinterpret_cast<const int8_t*>(c)) : load(c);
                     const vec value = (code * step - zero_code) * scale;
                     store(out + j, f.zero == Zero::real ? value + b : value, n);
                 });

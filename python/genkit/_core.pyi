@@ -53,7 +53,8 @@ class WeightFormat:
     """What the codes of a packed weight mean (cpp/packed.h; quant/formats.py has the words)."""
 
     def __init__(self, packing: str, group: int, zero: str = "none", scale_dtype: str = "f16") -> None:
-        """packing: "int4_two_level" (group 256), "int4" or "int8"; group: 32, 64, 128 or 256 along k; zero: "none",
+        """packing: "int4_two_level" (group 256), "int4" or "int8"; group: 32, 64, 128 or 256 along k, or "int4_k" or "int8_k",
+        16 or 32, zero "none" or "real", scales f16; zero: "none",
         "integer" or "real"; scale_dtype: "f16" or "bf16". Raises ValueError for what there is not."""
 
 class PackedWeight:

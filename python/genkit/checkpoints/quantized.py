@@ -42,7 +42,7 @@ class Stored:
     def info(self) -> "TensorInfo":
         """It as one tensor, of dtype "int4" or "int8"."""
         parts = list(self.parts.values())
-        label = self.label or ("int8" if self.format.packing == "int8" else "int4")
+        label = self.label or ("int8" if self.format.eight_bits else "int4")
         return replace(parts[0], dtype=label, shape=self.shape, nbytes=sum(info.nbytes for info in parts))
 
 

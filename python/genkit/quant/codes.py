@@ -40,8 +40,9 @@ def widen(bits: np.ndarray, dtype: str) -> np.ndarray:
 class Codes:
     """Codes of a matrix [n, k]. What is past k is padding: codes and zeros of it mean nothing.
 
-    codes u8 (int8: i8) [n, depth]; scales u16 bits of format.scale_dtype [n, groups]; two-level: subscales and minima u8
-    [n, depth / 32]; zeros, where the format has them: u8 (int8: i8) or u16 bits [n, groups].
+    codes u8 (int8, int8_k: i8) [n, depth]; scales u16 bits of format.scale_dtype [n, groups]; two-level: subscales and minima
+    u8 [n, depth / 32]; zeros, where the format has them: u8 (int8: i8) or u16 bits [n, groups]. int4_k, int8_k: scales d
+    [n, ceil(depth / 256)], subscales sc i8 [n, depth / group], with real zeros minima m u8 as subscales, zeros dmin as scales.
     """
 
     format: Format
@@ -80,6 +81,8 @@ class Codes:
         sum, as the core's unpack does."""
         f = self.format
         q = self.codes.astype(np.float32)
+        if f.of_k:
+            return self._dequantize_k(q)
         if f.packing == "int4_two_level":
             q = q * np.repeat(self.subscales, SUB, 1) - np.repeat(self.minima, SUB, 1).astype(np.float32)
         elif f.zero == "integer":
@@ -91,8 +94,17 @@ class Codes:
             q += self._spread(widen(self.zeros, f.scale_dtype))
         return q[:, : self.k]
 
+    def _dequantize_k(self, q: np.ndarray) -> np.ndarray:
+        f = self.format
+        if f.packing == "int4_k" and f.zero == "none":
+            q -= 8
+        q *= self._spread(widen(self.scales, "f16")) * np.repeat(self.subscales, f.group, 1)
+        if f.zero == "real":
+            q -= self._spread(widen(self.zeros, "f16")) * np.repeat(self.minima, f.group, 1)
+        return q[:, : self.k]
+
     def _spread(self, per_group: np.ndarray) -> np.ndarray:
-        return np.repeat(per_group, self.format.group, 1)[:, : self.codes.shape[1]]
+        return np.repeat(per_group, self.format.scale_group, 1)[:, : self.codes.shape[1]]
 
     def pack(self, gated: bool = False) -> "PackedWeight":
         """For the kernels. Raises ValueError for codes, subscales, minima or zeros out of their range, MemoryError."""

@@ -20,6 +20,8 @@ def possible(source: Format, target: Format) -> bool:
     """Whether any codes of one format have a place in another. Scales may be rounded on the way, codes are not."""
     if source == target:
         return True
+    if source.of_k or target.of_k:
+        return False
     if target.packing == "int4_two_level" or (source.packing == "int8" and target.packing == "int4"):
         return False
     if target.group > (SUB if source.packing == "int4_two_level" and target.packing == "int4" else source.group):
@@ -41,7 +43,7 @@ def regroup(codes: Codes, format: Format) -> tuple[Codes, float]:
     f = codes.format
     if f == format:
         return codes, 0.0
-    if format.packing == "int4_two_level" or (f.packing == "int8" and format.packing == "int4"):
+    if f.of_k or format.of_k or format.packing == "int4_two_level" or (f.packing == "int8" and format.packing == "int4"):
         raise ValueError(f"{f.packing} codes would have to be rounded anew to {format.packing}")
     if f.packing != format.packing and format.packing == "int8":
         codes = _to_int8(codes)
