@@ -228,10 +228,14 @@ class Checkpoint:
         """Rows [begin, end) of a matrix in codes; only they are read where the file has row after row."""
         return self._decoded_rows(name, shape, begin, end)
 
+    def by_rows(self, name: str) -> bool:
+        """Whether rows of a matrix in codes lie one after the other, so that some can be read without the others."""
+        stored = self.quantized[name]
+        return all(len(part.shape) == 1 or part.shape[0] == stored.shape[0] for part in stored.parts.values())
+
     def _decoded_rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> "Codes | np.ndarray":
         info, stored = self._info(name, shape), self.quantized[name]
-        matrices = [part for part in stored.parts.values() if len(part.shape) > 1]
-        whole = (begin, end) == (0, shape[0]) or any(part.shape[0] != shape[0] for part in matrices)
+        whole = (begin, end) == (0, shape[0]) or not self.by_rows(name)
         parts = {role: self.array(part if whole or len(part.shape) == 1 else _rows_of(part, begin, end), name)
                  for role, part in stored.parts.items()}
         try:
@@ -244,11 +248,11 @@ class Checkpoint:
             return decoded
         return decoded[begin:end] if stored.format is None else decoded.rows(begin, end)
 
-    def load_rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> "Tensor":
-        """Rows [begin, end) of a matrix, as `load` gives it."""
+    def load_rows(self, name: str, shape: tuple[int, ...], begin: int, end: int, *, exact: bool = False) -> "Tensor":
+        """Rows [begin, end) of a tensor, as `load` gives it. exact: codes become f32, which holds what they stand for."""
         info = self._info(name, shape)
         if name in self.quantized:
-            return self._widened(self._decoded_rows(name, shape, begin, end))
+            return self._widened(self._decoded_rows(name, shape, begin, end), exact)
         result = self._allocate((end - begin, *shape[1:]), info.dtype, name)
         self._read(name, _rows_of(info, begin, end), result)
         return result
@@ -319,13 +323,13 @@ class Checkpoint:
         return result
 
     @staticmethod
-    def _widened(decoded: "Codes | np.ndarray") -> "Tensor":
+    def _widened(decoded: "Codes | np.ndarray", exact: bool = False) -> "Tensor":
         import numpy as np
 
         from genkit._core import Tensor, convert
 
-        values = Tensor.from_numpy(decoded if isinstance(decoded, np.ndarray) else decoded.dequantize())
-        return values if np.abs(values.numpy()).max(initial=0) > F16_MAX else convert(values, "f16")
+        values = Tensor.from_numpy(np.ascontiguousarray(decoded if isinstance(decoded, np.ndarray) else decoded.dequantize()))
+        return values if exact or np.abs(values.numpy()).max(initial=0) > F16_MAX else convert(values, "f16")
 
     def _info(self, name: str, shape: Iterable[int]) -> TensorInfo:
         info = self.tensors.get(name)

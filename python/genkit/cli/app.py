@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from genkit.cli import evaluate
+from genkit.cli.convert import convert
 from genkit.cli.doctor import doctor
 from genkit.cli.generate import generate
 from genkit.cli.help import GroupedCommand
@@ -41,6 +42,6 @@ def genkit(
         raise typer.Exit(2)
 
 
-for command in (generate, quantize, inspect, verify, doctor, train):
+for command in (generate, quantize, convert, inspect, verify, doctor, train):
     app.command(cls=GroupedCommand)(command)
 app.add_typer(evaluate.app, name="eval")

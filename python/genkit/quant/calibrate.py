@@ -177,7 +177,8 @@ def _scaled_layer(run: Run, watch: Watch, folds: "list[Fold]") -> None:
             _put(run, name, round_matrix(weight, kind, True, importance), "awq" if (scales != 1).any() or name in rows else "search")
         else:
             stored = weight.T if name in plan.roles.transposed else weight
-            run.put(name, iter([(0, len(stored), run.converted(Tensor.from_numpy(np.ascontiguousarray(stored)), kind))]), "converted")
+            made = run.converted(Tensor.from_numpy(np.ascontiguousarray(stored)), kind, name)
+            run.put(name, iter([(0, len(stored), made)]), "converted")
 
 
 def _fold_norm(run: Run, fold: "Fold", scales: np.ndarray) -> np.ndarray:
@@ -191,7 +192,7 @@ def _fold_norm(run: Run, fold: "Fold", scales: np.ndarray) -> np.ndarray:
         written.append((fold.norm_bias, plan.checkpoint.load_f32(fold.norm_bias, plan.roles.shape(fold.norm_bias)).numpy() / scales))
     for name, values in written:
         if name not in run.finished:
-            run.put(name, iter([(0, len(values), run.converted(Tensor.from_numpy(values), plan.kinds[name]))]), "awq")
+            run.put(name, iter([(0, len(values), run.converted(Tensor.from_numpy(values), plan.kinds[name], name))]), "awq")
     return scales
 
 

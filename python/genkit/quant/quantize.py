@@ -92,6 +92,7 @@ class Plan:
     arrays: dict[str, list[Array]]
     files: list[File]
     notes: list[str] = field(default_factory=list)
+    same: set[str] = field(default_factory=set)  # matrices whose codes go over as they are
     regrouped: float = 0.0  # largest relative change of a scale where codes were kept
 
     @property
@@ -130,16 +131,27 @@ def make_plan(path: Path, fields: "Fields", checkpoint: "Checkpoint", recipe: Re
             listed = ", ".join(f"{name} {describe(plan.kinds[name])}" for name in names)
             raise UsageError(f"--tensor: {listed}: these are multiplied as one; give them one type")
     _head_note(plan)
-    for name, shape in found.others.items():
-        plan.kinds[name] = made.plain(name, shape, checkpoint.tensors[name].dtype)
-    order = sorted(plan.kinds, key=lambda name: (found.layers.get(name, -1), name not in found.matrices))
-    for name in order:
-        plan.arrays[name] = made.arrays(name, found.shape(name), plan.kinds[name])
-    plan.files = made.files([array for arrays in plan.arrays.values() for array in arrays], plan.kinds)
-    plan.notes += made.notes
+    plan.same = {name for name, stored in checkpoint.quantized.items()
+                 if isinstance(kind := plan.kinds.get(name), Format) and stored.format and possible(stored.format, kind)}
+    lay_out(plan)
     if checkpoint.quantized and not recipe.requantize:
         _check_rewrite(plan)
     return plan
+
+
+def lay_out(plan: Plan) -> None:
+    """Where everything goes, once it is known what the matrices become. Other tensors stay what they are, where nobody has
+    said otherwise."""
+    found, made = plan.roles, plan.writer
+    for name, shape in found.others.items():
+        dtype = plan.checkpoint.tensors[name].dtype
+        plan.kinds.setdefault(name, made.plain(name, shape, dtype if dtype in FLOATS else "f32"))
+    order = sorted(plan.kinds, key=lambda name: (found.layers.get(name, -1), name not in found.matrices))
+    for name in order:
+        turned = name in found.transposed and isinstance(plan.kinds[name], str)  # floats lie as the source has them
+        plan.arrays[name] = made.arrays(name, found.shape(name)[:: -1 if turned else 1], plan.kinds[name])
+    plan.files = made.files([array for arrays in plan.arrays.values() for array in arrays], plan.kinds)
+    plan.notes += made.notes
 
 
 def choose_method(recipe: Recipe, calibrated: bool) -> str:
@@ -200,11 +212,12 @@ def _check_rewrite(plan: Plan) -> None:
     """Whether a source in codes can be written without rounding anything anew. Raises UsageError."""
     for name, stored in plan.checkpoint.quantized.items():
         kind = plan.kinds[name]
-        if isinstance(kind, str) or (stored.format is not None and possible(stored.format, kind)):
+        if isinstance(kind, str) or name in plan.same:
             continue
         have = describe(stored.format) if stored.format else stored.label
         raise UsageError(f"{shown_path(plan.source.folder)}: {shown(name, 200)} is {have} already and "
-                         f"would be rounded a second time to {describe(kind)}; start from the float model, or say --requantize")
+                         f"would be rounded a second time to {describe(kind)}; start from the float model, or say --requantize; "
+                         "genkit convert finds types that hold the same codes")
 
 
 def fingerprint(plan: Plan, calibration: Optional[str]) -> dict[str, Any]:
@@ -260,7 +273,8 @@ class Run:
         jobs = [job for name in names if name not in self.finished for job in self._jobs(name)]
         for name, pieces in itertools.groupby(self._read_ahead(jobs), key=lambda piece: piece[0]):
             kind = self.plan.kinds[name]
-            contents = ((begin, rows, read if isinstance(read, Codes) else self.converted(read, kind)) for _, begin, rows, read in pieces)
+            contents = ((begin, rows, read if isinstance(read, Codes) else self.converted(read, kind, name))
+                        for _, begin, rows, read in pieces)
             self.put(name, contents, self._method(name))
 
     def _jobs(self, name: str) -> "list[tuple[str, int, int, int]]":
@@ -271,7 +285,8 @@ class Run:
         if name in plan.roles.transposed and isinstance(kind, str):
             return [(name, 0, shape[1], shape[1])]  # as the file holds it
         step = n
-        if len(shape) == 2 and name not in plan.roles.transposed and (plan.writer.by_rows or isinstance(kind, str)):
+        apart = name not in plan.checkpoint.quantized or plan.checkpoint.by_rows(name)
+        if len(shape) == 2 and name not in plan.roles.transposed and apart and (plan.writer.by_rows or isinstance(kind, str)):
             multiple = plan.writer.row_multiple
             step = max(multiple, PIECE // shape[1] // multiple * multiple)
         return [(name, begin, min(begin + step, n), n) for begin in range(0, n, step)]
@@ -287,20 +302,24 @@ class Run:
     def _read(self, name: str, begin: int, end: int) -> "Codes | _core.Tensor":
         plan, kind, checkpoint = self.plan, self.plan.kinds[name], self.plan.checkpoint
         shape, stored = plan.roles.shape(name), plan.checkpoint.quantized.get(name)
-        if isinstance(kind, Format) and stored is not None and stored.format is not None and possible(stored.format, kind):
+        if name in plan.same:
             codes, change = regroup(checkpoint.codes_of_rows(name, shape, begin, end), kind)
             plan.regrouped = max(plan.regrouped, change)
             return codes
-        if name in plan.roles.transposed:
+        if name in plan.roles.transposed and stored is None:
             turned = (shape[1], shape[0])
             return checkpoint.load(name, turned) if isinstance(kind, str) else checkpoint.load_transposed(name, turned)
-        return checkpoint.load_rows(name, shape, begin, end) if len(shape) == 2 else checkpoint.load(name, shape)
+        if name in plan.roles.transposed and isinstance(kind, str):  # codes lie [n, k] always
+            whole = checkpoint.load_rows(name, shape, 0, shape[0], exact=True).numpy()
+            return _core.Tensor.from_numpy(np.ascontiguousarray(whole.T))
+        by_rows = len(shape) == 2 or stored is not None
+        return checkpoint.load_rows(name, shape, begin, end, exact=True) if by_rows else checkpoint.load(name, shape)
 
     def _method(self, name: str) -> str:
-        kind, stored = self.plan.kinds[name], self.plan.checkpoint.quantized.get(name)
+        kind = self.plan.kinds[name]
         if isinstance(kind, str):
             return "kept" if kind == self.plan.checkpoint.tensors[name].dtype else "converted"
-        if stored is not None and stored.format is not None and possible(stored.format, kind):
+        if name in self.plan.same:
             return "same codes"
         return "rtn" if self.plan.method == "rtn" else "search"
 
@@ -327,12 +346,20 @@ class Run:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def converted(self, weight: "_core.Tensor", kind: Kind) -> "Codes | np.ndarray":
-        """A weight as it is to be written: rounded without calibration, or as another float type."""
+    def converted(self, weight: "_core.Tensor", kind: Kind, name: str) -> "Codes | np.ndarray":
+        """A weight as it is to be written: rounded without calibration, or as another float type. Raises UsageError for one
+        that is too large for float16."""
         if isinstance(kind, Format):
             return round_matrix(weight, kind, search=self.plan.method != "rtn")
         kind = kind if kind in FLOATS else "f32"  # q6_k: the writer rounds
-        return (weight if weight.dtype == kind else _core.convert(weight, kind)).numpy()
+        if weight.dtype == kind:
+            return weight.numpy()
+        found = _core.convert(weight, kind).numpy()
+        if kind == "f16" and (infinite := np.isinf(found)).any():
+            value = _core.convert(weight, "f32").numpy()[infinite][0]
+            if np.isfinite(value):
+                raise UsageError(f"{shown(name, 200)} holds {value:g}, which is beyond f16; take bf16 or f32")
+        return found
 
 
 def _check_finite(plan: Plan, name: str, codes: Codes, first: int) -> None:

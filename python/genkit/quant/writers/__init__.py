@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from genkit.quant.writers.base import Source, Writer
 
 # --format -> module with a class `Model`
-FORMATS = {"genkit": "native", "compressed-tensors": "compressed_tensors", "gguf": "gguf", "gptq": "gptq", "mlx": "mlx"}
+FORMATS = {"genkit": "native", "compressed-tensors": "compressed_tensors", "gguf": "gguf", "gptq": "gptq", "mlx": "mlx",
+           "safetensors": "floats"}
 
 
 def writer(name: str, source: "Source") -> "Writer":

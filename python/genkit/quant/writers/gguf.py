@@ -63,6 +63,8 @@ class Model(Writer):
         return dtype if len(shape) > 1 else "f32"
 
     def check(self, name: str, shape: tuple[int, int], kind: Kind) -> str | None:
+        if isinstance(kind, Format) and kind not in BY_FORMAT:
+            return f"{kind.words} in {kind.scale_dtype} is no type of GGUF"
         block = _block(kind)
         return f"{shape[1]} columns are not whole blocks of {block.weights}" if shape[1] % block.weights else None
 

@@ -55,6 +55,8 @@ class LinearsWriter(SafetensorsWriter):
             return None
         if not name.endswith(self.in_codes):
             return f"--format {self.label} has no codes for it"
+        if kind.group not in GROUPS:
+            return f"--format {self.label} has groups of {', '.join(map(str, GROUPS))}, not {kind.group}"
         if shape[1] % kind.group:
             return f"its {shape[1]} inputs are no multiple of the group of {kind.group}"
         if kind.scale_dtype != self.scale_dtype:
