@@ -172,7 +172,8 @@ def test_floats_to_gguf_and_back(kind, floats, tmp_path):
     b, c = Held(tmp_path / "b"), Held(tmp_path / "c.gguf")
     b.same_numbers(a), c.same_numbers(a)
     assert a.dtypes == b.dtypes == c.dtypes
-    assert json.loads((tmp_path / "b" / "config.json").read_text())["dtype"] == {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[kind]
+    named = json.loads((tmp_path / "b" / "config.json").read_text())["dtype"]
+    assert named == {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[kind]
     first, last = read_keys(tmp_path / "a.gguf"), read_keys(tmp_path / "c.gguf")
     assert first.tensors == last.tensors  # types, shapes and places
     assert {k: str(v) for k, v in first.keys.items()} == {k: str(v) for k, v in last.keys.items()}
@@ -248,7 +249,8 @@ def test_a_second_rounding_is_refused_by_name_and_measured(tmp_path):
 
 
 def test_six_bits_have_no_place_elsewhere(tmp_path):
-    floats = make_model(tmp_path / "floats", CONFIGS["qwen3"] | WIDE | dict(tie_word_embeddings=False), np.random.default_rng(SEED))
+    config = CONFIGS["qwen3"] | WIDE | dict(tie_word_embeddings=False)
+    floats = make_model(tmp_path / "floats", config, np.random.default_rng(SEED))
     small = quantized(floats, tmp_path / "small.gguf", format="gguf", head="q6_k")
     refusal(run(small, tmp_path / "out", "--format", "mlx"), 2, "lm_head.weight", "q6_k", "int8 per 32", "--allow-loss")
     done = run(small, tmp_path / "out", "--format", "mlx", "--allow-loss")
@@ -301,7 +303,8 @@ def test_a_stop_leaves_the_old_and_is_gone_on_with(tmp_path):
         done = run(genkit.DEFAULT_MODEL, out, "--format", "safetensors", "--type", "f16", "--force", "--resume", limit=limit)
         refusal(done, 4, "out.partial", "--resume")
         assert (out / "old").read_text() == "old"
-    refusal(run(genkit.DEFAULT_MODEL, out, "--format", "safetensors", "--type", "bf16", "--force", "--resume"), 2, "out.partial", "another")
+    refusal(run(genkit.DEFAULT_MODEL, out, "--format", "safetensors", "--type", "bf16", "--force", "--resume"), 2,
+            "out.partial", "another")
     done = run(genkit.DEFAULT_MODEL, out, "--format", "safetensors", "--type", "f16", "--force", "--resume")
     assert done.returncode == 0 and contents(out) == contents(tmp_path / "whole"), done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]

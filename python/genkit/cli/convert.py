@@ -38,7 +38,7 @@ def convert(
     ] = None,
     kind: Annotated[
         Type, typer.Option("--type", metavar="keep|f32|f16|bf16", show_default=False,
-                           help="keep: codes stay codes and floats what they are; or a float type for everything. Default: keep."),
+                           help="keep: codes stay codes, floats what they are; or a float type for all. Default: keep."),
     ] = Type.keep,
     allow_loss: Annotated[
         bool, typer.Option("--allow-loss", help="Round a second time what the form cannot hold as it is, and say what was lost.")
@@ -109,5 +109,5 @@ def describe(report: "dict[str, Any]", out: Optional[str]) -> str:
         error = "known once written" if entry["error"] is None else f"{entry['error']:.1e}" if entry["error"] else "none"
         lines.append((entry["from"], entry["to"], entry["how"], f"{entry['tensors']:,}", f"{entry['parameters']:,}", error))
     widths = [max(map(len, column)) for column in zip(*lines)]
-    cells = [[cell.rjust(width) if 3 <= i <= 4 else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths))] for line in lines]
+    cells = [[cell.rjust(width) if cell in line[3:5] else cell.ljust(width) for cell, width in zip(line, widths)] for line in lines]
     return "\n".join([*table(rows), "", *("  ".join(line).rstrip() for line in cells)])

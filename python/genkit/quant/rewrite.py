@@ -1,7 +1,8 @@
 """`genkit convert`: a model in another form, codes as they are wherever that form has a type for them.
 
 What each tensor becomes is settled first: codes of a matrix keep their type where the form has it, else take the smallest
-that stands for exactly the same numbers. That follows from the formats, or else from the codes themselves, which are then read for it.
+that stands for exactly the same numbers. That follows from the formats, or else from the codes themselves, which are then
+read for it.
 Writing is quantize.py's; what was written is read back and compared with the source, weight by weight, before it is put
 in place.
 """
@@ -309,7 +310,8 @@ def _wide(tensor: "_core.Tensor") -> np.ndarray:
     return (tensor if tensor.dtype == "f32" else _core.convert(tensor, "f32")).numpy()
 
 
-def describe_conversion(conversion: Conversion, source: Opened, type: str, errors: Optional[Mapping[str, float]] = None) -> dict[str, Any]:
+def describe_conversion(conversion: Conversion, source: Opened, type: str,
+                        errors: Optional[Mapping[str, float]] = None) -> dict[str, Any]:
     """For --json. error: of a tensor as `compare` measures it, of a class the largest; null where nothing was written yet."""
     from importlib.metadata import version
 
