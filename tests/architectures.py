@@ -7,12 +7,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Case:
-    """A small model: keys of config.json, the type of its weights on disk, its largest shard."""
+    """A small model: keys of config.json, the type of its weights on disk, its largest shard, and how many of 64 greedy
+    tokens have to differ for it to count as lively (models with little sense of position repeat themselves)."""
 
     model_type: str
     sizes: dict[str, Any] = field(default_factory=dict)
     dtype: str = "f32"
     shard: str = "2GB"
+    distinct: int = 16
 
 
 def make_config(case: Case):
@@ -58,6 +60,27 @@ def gpt2(dtype="f32", shard="2GB", **changes):
     return Case("gpt2", sizes | changes, dtype, shard)
 
 
+def small(model_type, dtype="f32", shard="2GB", **changes):
+    """A case of any other architecture, over keys that most have."""
+    sizes = dict(vocab_size=503, hidden_size=96, intermediate_size=151, num_hidden_layers=2, num_attention_heads=6,
+                 num_key_value_heads=2, max_position_embeddings=512)
+    return Case(model_type, {key: value for key, value in (sizes | changes).items() if value is not ...}, dtype, shard, 4)
+
+
+def bloom(dtype="f32", **changes):
+    return Case("bloom", dict(vocab_size=503, hidden_size=96, n_layer=2, n_head=6) | changes, dtype, distinct=2)
+
+
+def falcon(dtype="f32", **changes):
+    return small("falcon", dtype, **dict(hidden_size=112, num_attention_heads=7, num_key_value_heads=..., intermediate_size=...)
+                 | changes)
+
+
+def longrope(pairs, **changes):
+    return {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1 + 0.05 * i for i in range(pairs)],
+            "long_factor": [2 + 0.9 * i for i in range(pairs)]} | changes
+
+
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 CASES = {
     "llama-head80-7-a-kv-head": llama(),
@@ -101,6 +124,67 @@ CASES = {
                                  n_layer=3),
     "gpt2-unscaled-gelu": gpt2("f16", n_embd=60, n_head=5, n_inner=None, scale_attn_weights=False,
                                activation_function="gelu"),
+    "phi3": small("phi3", sliding_window=40, original_max_position_embeddings=512, pad_token_id=0),
+    "phi3-longrope": small("phi3", "bf16", original_max_position_embeddings=100, pad_token_id=0, tie_word_embeddings=True,
+                           rope_parameters=longrope(6, partial_rotary_factor=0.75)),
+    "phi3-longrope-short": small("phi3", "f16", original_max_position_embeddings=256, pad_token_id=0, num_key_value_heads=6,
+                                 rope_parameters=longrope(8, attention_factor=1.3)),
+    "phi3-longrope-outgrown-while-writing": small("phi3", original_max_position_embeddings=170, pad_token_id=0,
+                                                  rope_parameters=longrope(8)),
+    "starcoder2": small("starcoder2", "f16", sliding_window=50),
+    "starcoder2-no-biases-untied": small("starcoder2", use_bias=False, tie_word_embeddings=False, norm_epsilon=0.1,
+                                         num_key_value_heads=6),
+    "smollm3": small("smollm3", "bf16", num_hidden_layers=5, hidden_size=64, num_attention_heads=4, pad_token_id=0),
+    "smollm3-own-layers": small("smollm3", num_hidden_layers=3, no_rope_layers=[0, 1, 1], use_sliding_window=True,
+                                sliding_window=33, attention_bias=True, mlp_bias=True, tie_word_embeddings=False,
+                                pad_token_id=0),
+    "gpt_neox": small("gpt_neox", num_key_value_heads=..., hidden_size=132),
+    "gpt_neox-serial-no-biases-tied": small(
+        "gpt_neox", "bf16", num_key_value_heads=..., use_parallel_residual=False, attention_bias=False, hidden_act="gelu_fast",
+        tie_word_embeddings=True, rope_parameters={"rope_theta": 3e4, "partial_rotary_factor": 0.5}),
+    "phi": small("phi", hidden_size=120, num_key_value_heads=6),
+    "phi-grouped": small("phi", "f16", partial_rotary_factor=0.4, layer_norm_eps=0.1, hidden_act="gelu"),
+    "cohere2": small("cohere2", num_hidden_layers=5, sliding_window=40, logit_scale=0.5, pad_token_id=0, bos_token_id=1,
+                     eos_token_id=0),
+    "cohere2-biases-untied": small(
+        "cohere2", "f16", sliding_window=70, attention_bias=True, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1,
+        layer_types=["full_attention", "sliding_attention"], layer_norm_eps=0.1, eos_token_id=0, hidden_size=120,
+        logit_scale=1.2),
+    "granite": small("granite", embedding_multiplier=3.0, attention_multiplier=0.3, residual_multiplier=0.6,
+                     logits_scaling=0.8, pad_token_id=0),
+    "granite-biases-tied": small("granite", "bf16", attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
+                                 attention_multiplier=0.2, residual_multiplier=1.7, pad_token_id=0, num_key_value_heads=6),
+    "gemma": small("gemma", "bf16", head_dim=24, pad_token_id=0),
+    "gemma-untied-biases": small("gemma", head_dim=20, tie_word_embeddings=False, attention_bias=True, pad_token_id=0,
+                                 num_key_value_heads=6),
+    "gemma3_text": small("gemma3_text", "bf16", num_hidden_layers=7, head_dim=24, sliding_window=50, pad_token_id=0,
+                         query_pre_attn_scalar=20),
+    "gemma3_text-linear-capped": small(
+        "gemma3_text", head_dim=20, sliding_window=33, pad_token_id=0, final_logit_softcapping=9.0,
+        layer_types=["sliding_attention", "full_attention"], tie_word_embeddings=False,
+        rope_parameters={"full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5},
+                         "sliding_attention": {"rope_type": "default", "rope_theta": 1e3}}),
+    "stablelm-parallel-qk-norms": small("stablelm", qk_layernorm=True, use_parallel_residual=True, hidden_size=192,
+                                        partial_rotary_factor=0.5, layer_norm_eps=0.1),
+    "phi-qk-norms": small("phi", "bf16", qk_layernorm=True, num_key_value_heads=6),
+    "stablelm": small("stablelm", "bf16", use_qkv_bias=True, num_key_value_heads=6),
+    "olmo2": small("olmo2", "bf16", num_hidden_layers=3, pad_token_id=0),
+    "olmo2-biases": small("olmo2", attention_bias=True, num_key_value_heads=6,
+                               rms_norm_eps=0.1, pad_token_id=0),
+    "glm4": small("glm4", "bf16", head_dim=20, eos_token_id=0, pad_token_id=0),
+    "glm4-biases": small("glm4", head_dim=24, attention_bias=True, partial_rotary_factor=0.25, num_key_value_heads=6,
+                         rms_norm_eps=0.1, eos_token_id=0, pad_token_id=0),
+    "glm": small("glm", "f16", head_dim=16, attention_bias=True, eos_token_id=0, pad_token_id=0),
+    "bloom": bloom(),
+    "bloom-normed-residual-untied": bloom("f16", n_head=4, apply_residual_connection_post_layernorm=True,
+                                          tie_word_embeddings=False, layer_norm_epsilon=0.1),
+    "falcon": falcon(),
+    "falcon-grouped": falcon("bf16", new_decoder_architecture=True, num_attention_heads=14, num_kv_heads=2,
+                             tie_word_embeddings=False),
+    "falcon-grouped-one-norm": falcon("f16", new_decoder_architecture=True, num_attention_heads=8, num_kv_heads=4,
+                                      num_ln_in_parallel_attn=1, ffn_hidden_size=201, bias=True),
+    # 8 heads: transformers has these biases in bfloat16, where a power of two times a small position is exact.
+    "falcon-alibi-serial-biases": falcon(alibi=True, multi_query=False, parallel_attn=False, bias=True, num_attention_heads=8),
 }
 
 # The published sizes, from the models' own config.json files.
@@ -129,4 +213,37 @@ PUBLISHED = {
                                  max_position_embeddings=40960)),
     "gpt2": ("gpt2", {}),
     "gpt2-xl": ("gpt2", dict(n_embd=1600, n_head=25, n_layer=48)),
+    "gemma-2b": ("gemma", dict(hidden_size=2048, intermediate_size=16384, num_hidden_layers=18, num_attention_heads=8,
+                               num_key_value_heads=1, head_dim=256)),
+    "gemma-3-1b": ("gemma3_text", dict(hidden_size=1152, intermediate_size=6912, num_attention_heads=4,
+                                       num_key_value_heads=1, vocab_size=262144, max_position_embeddings=32768,
+                                       sliding_window=512)),
+    "phi-2": ("phi", dict(hidden_size=2560, intermediate_size=10240, num_hidden_layers=32, partial_rotary_factor=0.4)),
+    "phi-3-mini-4k": ("phi3", dict(sliding_window=2047)),
+    "phi-4-mini": ("phi3", dict(num_attention_heads=24, num_key_value_heads=8, vocab_size=200064, tie_word_embeddings=True,
+                                max_position_embeddings=131072, sliding_window=262144,
+                                rope_parameters=longrope(48, partial_rotary_factor=0.75))),
+    "pythia-1b": ("gpt_neox", dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=8,
+                                   vocab_size=50304)),
+    "starcoder2-3b": ("starcoder2", dict(max_position_embeddings=16384, sliding_window=4096)),
+    "olmo-2-7b": ("olmo2", dict(vocab_size=100352, max_position_embeddings=4096, rope_parameters={"rope_theta": 500000.0})),
+    "granite-3.1-2b": ("granite", dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=40, vocab_size=49155,
+                                       num_key_value_heads=8, attention_multiplier=0.015625, embedding_multiplier=12.0,
+                                       logits_scaling=8.0, residual_multiplier=0.22, tie_word_embeddings=True,
+                                       max_position_embeddings=131072, rope_parameters={"rope_theta": 5e6})),
+    "stablelm-2-1.6b": ("stablelm", dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=24, vocab_size=100352,
+                                         use_qkv_bias=True)),
+    "stablelm-2-12b": ("stablelm", dict(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, vocab_size=100352,
+                                        num_key_value_heads=8, qk_layernorm=True, use_parallel_residual=True)),
+    "command-r7b": ("cohere2", dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+                                    num_key_value_heads=8, logit_scale=0.25, max_position_embeddings=132096)),
+    "glm-4-9b": ("glm", {}),
+    "glm-4-9b-0414": ("glm4", dict(attention_bias=False, max_position_embeddings=32768)),
+    "smollm3-3b": ("smollm3", dict(max_position_embeddings=65536, rope_parameters={"rope_theta": 5e6})),
+    "falcon-7b": ("falcon", {}),
+    "falcon-40b": ("falcon", dict(hidden_size=8192, num_hidden_layers=60, num_attention_heads=128, num_kv_heads=8,
+                                  new_decoder_architecture=True)),
+    "falcon-rw-1b": ("falcon", dict(hidden_size=2048, num_hidden_layers=24, num_attention_heads=32, vocab_size=50304,
+                                    alibi=True, multi_query=False, parallel_attn=False, bias=True)),
+    "bloom-560m": ("bloom", dict(hidden_size=1024, n_layer=24, n_head=16)),
 }

@@ -39,6 +39,8 @@ GOLDENS = {
         vocab_size=307, n_embd=54, n_layer=2, n_head=3, n_positions=160, n_inner=101,
         bos_token_id=None, eos_token_id=0), torch.float32),
 }
+EMBEDDINGS = ("wte.weight", "embed_tokens.weight", "lm_head.weight", "embed_in.weight", "embed_out.weight",
+              "word_embeddings.weight")
 PROMPT = 75  # tokens: more than a page of the KV cache
 CONTINUATION = 64
 
@@ -57,7 +59,7 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
     hidden = model.config.hidden_size
     with torch.no_grad():
         for name, tensor in model.named_parameters():
-            if name.endswith(("wte.weight", "embed_tokens.weight", "lm_head.weight")):
+            if name.endswith(EMBEDDINGS):
                 tensor.copy_(normal(tensor, 3 / hidden**0.5))  # logits have a deviation of 3, tied or not
             elif name.endswith("wpe.weight"):
                 tensor.copy_(normal(tensor, 0.7))
@@ -81,7 +83,10 @@ def save_checkpoint(config, folder: pathlib.Path, dtype: torch.dtype = torch.flo
 def load_reference(folder: pathlib.Path):
     """transformers' model of a folder, in float32 on the folder's weights, the plain attention. A new one each time:
     with dynamic rope a used one remembers the longest sequence it saw."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    # Falcon's plain attention of transformers 5 adds ALiBi twice.
+    attention = "sdpa" if config.model_type == "falcon" else "eager"
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
     return model.eval()
 
 
@@ -108,15 +113,15 @@ def random_prompt(vocab: int, count: int, seed: int) -> list[int]:
 
 
 def save_clear_checkpoint(config, folder: pathlib.Path, dtype: torch.dtype, seed: int, prompt_length: int = PROMPT,
-                          shard_size: str = "2GB") -> tuple[list[int], list[int]]:
+                          shard_size: str = "2GB", distinct: int = CONTINUATION // 4) -> tuple[list[int], list[int]]:
     """A random checkpoint, a prompt and its greedy continuation, from the first seed in 100 * seed, 100 * seed + 1, ...
     that passes no near tie (where two tokens are equally good, which one is taken is a matter of rounding) and does not
-    repeat itself at once."""
+    repeat itself at once: `distinct` tokens of it differ."""
     for attempt in range(100 * seed, 100 * seed + 20):
         save_checkpoint(config, folder, dtype, attempt, shard_size)
         prompt = random_prompt(config.vocab_size, prompt_length, attempt)
         tokens, margin = reference_generate(folder, prompt, CONTINUATION)
-        if margin > 0.005 and len(set(tokens)) >= min(CONTINUATION, config.vocab_size) // 4:
+        if margin > 0.005 and len(set(tokens)) >= min(distinct, config.vocab_size // 4):
             return prompt, tokens
     raise RuntimeError(f"no seed gives a clear continuation for {config}")
 

@@ -113,11 +113,20 @@ def test_properties_without_a_reference():
     yarn = made(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
     assert yarn.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
     assert yarn.inv_freq()[0] == 1 and yarn.inv_freq()[-1] == pytest.approx(plain[-1] / 4, rel=1e-6)
+    longrope = made(rope_type="su", short_factor=[1.0] * 32, long_factor=[2.0] * 32, original_max_position_embeddings=32)
+    assert np.array_equal(longrope.inv_freq(32), plain) and np.array_equal(longrope.inv_freq(33), plain / 2)
+    assert longrope.attention_factor == pytest.approx(math.sqrt(1 + math.log(4) / math.log(32)))
+    assert longrope.max_positions == 128 and longrope.varies(33) and not longrope.varies(32)
     assert yarn.max_positions == 128 and dynamic.max_positions == 256
 
 
 @pytest.mark.parametrize("values, named", [
-    ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, ["longrope", "default", "linear", "yarn"]),
+    ({"rope_scaling": {"rope_type": "spiral", "factor": 4.0}}, ["spiral", "default", "linear", "yarn"]),
+    ({"rope_scaling": {"type": "su", "short_factor": [1.0] * 32}}, ["long_factor", "missing"]),
+    ({"rope_scaling": {"type": "su", "short_factor": [1.0] * 32, "long_factor": [2.0] * 31}}, ["long_factor", "31", "32"]),
+    ({"rope_scaling": {"type": "su", "short_factor": [1.0] * 31 + [0], "long_factor": [2.0] * 32}}, ["short_factor", "above 0"]),
+    ({"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32,
+                       "original_max_position_embeddings": 1}}, ["original_max_position_embeddings", "2"]),
     ({"rope_parameters": {"rope_type": "linear"}}, ["factor"]),
     ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, ["factor", "0"]),
     ({"rope_parameters": {"rope_type": "linear", "factor": float("nan")}}, ["factor", "NaN"]),

@@ -26,7 +26,7 @@ TOLERANCE = 1e-3
 PROMPT = 150  # tokens: more than two pages, more than the lengths that rope scaling stretches, more than the windows
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 BEAMS = ["llama-head80-7-a-kv-head", "llama-multi-head-biases-sharded", "llama-dynamic-grows-while-writing",
-         "mistral-window", "qwen2", "qwen3", "gpt2"]
+         "mistral-window", "qwen2", "qwen3", "gpt2", "phi3-longrope-outgrown-while-writing"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,7 +52,7 @@ def case(request, tmp_path_factory):
     made = CASES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     prompt, tokens = reference.save_clear_checkpoint(make_config(made), folder, DTYPES[made.dtype],
-                                                     zlib.crc32(request.param.encode()) % 1000, PROMPT, made.shard)
+                                                     zlib.crc32(request.param.encode()) % 1000, PROMPT, made.shard, made.distinct)
     assert (folder / "model.safetensors.index.json").exists() == (made.shard != "2GB")
     return SimpleNamespace(folder=folder, prompt=prompt, tokens=tokens, model=models_run.load(folder))
 
@@ -65,6 +65,11 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max())
 
 
+def outgrows(case) -> bool:
+    """Whether the text outgrows its keys, which the engine then makes anew and models_run does not."""
+    return len(case.prompt) <= case.model.config.fresh_keys_beyond < len(case.prompt) + len(case.tokens)
+
+
 @every_case
 def test_logits(case):
     expected = reference.reference_logits(case.folder, case.prompt)
@@ -75,15 +80,17 @@ def test_logits(case):
 
 @every_case
 def test_greedy_tokens(case):
-    tokens, _ = models_run.greedy(case.model, case.prompt, len(case.tokens))
-    assert tokens == case.tokens
+    if not outgrows(case):
+        assert models_run.greedy(case.model, case.prompt, len(case.tokens))[0] == case.tokens
     model = genkit.load(case.folder, threads=1, kv_type="f32")
-    made = model.generate(case.prompt, max_tokens=len(tokens), ignore_eos=True, temperature=0)
+    made = model.generate(case.prompt, max_tokens=len(case.tokens), ignore_eos=True, temperature=0)
     assert made.tokens == case.tokens and made.finish_reason == "length"
 
 
 @every_case
 def test_one_token_at_a_time_is_the_whole_prompt(case):
+    if outgrows(case):
+        return
     tokens, rows = models_run.greedy(case.model, case.prompt, len(case.tokens))
     if getattr(case.model.config, "rope", None) and case.model.config.rope.type == "dynamic":
         # Keys keep the rotation of the length they were written at, in transformers too: compare with its own steps.
@@ -166,7 +173,8 @@ def test_partial_rotation(partial, tmp_path):
     assert distance(models_run.logits(models_run.load(folder), prompt), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if "gpt2" not in name], indirect=True)
+@pytest.mark.parametrize("case", [name for name, case in CASES.items()
+                                   if case.model_type in ("llama", "mistral", "qwen2", "qwen3")], indirect=True)
 def test_old_spelling(case, tmp_path):
     """config.json as transformers 4 wrote it gives the same bits, and transformers reads it as the same model too."""
     fields = json.loads((case.folder / "config.json").read_text())
@@ -199,11 +207,11 @@ def test_tensors_of_published_sizes(name, tmp_path):
     with torch.device("meta"):
         held = transformers.AutoModelForCausalLM.from_config(config).state_dict()
     if config.tie_word_embeddings:
-        del held["lm_head.weight"]
+        held = {key: value for key, value in held.items() if not key.startswith("lm_head")}
     tensors = {key: TensorInfo("bf16", tuple(value.shape), tmp_path / "model.safetensors", 0, 2 * value.numel())
                for key, value in held.items()}
     fields = Fields(tmp_path / "config.json", json.loads(config.to_json_string(use_diff=False)))
     checkpoint = Checkpoint(tmp_path, tensors, {})
     roles, made = survey(fields, checkpoint), read_model_config(fields, checkpoint)
     assert set(roles.matrices) | set(roles.others) == set(held)
-    assert made.max_positions == config.max_position_embeddings and made.vocab_size == config.vocab_size
+    assert made.max_positions == getattr(config, "max_position_embeddings", 2048) and made.vocab_size == config.vocab_size

@@ -139,9 +139,16 @@ class Batch:
             if drawn[0]:
                 return drawn
         if self._decoder.varies:  # with each sequence's own length
-            return [self._choose(self._decoder.step([one], context_length=len(row.job.generation.prompt_tokens)), [row])[0]
-                    for one, row in zip(work, rows)]
+            return [self._choose(self._alone(row, one), [row])[0] for row, one in zip(rows, work)]
         return self._choose(self._decoder.step(work), rows)
+
+    def _alone(self, row: _Row, work: tuple[Sequence, int]) -> "Tensor":
+        """Logits after a row's newest token."""
+        generation = row.job.generation
+        if row.sequence.length == self._model.config.fresh_keys_beyond:
+            self._cache.release(row.sequence)
+            return prefill(self._model, self._cache, row.sequence, generation.prompt_tokens + generation.tokens, lambda: False)
+        return self._decoder.step([work], context_length=len(generation.prompt_tokens))
 
     def _choose(self, logits: "Tensor", rows: list[_Row]) -> list[list[int]]:
         """A token for each row from its logits. The number of a sequence is 0, whoever is beside it: it draws what it

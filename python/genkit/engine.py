@@ -271,7 +271,7 @@ class LoadedModel:
         prompt, timings = generation.prompt_tokens, generation.timings
         _core.set_threads(self.threads)
         cache = self._cache([len(prompt) + request.max_tokens] * request.beams)
-        rows = [Sequence()]
+        rows, texts = [Sequence()], [list(prompt)]
         decoder = Decoder(self._model, cache, len(prompt) + request.max_tokens)
         start = time.perf_counter()
         logits = prefill(self._model, cache, rows[0], prompt, request.cancelled)
@@ -287,6 +287,7 @@ class LoadedModel:
             for sequence in rows:
                 cache.release(sequence)
             rows[:] = forks
+            texts[:] = [list(texts[parent]) for parent in parents]
 
         def adjust(log_probs: np.ndarray, generated: list[list[int]]) -> np.ndarray:
             histories = [sampler.history(prompt) for _ in generated]
@@ -300,7 +301,15 @@ class LoadedModel:
         def step(tokens: list[int]) -> np.ndarray:
             if request.cancelled():
                 raise Interrupted("interrupted: beam search has no text before its end")
+            for text, token in zip(texts, tokens):
+                text.append(token)
+            if rows[0].length == self.config.fresh_keys_beyond:
+                return np.concatenate([fresh(row, text) for row, text in zip(rows, texts)])
             return log_probabilities(decoder.step(list(zip(rows, tokens)), context_length=len(prompt)))
+
+        def fresh(row: Sequence, text: list[int]) -> np.ndarray:
+            cache.release(row)
+            return log_probabilities(prefill(self._model, cache, row, text, lambda: False))
 
         if logits is None:
             raise Interrupted("interrupted: beam search has no text before its end")

@@ -51,6 +51,11 @@ class Step:
     logit_rows: list[int] | None  # rows that get logits; None: all
     context_length: int  # tokens of the longest prompt this step belongs to: what dynamic rope scaling looks at
 
+    @property
+    def longest(self) -> int:
+        """What context_length may be in steps that are this one again (plan.py): of most steps, only itself."""
+        return self.context_length
+
 
 @dataclass(eq=False)
 class Sequence:

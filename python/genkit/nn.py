@@ -91,15 +91,22 @@ class RMSNorm:
 
 
 class LayerNorm:
-    """Ba et al. 2016 (arXiv:1607.06450). weight and bias f32 [width]."""
+    """Ba et al. 2016 (arXiv:1607.06450). weight and bias f32 [width], bias or None; for heads_ also [heads, width]."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
+    def __init__(self, weight: Tensor, bias: Optional[Tensor], eps: float) -> None:
         self.weight = weight
         self.bias = bias
         self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
         return _core.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def heads_(self, x: Tensor) -> None:
+        """Normalizes each head of x [n, heads * width] in place."""
+        _core.layer_norm_heads_(x, self.weight, self.bias, self.eps)
+
+
+Norm = Union[RMSNorm, LayerNorm]
 
 
 class RoPE:
@@ -112,7 +119,7 @@ class RoPE:
     def __call__(self, step: "Step") -> Tensor:
         """-> [n, 2 * half], cosines then sines."""
         inv_freq = self._inv_freq
-        if self.rope.type == "dynamic":
+        if self.rope.varies(step.longest):
             inv_freq = _core.Tensor.from_numpy(self.rope.inv_freq(step.context_length))
         return _core.rope_table(step.positions, inv_freq, self.rope.attention_factor)
 
@@ -121,11 +128,15 @@ class Attention:
     """Causal self-attention with grouped queries (Ainslie et al. 2023, arXiv:2305.13245) over the paged KV cache.
 
     qkv is one linear: all query heads, then key heads, then value heads. window > 0 sees that many last keys.
+    softcap > 0 bends scores to softcap * tanh(score / softcap) (Gemma 2). alibi_slopes f32 [heads]: of a penalty on
+    distance instead of a rotation (Press et al. 2022, arXiv:2108.12409). q_norm and k_norm are applied before RoPE, to
+    each head or, where their weight is as wide, to all of them as one. interleaved: pairs of neighbours are rotated.
     """
 
     def __init__(self, qkv: Linear, out: Linear, *, heads: int, kv_heads: int, head_dim: int,
-                 scale: Optional[float] = None, window: int = 0,
-                 q_norm: Optional[RMSNorm] = None, k_norm: Optional[RMSNorm] = None) -> None:
+                 scale: Optional[float] = None, window: int = 0, softcap: float = 0.0,
+                 alibi_slopes: Optional[Tensor] = None, interleaved: bool = False,
+                 q_norm: Optional[Norm] = None, k_norm: Optional[Norm] = None) -> None:
         self.qkv = qkv
         self.out = out
         self.head_dim = head_dim
@@ -134,10 +145,12 @@ class Attention:
         self.end = self.values_at + kv_heads * head_dim
         self.scale = head_dim**-0.5 if scale is None else scale
         self.window = window
+        self.interleaved = interleaved
+        self.options = {"alibi_slopes": alibi_slopes} | ({"softcap": softcap} if softcap else {})
         self.q_norm = q_norm
         self.k_norm = k_norm
 
-    def __call__(self, x: Tensor, residual: Tensor, step: "Step", pages: "LayerPages",
+    def __call__(self, x: Tensor, residual: Optional[Tensor], step: "Step", pages: "LayerPages",
                  rope_table: Optional[Tensor] = None) -> Tensor:
         """Writes this step's keys and values into a layer's pages and attends to all up to each row's own."""
         qkv = self.qkv(x)
@@ -153,8 +166,9 @@ class Attention:
         if rope_table is None:
             _core.kv_write(k, v, *where, **scales)
         else:  # q and k lie side by side
-            _core.rope_kv_write(qkv.columns(0, self.values_at), rope_table, k, v, *where, **scales)
-        mixed = _core.attention(q, *where, self.scale, self.window, **scales)
+            _core.rope_kv_write(qkv.columns(0, self.values_at), rope_table, k, v, *where,
+                                interleaved=self.interleaved, **scales)
+        mixed = _core.attention(q, *where, self.scale, self.window, **self.options, **scales)
         return self.out(mixed, residual)
 
 
@@ -165,7 +179,7 @@ class GatedMLP:
         self.gate_up = gate_up
         self.down = down
 
-    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, residual: Optional[Tensor]) -> Tensor:
         return self.down(self.gate_up(x), residual)
 
 
@@ -177,7 +191,7 @@ class MLP:
         self.down = down
         self.activation = activation
 
-    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, residual: Optional[Tensor]) -> Tensor:
         return self.down(_core.activation(self.up(x), self.activation), residual)
 
 
@@ -202,7 +216,7 @@ class Weights:
     """
 
     # Constants that old versions of transformers stored beside the weights: causal masks and rotary frequencies.
-    BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+    BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 
     def __init__(self, fields: "Fields", checkpoint: "Checkpoint", shapes: Mapping[str, tuple[int, ...]],
                  layers_prefix: str, format: Optional[_core.WeightFormat] = None) -> None:
@@ -226,12 +240,14 @@ class Weights:
                 raise BadFileError(f"{shown_path(fields.path)}: has no place for tensor {shown(name, 200)} of the "
                                    "weights; the number of layers, or a switch for biases or norms, is wrong")
 
-    def linear(self, *names: str) -> Linear:
-        """One linear of the outputs of each `name`, in order. Biases are taken when the model's table lists them."""
-        return Linear(self._weight(names), self._biases(names))
+    def linear(self, *names: str, rows: Optional[np.ndarray] = None) -> Linear:
+        """One linear of the outputs of each `name`, in order; rows i64 [outputs]: in this order instead. Biases are taken
+        when the model's table lists them."""
+        return Linear(self._weight(names, rows=rows), self._biases(names, rows))
 
-    def gated_linear(self, gate: str, up: str, activation: str) -> GatedLinear:
-        return GatedLinear(self._weight([gate, up], gated=True), self._biases([gate, up]), activation)
+    def gated_linear(self, *names: str, activation: str) -> GatedLinear:
+        """names: of the gates and of the ups, or of one matrix that holds both, gates first."""
+        return GatedLinear(self._weight(names, gated=True), self._biases(names), activation)
 
     def linear_transposed(self, name: str) -> Linear:
         """A linear whose file holds [in, out] (GPT-2's Conv1D)."""
@@ -248,11 +264,20 @@ class Weights:
     def position_embedding(self, name: str) -> Embedding:
         return Embedding(self.checkpoint.load(name + ".weight", self.shapes[name + ".weight"]))
 
-    def rms_norm(self, name: str, eps: float) -> RMSNorm:
-        return RMSNorm(self._vector(name + ".weight"), eps)
+    def rms_norm(self, name: str, eps: float, plus_one: bool = False) -> RMSNorm:
+        """plus_one: the file holds the weight less one (Gemma)."""
+        weight = self._vector(name + ".weight")
+        return RMSNorm(_core.Tensor.from_numpy(weight.numpy() + np.float32(1)) if plus_one else weight, eps)
 
     def layer_norm(self, name: str, eps: float) -> LayerNorm:
-        return LayerNorm(self._vector(name + ".weight"), self._vector(name + ".bias"), eps)
+        """With the bias if the model's table lists one."""
+        bias = name + ".bias"
+        return LayerNorm(self._vector(name + ".weight"), self._vector(bias) if bias in self.shapes else None, eps)
+
+    def layer_norm_heads(self, names: Sequence[str], eps: float) -> LayerNorm:
+        """A weight for each head, [heads, width]: a tensor for each name."""
+        weights = [self._vector(name + ".weight").numpy() for name in names]
+        return LayerNorm(_core.Tensor.from_numpy(np.stack(weights)), None, eps)
 
     def head(self, name: str, embedding: Embedding) -> Linear:
         """The output layer: `name` where the table lists it, else the embedding's own weight (tied, Press and Wolf
@@ -263,21 +288,24 @@ class Weights:
             return Linear(embedding.weight)
         self.shapes = dict(self.shapes) | {weight: embedding.weight.shape}
         head = self._weight([name])
-        return Linear(embedding.weight if _same(head, embedding.weight) else head)
+        return Linear(embedding.weight if _same(head, embedding.weight) else head, self._biases([name]))
 
-    def _weight(self, names: Sequence[str], gated: bool = False) -> Weight:
+    def _weight(self, names: Sequence[str], gated: bool = False, rows: Optional[np.ndarray] = None) -> Weight:
         """The matrices one under another."""
         weights = [name + ".weight" for name in names]
-        codes = self._codes(weights, gated)
+        codes = self._codes(weights, gated, rows=rows)
         if codes is not None:
             return codes
         if len(names) == 1:
             weight = self.checkpoint.load(weights[0], self.shapes[weights[0]])
         else:
             weight = self.checkpoint.load_concat(weights, [self.shapes[w] for w in weights])
+        if rows is not None:
+            weight = _core.Tensor.from_numpy(weight.numpy()[rows], weight.dtype)
         return self._rounded(weight, weights[0], gated)
 
-    def _codes(self, names: Sequence[str], gated: bool = False, transposed: bool = False) -> Optional[Weight]:
+    def _codes(self, names: Sequence[str], gated: bool = False, transposed: bool = False,
+               rows: Optional[np.ndarray] = None) -> Optional[Weight]:
         """Matrices that the checkpoint has in codes of one format, packed as they are; None for any others."""
         stored = [self.checkpoint.quantized.get(name) for name in names]
         if self._format is not None or None in stored or not stored[0].format:
@@ -286,11 +314,12 @@ class Weights:
             return None
         shapes = [self.shapes[name][:: -1 if transposed else 1] for name in names]
         try:
-            if all(s.as_packed for s in stored):
+            if rows is None and all(s.as_packed for s in stored):
                 parts = self.checkpoint.packed_parts(names, shapes)
                 return _core.pack_weight(parts["codes"], parts["scales"], parts.get("subscales"), parts.get("minima"),
                                          parts.get("zeros"), stored[0].shape[1], stored[0].format.core(), gated)
-            return Codes.stack([self.checkpoint.codes(name, shape) for name, shape in zip(names, shapes)]).pack(gated)
+            codes = Codes.stack([self.checkpoint.codes(name, shape) for name, shape in zip(names, shapes)])
+            return (codes if rows is None else codes.take(rows)).pack(gated)
         except ValueError as error:
             raise BadFileError(f"{shown_path(self.checkpoint.folder)}: tensor {shown(names[0], 200)}: {error}") from None
         except MemoryError:
@@ -311,11 +340,12 @@ class Weights:
     def _vector(self, name: str) -> Tensor:
         return self.checkpoint.load_f32(name, self.shapes[name])
 
-    def _biases(self, names: Sequence[str]) -> Optional[Tensor]:
+    def _biases(self, names: Sequence[str], rows: Optional[np.ndarray] = None) -> Optional[Tensor]:
         biases = [name + ".bias" for name in names]
         if not any(bias in self.shapes for bias in biases):
             return None
-        return self.checkpoint.load_concat(biases, [self.shapes[bias] for bias in biases], f32=True)
+        bias = self.checkpoint.load_concat(biases, [self.shapes[bias] for bias in biases], f32=True)
+        return bias if rows is None else _core.Tensor.from_numpy(bias.numpy()[rows])
 
 
 def _same(a: Weight, b: Weight) -> bool:

@@ -18,6 +18,7 @@ class _FixedStep(Step):
     """A step whose tensors stay while their contents change. Notes when the model asks for what would not."""
 
     asked = False
+    longest = 0
 
     @property
     def context_length(self) -> int:
@@ -33,7 +34,8 @@ class _Rows:
     """The step of `count` sequences of up to `pages` pages by a token each, as a plan. With a sampler the step draws the
     next tokens as well."""
 
-    def __init__(self, model: "Model", cache: KVCache, count: int, pages: int, sampler: "Sampler | None") -> None:
+    def __init__(self, model: "Model", cache: KVCache, count: int, pages: int, longest: int,
+                 sampler: "Sampler | None") -> None:
         def zeros(dtype: type, *shape: int) -> tuple[_core.Tensor, np.ndarray]:
             tensor = _core.Tensor.from_numpy(np.zeros(shape, dtype))
             return tensor, tensor.numpy()
@@ -45,6 +47,7 @@ class _Rows:
         self.tokens = self.nonfinite = None
         step = _FixedStep(self.ids, self.positions, _core.Tensor.from_numpy(np.arange(count, dtype=np.int32)), page_table,
                           None, 0)
+        step.longest = longest
 
         def record() -> _core.Tensor:
             logits = model(step, cache)
@@ -72,7 +75,7 @@ class Decoder:
         """longest: tokens a sequence may come to hold. sampler: what `draw` draws with."""
         self._model = model
         self._cache = cache
-        self._pages = pages_for(longest)
+        self._longest = longest
         self._sampler = sampler
         self._recorded: dict[tuple[int, bool], _Rows] = {}
 
@@ -115,5 +118,5 @@ class Decoder:
         key = count, draws
         if key not in self._recorded:
             sampler = self._sampler if draws else None
-            self._recorded[key] = _Rows(self._model, self._cache, count, self._pages, sampler)
+            self._recorded[key] = _Rows(self._model, self._cache, count, pages_for(self._longest), self._longest, sampler)
         return self._recorded[key]

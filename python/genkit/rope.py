@@ -10,10 +10,13 @@ Types, named as in config.json:
   dynamic   theta grown with the length of the sequence beyond the trained one ("dynamic NTK", bloc97 and emozilla 2023)
   llama3    long wavelengths divided by `factor`, short ones kept, a smooth step between (Llama 3.1, Meta 2024)
   yarn      the same idea with a linear ramp over channels and an attention factor (Peng et al. 2023, arXiv:2309.00071)
+  longrope  a factor for each channel, of two sets: for contexts as long as those trained before stretching, and for longer
+            ones; with an attention factor (Ding et al. 2024, arXiv:2402.13753; Phi-3's older files call it "su")
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,13 +34,15 @@ class Rope:
     theta: float
     positions: int  # max_position_embeddings
     factor: float = 1.0
-    original_positions: int = 0  # llama3, yarn: the length trained before stretching
+    original_positions: int = 0  # llama3, yarn, longrope: the length trained before stretching
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
     truncate: bool = True  # yarn
-    attention_factor: float = 1.0  # on cosines and sines; 1 unless yarn
+    attention_factor: float = 1.0  # on cosines and sines; 1 unless yarn or longrope
+    short_factors: tuple[float, ...] = ()  # longrope
+    long_factors: tuple[float, ...] = ()  # longrope
 
     @property
     def max_positions(self) -> int:
@@ -52,8 +57,18 @@ class Rope:
             return max(self.positions, int(self.original_positions * self.factor))
         return self.positions
 
+    @property
+    def fresh_keys_beyond(self) -> int:
+        """See ModelConfig."""
+        return self.original_positions if self.type == "longrope" else 0
+
+    def varies(self, longest: int) -> bool:
+        """Whether the frequencies of contexts of up to `longest` tokens are not all inv_freq()."""
+        return self.type == "dynamic" and longest > self.positions or \
+            self.type == "longrope" and longest > self.original_positions
+
     def inv_freq(self, context_length: int = 0) -> np.ndarray:
-        """Radians a position, float32 [ceil(dim / 2)]. Only `dynamic` looks at context_length (tokens)."""
+        """Radians a position, float32 [ceil(dim / 2)]. Only `dynamic` and `longrope` look at context_length (tokens)."""
         if self.type == "dynamic" and context_length > self.positions:
             # float32 throughout: the models were run so.
             stretch = np.float32(self.factor * context_length) / np.float32(self.positions)
@@ -66,6 +81,9 @@ class Rope:
             return self._llama3(inv_freq)
         if self.type == "yarn":
             return self._yarn()
+        if self.type == "longrope":
+            factors = self.long_factors if context_length > self.original_positions else self.short_factors
+            return 1 / (np.array(factors, np.float32) * _powers(self.theta, self.dim))
         return inv_freq
 
     def _llama3(self, inv_freq: np.ndarray) -> np.ndarray:
@@ -108,20 +126,20 @@ def _powers(theta: float, dim: int) -> np.ndarray:
     return _power(theta, np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
 
 
-def read_rope(fields: Fields, head_dim: int, positions: int) -> Rope:
+def read_rope(fields: Fields, head_dim: int, positions: int, **defaults: Any) -> Rope:
     """Rotary settings out of config.json, in transformers 4's spelling or 5's.
 
-    `positions` is max_position_embeddings. Raises BadFileError, naming file and key, for a type not known here and for
-    values that cannot be.
+    `positions` is max_position_embeddings; defaults: the keywords of rope_parameters. Raises BadFileError, naming file and
+    key, for a type not known here and for values that cannot be.
     """
-    values = rope_parameters(fields)
+    values = rope_parameters(fields, **defaults)
     kind, partial, factor = values["rope_type"], values["partial_rotary_factor"], values.get("factor", 1.0)
     dim = int(head_dim * partial)
     if dim < (4 if kind == "dynamic" else 2) or dim + dim % 2 > head_dim:
         raise BadFileError(f"{shown_path(fields.path)}: head_dim {head_dim} with partial_rotary_factor {partial:g} "
                            f"rotates {dim} channels; rope_type {kind!r} needs whole pairs of them within the head")
     settings = dict(type=kind, dim=dim, theta=values["rope_theta"], positions=positions, factor=factor)
-    if kind in ("llama3", "yarn"):
+    if kind in ("llama3", "yarn", "longrope"):
         settings["original_positions"] = values["original_max_position_embeddings"]
     if kind == "llama3":
         settings.update(low_freq_factor=values["low_freq_factor"], high_freq_factor=values["high_freq_factor"])
@@ -132,6 +150,14 @@ def read_rope(fields: Fields, head_dim: int, positions: int) -> Rope:
         mscale, mscale_all = values.get("mscale"), values.get("mscale_all_dim")
         computed = _yarn_scale(factor, mscale) / _yarn_scale(factor, mscale_all) if mscale and mscale_all \
             else _yarn_scale(factor, 1.0)
+        settings["attention_factor"] = values.get("attention_factor", computed)
+    if kind == "longrope":
+        for key in ("short", "long"):
+            settings[key + "_factors"] = values[key + "_factor"]
+            if len(values[key + "_factor"]) != (dim + 1) // 2:
+                raise BadFileError(f"{shown_path(fields.path)}: {key}_factor has {len(values[key + '_factor'])} values; "
+                                   f"expected {(dim + 1) // 2}, one for each pair of the {dim} channels that are rotated")
+        computed = math.sqrt(1 + math.log(factor) / math.log(settings["original_positions"])) if factor > 1 else 1.0
         settings["attention_factor"] = values.get("attention_factor", computed)
     return Rope(**settings)
 

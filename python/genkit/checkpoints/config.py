@@ -126,6 +126,14 @@ class Fields:
         self.raw = raw
         self._prefix = prefix  # "rope_scaling." inside that object
 
+    def filled(self, **defaults: Any) -> "Fields":
+        """The same with values for keys the file does not have."""
+        return Fields(self.path, defaults | self.raw, self._prefix)
+
+    def only(self, **values: Any) -> "Fields":
+        """Other values in place of these, of the same file."""
+        return Fields(self.path, values, self._prefix)
+
     def __contains__(self, key: str) -> bool:
         return self.raw.get(key) is not None
 
@@ -196,6 +204,15 @@ class Fields:
             raise self.error(key, expected)
         return list(value)
 
+    def numbers(self, key: str, low: float, high: float) -> tuple[float, ...]:
+        """A list of finite numbers, each in (low, high]."""
+        expected = f"a list of numbers above {low:g} and at most {high:g}"
+        value, _ = self._get(key, REQUIRED, expected)
+        if not isinstance(value, list) or not all(
+                isinstance(item, (int, float)) and not isinstance(item, bool) and low < item <= high for item in value):
+            raise self.error(key, expected)
+        return tuple(map(float, value))
+
     def token_ids(self, key: str, default: Any = ()) -> tuple[int, ...]:
         """One token id or a list of them, as a tuple without repeats."""
         expected = f"a token id from 0 to {TOKEN_ID_MAX}, or a list of them"
@@ -231,17 +248,20 @@ def read_config(folder: Path) -> Fields:
     return Fields(path, read_json(path, constants=True))
 
 
-ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "su")
 
 
-def rope_parameters(fields: Fields, default_theta: float = 10000.0) -> dict[str, Any]:
+def rope_parameters(fields: Fields, default_theta: float = 10000.0, default_partial: float = 1.0,
+                    theta_key: str = "rope_theta", partial_key: str = "partial_rotary_factor") -> dict[str, Any]:
     """Rotary embedding settings from either spelling, checked, in one flat dict.
 
-    Always there: rope_type (one of ROPE_TYPES), rope_theta, partial_rotary_factor (1.0 where the file has none).
-    By type: factor (linear, dynamic, yarn, llama3); original_max_position_embeddings (yarn, llama3: from the top of the
-    file, the object or max_position_embeddings, the first that has it, as transformers 5 computes); low_freq_factor,
-    high_freq_factor (llama3); attention_factor, beta_fast, beta_slow, mscale, mscale_all_dim, truncate (yarn, where the
-    file has them).
+    theta_key and partial_key: what the architecture calls these two at the top of the file.
+
+    Always there: rope_type (one of ROPE_TYPES, "su" as "longrope"), rope_theta, partial_rotary_factor.
+    By type: factor (all but default); short_factor, long_factor (longrope); original_max_position_embeddings (yarn, llama3, longrope: from the top of
+    the file, the object or max_position_embeddings, the first that has it, as transformers 5 computes); low_freq_factor,
+    high_freq_factor (llama3); attention_factor (yarn, longrope), beta_fast, beta_slow, mscale, mscale_all_dim, truncate
+    (yarn, where the file has them).
     Raises BadFileError.
     """
     # An empty object counts as none, and rope_scaling goes first when both are there: transformers 5's rule.
@@ -251,26 +271,29 @@ def rope_parameters(fields: Fields, default_theta: float = 10000.0) -> dict[str,
     if layered:
         raise inner.error(layered[0], "one set of values for all layers (one for each kind is not supported)")
 
-    def of_both(key: str, low: float, high: float, default: float) -> float:
-        source = inner if key in inner else fields
+    def of_both(key: str, top: str, high: float, low: float, default: float) -> float:
+        source, key = (inner, key) if key in inner else (fields, top)
         return source.number(key, low, high, default, above=True)
 
     result: dict[str, Any] = {
         "rope_type": inner.string("rope_type" if "rope_type" in inner else "type", ROPE_TYPES, "default"),
-        "rope_theta": of_both("rope_theta", 1.0, 1e15, default_theta),
-        "partial_rotary_factor": of_both("partial_rotary_factor", 0.0, 1.0, 1.0),
+        "rope_theta": of_both("rope_theta", theta_key, 1e15, 1.0, default_theta),
+        "partial_rotary_factor": of_both("partial_rotary_factor", partial_key, 1.0, 0.0, default_partial),
     }
+    if result["rope_type"] == "su":
+        result["rope_type"] = "longrope"
     kind = result["rope_type"]
     if kind == "default":
         return result
-    if kind in ("yarn", "llama3"):
+    if kind in ("yarn", "llama3", "longrope"):
         source = next((s for s in (fields, inner) if "original_max_position_embeddings" in s), None)
         longest = "max_position_embeddings"
+        least = 2 if kind == "longrope" else 1  # which divides by its logarithm
         result["original_max_position_embeddings"] = (
-            source.integer("original_max_position_embeddings", 1, 2**31 - 1) if source
-            else fields.integer(longest, 1, 2**31 - 1))
-    if kind == "yarn" and "factor" not in inner and "factor" in inner.raw:
-        # null: the ratio of the two lengths
+            source.integer("original_max_position_embeddings", least, 2**31 - 1) if source
+            else fields.integer(longest, least, 2**31 - 1))
+    if "factor" not in inner and (kind == "longrope" or kind == "yarn" and "factor" in inner.raw):
+        # the ratio of the two lengths; yarn says so by null
         result["factor"] = fields.integer("max_position_embeddings", 1, 2**31 - 1) / result[
             "original_max_position_embeddings"]
     else:
@@ -280,6 +303,11 @@ def rope_parameters(fields: Fields, default_theta: float = 10000.0) -> dict[str,
         result["high_freq_factor"] = inner.number("high_freq_factor", 0.0, 1e6, above=True)
         if result["high_freq_factor"] <= result["low_freq_factor"]:
             raise inner.error("high_freq_factor", f"more than low_freq_factor, {result['low_freq_factor']:g}")
+    if kind == "longrope":
+        result["short_factor"] = inner.numbers("short_factor", 0.0, 1e6)
+        result["long_factor"] = inner.numbers("long_factor", 0.0, 1e6)
+        if "attention_factor" in inner:
+            result["attention_factor"] = inner.number("attention_factor", 0.0, 1e6)
     if kind == "yarn":
         for key in ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
             if key in inner:

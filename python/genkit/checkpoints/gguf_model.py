@@ -87,7 +87,7 @@ def check_model(fields: "Fields", config: Any) -> None:
     c: "LlamaConfig" = config
     architecture = ARCHITECTURES[c.model_type]
     troubles = {
-        f"rope_type {c.rope.type!r}": c.rope.type == "dynamic" or (c.rope.type == "yarn" and not c.rope.truncate),
+        f"rope_type {c.rope.type!r}": c.rope.type in ("dynamic", "longrope") or (c.rope.type == "yarn" and not c.rope.truncate),
         f"beta_fast {c.rope.beta_fast:g} and beta_slow {c.rope.beta_slow:g}":
             (c.rope.beta_fast, c.rope.beta_slow) != (32, 1),
         f"rotation of {c.rope.dim} of {c.head_dim} channels": c.rope.dim != c.head_dim,

@@ -1,8 +1,8 @@
 """Architectures, one file each, found by config.json's model_type.
 
 A model file offers `read_config(fields, checkpoint)`, a ModelConfig; `tensor_shapes(config)`, every tensor the checkpoint
-must hold; `layers_prefix(config)`, what the names of the layers' begin with; `folds(config, i)` for quant/; and `Model`. Adding one: a file here, a line
-below, a parity test.
+must hold; `layers_prefix(config)`, what the names of the layers' begin with; `folds(config, i)` for quant/; and `Model`.
+decoder.py has all but read_config for whatever its blocks can say. Adding one: a file here, a line below, a parity test.
 """
 
 import functools
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from genkit.models.config import Fold, ModelConfig
 
 # model_type -> module
-ARCHITECTURES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+ARCHITECTURES = {
+    "bloom": "bloom", "cohere2": "cohere2", "falcon": "falcon", "gemma": "gemma", "gemma3": "gemma",
+    "gemma3_text": "gemma", "glm": "glm4", "glm4": "glm4", "gpt2": "gpt2", "gpt_neox": "gpt_neox", "granite": "granite",
+    "llama": "llama", "mistral": "llama", "olmo2": "olmo2", "phi": "phi", "phi3": "phi3", "qwen2": "qwen2", "qwen3": "qwen3",
+    "smollm3": "smollm3", "stablelm": "stablelm", "starcoder2": "starcoder2",
+}
 
 
 class Model(Protocol):

@@ -28,6 +28,11 @@ class ModelConfig:
     max_positions: int  # longest sequence the model is made for, in tokens
     weight_bytes: int  # of the checkpoint as stored
 
+    @property
+    def fresh_keys_beyond(self) -> int:
+        """The length at which a growing context outgrows its keys: one longer needs all of them anew. 0: never."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -38,6 +43,7 @@ class Fold:
     norm: str = ""
     norm_bias: str = ""
     rows: str = ""
+    offset: float = 0.0  # what the norm adds to its weight
 
 
 def activation(fields: Fields, key: str, default: str) -> str:

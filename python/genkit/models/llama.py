@@ -32,6 +32,10 @@ class LlamaConfig(ModelConfig):
     mlp_bias: bool
     qk_norm: bool  # RMSNorm on each query and key head
 
+    @property
+    def fresh_keys_beyond(self) -> int:
+        return self.rope.fresh_keys_beyond
+
 
 def llama_config(fields: "Fields", checkpoint: "Checkpoint", *, qkv_bias: Optional[bool] = None,
                  out_bias: Optional[bool] = None, mlp_bias: Optional[bool] = None, qk_norm: bool = False,
@@ -111,7 +115,7 @@ class Block:
             k_norm=norm("self_attn.k_norm") if c.qk_norm else None,
         )
         self.mlp_norm = norm("post_attention_layernorm")
-        self.mlp = GatedMLP(weights.gated_linear(mlp + "gate_proj", mlp + "up_proj", c.activation),
+        self.mlp = GatedMLP(weights.gated_linear(mlp + "gate_proj", mlp + "up_proj", activation=c.activation),
                             weights.linear(mlp + "down_proj"))
 
     def __call__(self, x: Tensor, step: "Step", pages: tuple[Tensor, Tensor], rope_table: Tensor) -> Tensor:

@@ -186,7 +186,7 @@ def _fold_norm(run: Run, fold: "Fold", scales: np.ndarray) -> np.ndarray:
     plan = run.plan
     kind = plan.kinds[fold.norm]
     norm = plan.checkpoint.load_f32(fold.norm, plan.roles.shape(fold.norm)).numpy()
-    folded, scales = fold_into_norm(norm, scales, kind)
+    folded, scales = fold_into_norm(norm, scales, kind, fold.offset)
     written = [(fold.norm, folded)]
     if fold.norm_bias:
         written.append((fold.norm_bias, plan.checkpoint.load_f32(fold.norm_bias, plan.roles.shape(fold.norm_bias)).numpy() / scales))

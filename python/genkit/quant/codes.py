@@ -66,6 +66,10 @@ class Codes:
         """Views of rows [begin, end)."""
         return replace(self, **{name: array[begin:end] for name, array in self.parts().items()})
 
+    def take(self, order: np.ndarray) -> "Codes":
+        """Rows in another order."""
+        return replace(self, **{name: array[order] for name, array in self.parts().items()})
+
     @staticmethod
     def stack(parts: Sequence["Codes"]) -> "Codes":
         """Matrices of one format and k, one under another."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any, Optional, Sequence
+
+import numpy as np
 
 from genkit import models
 from genkit.nn import Embedding, LayerNorm, Linear, RMSNorm, Weights
@@ -51,12 +53,12 @@ class _Survey(Weights):
                 self.roles.transposed.add(weight)
         self.roles.together.append(weights)
 
-    def linear(self, *names: str) -> Linear:
+    def linear(self, *names: str, rows: Optional[np.ndarray] = None) -> Linear:
         self._note(names)
         return Linear(None)
 
-    def gated_linear(self, gate: str, up: str, activation: str) -> Linear:
-        self._note([gate, up])
+    def gated_linear(self, *names: str, activation: str) -> Linear:
+        self._note(names)
         return Linear(None)
 
     def linear_transposed(self, name: str) -> Linear:
@@ -71,10 +73,13 @@ class _Survey(Weights):
     def position_embedding(self, name: str) -> Embedding:
         return Embedding(None)
 
-    def rms_norm(self, name: str, eps: float) -> RMSNorm:
+    def rms_norm(self, name: str, eps: float, plus_one: bool = False) -> RMSNorm:
         return RMSNorm(None, eps)
 
     def layer_norm(self, name: str, eps: float) -> LayerNorm:
+        return LayerNorm(None, None, eps)
+
+    def layer_norm_heads(self, names: Sequence[str], eps: float) -> LayerNorm:
         return LayerNorm(None, None, eps)
 
     def head(self, name: str, embedding: Embedding) -> Linear:

@@ -70,11 +70,11 @@ class StreamedWeights(Weights):
             return linear
         return Tapped(linear, tuple(name + ".weight" for name in names), self.tap)
 
-    def linear(self, *names: str) -> Linear:
-        return self._tapped(super().linear(*names), *names)
+    def linear(self, *names: str, rows: Optional[np.ndarray] = None) -> Linear:
+        return self._tapped(super().linear(*names, rows=rows), *names)
 
-    def gated_linear(self, gate: str, up: str, activation: str) -> GatedLinear:
-        return self._tapped(super().gated_linear(gate, up, activation), gate, up)
+    def gated_linear(self, *names: str, activation: str) -> GatedLinear:
+        return self._tapped(super().gated_linear(*names, activation=activation), *names)
 
     def linear_transposed(self, name: str) -> Linear:
         return self._tapped(super().linear_transposed(name), name)
@@ -89,10 +89,13 @@ class StreamedWeights(Weights):
         if weight not in self.shapes and weight not in self.checkpoint:
             weight = self.table
         rows = max(1, HEAD_BYTES // (4 * shape[1]))
+        bias = self._biases([name])
 
         def slices() -> Iterator[tuple[int, Any]]:
             for begin in range(0, shape[0], rows):
-                yield begin, Linear(self.slice(weight, shape, begin, min(begin + rows, shape[0])))
+                end = min(begin + rows, shape[0])
+                part = None if bias is None else Tensor.from_numpy(bias.numpy()[begin:end])
+                yield begin, Linear(self.slice(weight, shape, begin, end), part)
 
         return FileHead(slices, shape[0])
 
