@@ -9,6 +9,7 @@
 #include "cpu/detect.h"
 #include "cpu/table.h"
 #include "ops.h"
+#include "pieces.h"
 #include "plan.h"
 #include "plugin.h"
 #include "tensor.h"
@@ -183,6 +184,21 @@ PYBIND11_MODULE(_core, m) {
         .def_property_readonly("steps", &Plan::steps)
         .def_property_readonly("phases", &Plan::phases)
         .def_property_readonly("arena", &Plan::arena);
+
+    py::class_<Pieces>(m, "Pieces")
+        .def(py::init([](std::vector<std::string> texts, std::vector<float> scores, std::vector<uint8_t> types,
+                         std::string charsmap, bool unigram, bool byte_fallback, bool remove_extra_whitespaces,
+                         bool escape_whitespaces, bool whitespace_as_suffix, bool fuse_unknown) {
+                 return Pieces(std::move(texts), std::move(scores), std::move(types), std::move(charsmap),
+                               {unigram, byte_fallback, remove_extra_whitespaces, escape_whitespaces, whitespace_as_suffix,
+                                fuse_unknown});
+             }), "texts"_a, "scores"_a, "types"_a, "charsmap"_a = "", py::kw_only(), "unigram"_a = false,
+             "byte_fallback"_a = false, "remove_extra_whitespaces"_a = false, "escape_whitespaces"_a = true,
+             "whitespace_as_suffix"_a = false, "fuse_unknown"_a = true)
+        .def("normalize", [](const Pieces& p, const std::string& text, bool space) { return py::bytes(p.normalize(text, space)); },
+             "text"_a, "dummy_space"_a)
+        .def("encode", [](const Pieces& p, const std::string& text, bool space) { return p.encode(text, space); },
+             "text"_a, "dummy_space"_a, nogil());
 
     m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "threads"_a, nogil());
     m.def("arithmetic_peak", &arithmetic_peak, "kind"_a, "threads"_a, nogil());

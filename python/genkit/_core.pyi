@@ -159,6 +159,18 @@ class Plan:
         [n] and draw_positions i64 [n] are advanced; tokens and nonfinite i32 [n] are what the recorded step made.
         Returns tokens [steps, n], flat: up to a stop id, the first step past `seconds`, or before a step that failed."""
 
+class Pieces:
+    """SentencePiece's encoders, to the id as its own library has them (cpp/pieces.h). Immutable, any thread may use it."""
+
+    def __init__(self, texts: Sequence[bytes], scores: Sequence[float], types: Sequence[int], charsmap: bytes = b"", *,
+                 unigram: bool = False, byte_fallback: bool = False, remove_extra_whitespaces: bool = False,
+                 escape_whitespaces: bool = True, whitespace_as_suffix: bool = False, fuse_unknown: bool = True) -> None:
+        """Of each piece its text, score (finite) and type (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte);
+        charsmap: NormalizerSpec.precompiled_charsmap. Raises ValueError."""
+    def normalize(self, text: str, dummy_space: bool) -> bytes: ...
+    def encode(self, text: str, dummy_space: bool) -> list[int]:
+        """dummy_space: put a space before the text, as add_dummy_prefix says. No control tokens."""
+
 def read_bandwidth(bytes: int, threads: int) -> float:
     """Bytes a second that so many threads read of a block of memory: the best of a few passes."""
 def arithmetic_peak(kind: str, threads: int) -> float:

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face model folder: ids as transformers 5's AutoTokenizer gives them."""
+"""The tokenizer of a model folder or file: ids as transformers 5's AutoTokenizer or the sentencepiece library gives them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from genkit.checkpoints.config import LARGE_FILE, Fields, parse_json, read_json
 from genkit.checkpoints.files import read_small, shown, shown_path
 from genkit.errors import BadFileError, UsageError
+from genkit.text import piece_files
+from genkit.text.cutters import JsonCutter
+from genkit.text.special import StandIns, texts_of
 from genkit.text.utf8 import TextStream, decoder_kinds
 
 if TYPE_CHECKING:
@@ -20,65 +23,77 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 
 
 class Tokenizer:
-    """tokenizer.json with what lies beside it: tokenizer_config.json, special_tokens_map.json, chat_template.jinja.
+    """tokenizer.json, or SentencePiece's tokenizer.model where there is none, with what lies beside it:
+    tokenizer_config.json, special_tokens_map.json, added_tokens.json, chat_template.jinja.
 
     Which tokens stand around a prompt (bos) is said by tokenizer.json's post-processor; `add_bos_token` in
-    tokenizer_config.json is not looked at (so does transformers 5).
+    tokenizer_config.json is not looked at (so does transformers 5). With a tokenizer.model it is.
 
     folder: Path
-    vocab_size: int, largest id of tokenizer.json + 1
+    vocab_size: int, largest id + 1
     special_tokens: dict, "bos_token" and the like -> text, as far as the folder names them
     special_ids: frozenset of ids that `decode` leaves out
     bos_id, eos_id: int or None
-    chat_template: str or None
+    pieces: SentencePiece or None, what a tokenizer.model says
+    chat_templates: dict, name -> template; chat_template: the one named "default", or None
     """
 
     def __init__(self, folder: str | Path, data: bytes | None = None, config: Mapping[str, Any] | None = None) -> None:
-        """data and config: contents of tokenizer.json and tokenizer_config.json where one file (`folder`) has them inside.
-        Raises BadFileError for a missing or broken file, with its name."""
+        """data and config: contents of tokenizer.json (or tokenizer.model, as gguf_vocab.py makes it) and
+        tokenizer_config.json where one file (`folder`) has them inside. Raises BadFileError for a missing or broken file,
+        with its name."""
         self.folder = Path(folder)
+        self.pieces = piece_files.read(self.folder, data)
         if data is None:
             fields = _optional_json(self.folder / "tokenizer_config.json")
-            self._tokenizer = _load(self.path)
         else:
             fields = Fields(self.folder, dict(config or {}))
-            self._tokenizer = _parse(data, self.path)
+        self.special_tokens = _special_tokens(self.folder, fields)
+        if self.pieces is not None:
+            self._tokenizer, self._cutter, named = piece_files.tokenizer(self.pieces, fields, self.special_tokens)
+            self.special_tokens = {**named, **self.special_tokens}
+        else:
+            self._tokenizer = _load(self.path) if data is None else _parse(data, self.path)
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         if self.vocab_size == 0:
             raise BadFileError(f"{shown_path(self.path)}: holds no tokens")
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        if _is_llama_class(self.folder, fields, self._tokenizer):
-            _place_spaces(self._tokenizer, fields)
+        if self.pieces is None:
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            if _is_llama_class(self.folder, fields, self._tokenizer):
+                _place_spaces(self._tokenizer, fields)
+            _add_tokens(self._tokenizer, fields, self.special_tokens)
+            self._cutter = JsonCutter(self._tokenizer, lambda call: _guarded(call, self.path, "cannot encode the prompt"))
         self._drops_first_space = not {"Strip", "Metaspace"}.isdisjoint(decoder_kinds(self._tokenizer))
-        self.special_tokens = _special_tokens(self.folder, fields)
-        _add_tokens(self._tokenizer, fields, self.special_tokens)
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.bos_id = self._id_of("bos_token")
         self.eos_id = self._id_of("eos_token")
-        self.chat_template, self._template_source = _chat_template(self.folder, fields)
+        self.chat_templates, self._template_source = _chat_templates(self.folder, fields)
 
     @property
     def path(self) -> Path:
-        return self.folder if self.folder.is_file() else self.folder / "tokenizer.json"
+        if self.folder.is_file():
+            return self.folder
+        return self.folder / ("tokenizer.json" if self.pieces is None else "tokenizer.model")
 
-    def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """Token ids. Names of special tokens in the text become those tokens, as in transformers.
+    @property
+    def chat_template(self) -> str | None:
+        return self.chat_templates.get("default")
 
-        add_special: put the tokens around it that the model expects (bos for most). Raises UsageError for anything
-        that is not valid text (lone surrogates).
+    @chat_template.setter
+    def chat_template(self, template: str | None) -> None:
+        self.chat_templates = {} if template is None else {"default": template}
+
+    def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids.
+
+        add_special: put the tokens around it that the model expects (bos for most). parse_special: names of special tokens
+        in the text become those tokens, as in transformers; else they are text like any other. Raises UsageError for
+        anything that is not valid text (lone surrogates).
         """
-        if not isinstance(text, str):
-            raise UsageError(f"prompt: {shown(text)} is not text")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UsageError(f"prompt: not valid Unicode at character {error.start}; give it as UTF-8") from None
-        encoding = _guarded(
-            lambda: self._tokenizer.encode(text, add_special_tokens=add_special), self.path, "cannot encode the prompt"
-        )
-        return encoding.ids
+        _check_text(text)
+        return self._cutter.encode(text, add_special, parse_special)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of token ids. Bytes that are no UTF-8 become U+FFFD; an id below 2**32 without a token has no text.
@@ -109,35 +124,58 @@ class Tokenizer:
         """Text of ids that come one by one; see TextStream."""
         return TextStream(self._tokenizer, lambda ids: self.decode(ids, skip_special=False), skip_special)
 
-    def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
-    ) -> str:
-        """The prompt text of a chat, special tokens written out: encode it with add_special=False.
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, *,
+                    tools: Sequence[Mapping[str, Any]] | None = None, documents: Sequence[Mapping[str, Any]] | None = None,
+                    template: str | None = None, **variables: Any) -> str:
+        """The prompt text of a chat, special tokens written out.
 
-        Raises UsageError where the folder has no chat template or it does not take these messages, BadFileError for a
+        tools and documents: what the template reads by these names, tools as JSON schemas ({"type": "function",
+        "function": {"name", "description", "parameters"}}). template: the name of one of `chat_templates`; None takes
+        "tool_use" where there are tools and such a template, else "default".
+
+        Raises UsageError where the folder has no such template or it does not take these messages, BadFileError for a
         broken one.
         """
         from genkit.text.chat_template import render
 
-        if self.chat_template is None:
-            raise UsageError(f"{shown_path(self.folder)}: the model has no chat template; use a plain prompt (--no-chat)")
-        return render(
-            self.chat_template,
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            source=self._template_source,
-            **{**self.special_tokens, **variables},
-        )
+        return render(self._template(tools, template), messages, add_generation_prompt=add_generation_prompt,
+                      source=self._template_source, **{**self.special_tokens, "tools": tools, "documents": documents, **variables})
 
-    def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
-    ) -> list[int]:
-        """Token ids of a chat. Names of special tokens inside a message become those tokens, as in transformers."""
-        return self.encode(self.render_chat(messages, add_generation_prompt, **variables), add_special=False)
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, *,
+                    tools: Sequence[Mapping[str, Any]] | None = None, documents: Sequence[Mapping[str, Any]] | None = None,
+                    template: str | None = None, parse_special: bool = False, **variables: Any) -> list[int]:
+        """Token ids of a chat; see render_chat. Names of special tokens that the template writes are those tokens; inside
+        messages, tools, documents and variables they are text, unless parse_special (transformers parses all)."""
+        given = {"messages": messages, "tools": tools, "documents": documents, **variables}
+        if parse_special:
+            return self.encode(self.render_chat(add_generation_prompt=add_generation_prompt, template=template, **given), False, True)
+        stand_ins = StandIns(self._cutter.names, [*texts_of(given), self._template(tools, template)])
+        text = self.render_chat(add_generation_prompt=add_generation_prompt, template=template, **stand_ins.put(given))
+        _check_text(text)
+        return self._cutter.encode_marked(text, stand_ins)
+
+    def _template(self, tools: Any, name: str | None) -> str:
+        templates = self.chat_templates
+        if not templates:
+            raise UsageError(f"{shown_path(self.folder)}: the model has no chat template; use a plain prompt (--no-chat)")
+        if name is None:
+            name = "tool_use" if tools is not None and "tool_use" in templates else "default"
+        if name not in templates:
+            raise UsageError(f"{self._template_source}: has no template named {shown(name)}; there are {', '.join(sorted(templates))}")
+        return templates[name]
 
     def _id_of(self, name: str) -> int | None:
         token = self.special_tokens.get(name)
         return None if token is None else self._tokenizer.token_to_id(token)
+
+
+def _check_text(text: Any) -> None:
+    if not isinstance(text, str):
+        raise UsageError(f"prompt: {shown(text)} is not text")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"prompt: not valid Unicode at character {error.start}; give it as UTF-8") from None
 
 
 def _guarded(call: Any, path: Path, doing: str) -> Any:
@@ -168,7 +206,7 @@ def _load(path: Path) -> tokenizers.Tokenizer:
     if path.suffix == ".gguf":
         raise BadFileError(f"{shown_path(path)}: has no tokenizer inside; it takes token ids only")
     if not path.exists():
-        others = [name for name in ("tokenizer.model", "vocab.json", "vocab.txt", "tekken.json") if (folder / name).exists()]
+        others = [name for name in ("vocab.json", "vocab.txt", "tekken.json") if (folder / name).exists()]
         if others:
             raise BadFileError(
                 f"{shown_path(path)}: not found, and {others[0]} alone is not read; write it once with transformers: "
@@ -282,18 +320,18 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, config: Fields, special_tokens:
         _guarded(lambda: tokenizer.add_tokens(new), config.path, "cannot add its tokens")
 
 
-def _chat_template(folder: Path, config: Fields) -> tuple[str | None, str]:
-    """The template and the name of its file. A file of its own goes before tokenizer_config.json."""
+def _chat_templates(folder: Path, config: Fields) -> tuple[dict[str, str], str]:
+    """The templates by name, and the name of their file. Files of their own go before tokenizer_config.json."""
     path = folder / "chat_template.jinja"
     if path.exists():
-        try:
-            return read_small(path, 16 << 20).decode("utf-8"), shown_path(path)
-        except UnicodeDecodeError as error:
-            raise BadFileError(f"{shown_path(path)}: not UTF-8 text (byte {error.start})") from None
+        more = sorted((folder / "additional_chat_templates").glob("*.jinja"))[:100]
+        return {"default": _template_file(path), **{file.stem: _template_file(file) for file in more}}, shown_path(path)
     value = config.optional("chat_template")
     source = f"{shown_path(config.path)} (chat_template)"
-    if value is None or isinstance(value, str):
-        return value, source
+    if value is None:
+        return {}, source
+    if isinstance(value, str):
+        return {"default": value}, source
     named = {}
     if isinstance(value, list):
         named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
@@ -303,4 +341,11 @@ def _chat_template(folder: Path, config: Fields) -> tuple[str | None, str]:
         raise config.error("chat_template", 'a template, or a list of {"name", "template"}')
     if "default" not in named:
         raise BadFileError(f"{source}: has the templates {', '.join(sorted(named))}, but none named default")
-    return named["default"], source
+    return named, source
+
+
+def _template_file(path: Path) -> str:
+    try:
+        return read_small(path, 16 << 20).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadFileError(f"{shown_path(path)}: not UTF-8 text (byte {error.start})") from None
