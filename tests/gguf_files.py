@@ -19,7 +19,8 @@ from genkit.quant.formats import Format
 from genkit.quant.roles import survey
 from genkit.quant.writers.base import Source
 from genkit.quant.writers.gguf import Model
-from genkit.text.gguf_vocab import PRE, vocabulary_keys
+from genkit.text.gguf_pre import COMPOSES, PRE
+from genkit.text.gguf_vocab import vocabulary_keys
 
 SEED = 20261127
 KINDS = {"f32": "f32", "f16": "f16", "bf16": "bf16", "q4_0": "int4", "q4_1": "int4", "q8_0": "int8", "q6_k": "q6_k"}
@@ -133,7 +134,7 @@ def tokenizer_folder(kind, folder):
     fast.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
                                                  + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     fast.decoder = decoders.ByteLevel()
-    if kind == "qwen2":
+    if kind in COMPOSES:
         fast.normalizer = normalizers.NFC()
     trainer = trainers.BpeTrainer(vocab_size=650, special_tokens=["<s>", "<|eot_id|>"], show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())

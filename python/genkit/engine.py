@@ -79,7 +79,7 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, *, 
     tokenizer = None
     if opened.has_tokenizer:  # without one the model still takes token ids
         tokenizer = opened.tokenizer()
-        checkpoints.check_token_ids(tokenizer.vocab_size - 1, model.config.vocab_size, folder / "tokenizer.json")
+        checkpoints.check_token_ids(tokenizer.vocab_size - 1, model.config.vocab_size, tokenizer.path)
     return LoadedModel(opened, model, tokenizer, context, threads, quantize, kv_type, time.perf_counter() - start)
 
 
@@ -176,7 +176,8 @@ class LoadedModel:
         Options, all by name: max_tokens (None: until the context is full), temperature, top_k, top_p, min_p,
         repeat_penalty, repeat_last_n, presence_penalty, frequency_penalty, logit_bias ({id: value}), seed, stop (a
         string or several), ignore_eos, beams, length_penalty, logprobs (K likeliest a token), chat (None: if the model
-        has a chat template), system, cancelled (a function asked about every 30 ms; true ends with "interrupted").
+        has a chat template), system, parse_special (names of special tokens in the prompt are those tokens, not text),
+        cancelled (a function asked about every 30 ms; true ends with "interrupted").
         A sampling option left None comes from the model's generation_config.json where that says do_sample, and is
         off otherwise (greedy). docs/decoding.md has the details.
 
@@ -216,7 +217,7 @@ class LoadedModel:
                   presence_penalty: float | None = None, frequency_penalty: float | None = None,
                   logit_bias: Mapping[int, float] | None = None, seed: int | None = None, stop: str | Sized[str] = (),
                   ignore_eos: bool = False, beams: int = 1, length_penalty: float = 1.0, logprobs: int | None = None,
-                  chat: bool | None = None, system: str | None = None,
+                  chat: bool | None = None, system: str | None = None, parse_special: bool = False,
                   cancelled: Callable[[], bool] = lambda: False) -> tuple[Request, Sampler, Generation]:
         check_options(beams, 1 if max_tokens is None else max_tokens, length_penalty)
         if logprobs is not None:
@@ -234,7 +235,7 @@ class LoadedModel:
         except TypeError:
             raise UsageError(f"stop: {stop!r} is neither text nor several texts") from None
         StopChecker(stop)  # refuses what cannot stop anything now rather than at the first token
-        ids = self._prompt_ids(prompt, chat, system)
+        ids = self._prompt_ids(prompt, chat, system, parse_special)
         room = self.context - len(ids)
         if room < 1:
             raise UsageError(f"the prompt has {len(ids)} tokens and the context {self.context}, which leaves no room to "
@@ -344,17 +345,18 @@ class LoadedModel:
             return self._tokenizer is not None and self._tokenizer.chat_template is not None
         return chat
 
-    def _prompt_ids(self, prompt: str | Sized[int], chat: bool | None, system: str | None) -> list[int]:
+    def _prompt_ids(self, prompt: str | Sized[int], chat: bool | None, system: str | None, parse_special: bool) -> list[int]:
         if not isinstance(prompt, str):
             if chat or system is not None:
                 raise UsageError("a prompt of token ids goes in as it is: chat and system need text")
             return self._checked_ids(prompt)
         if self._chats(prompt, chat):
             messages = [] if system is None else [{"role": "system", "content": system}]
-            return self._checked_ids(self.tokenizer.encode_chat([*messages, {"role": "user", "content": prompt}]))
+            messages.append({"role": "user", "content": prompt})
+            return self._checked_ids(self.tokenizer.encode_chat(messages, parse_special=parse_special))
         if system is not None:
             raise UsageError("--system needs a chat template; this model has none, or --no-chat switched it off")
-        return self._checked_ids(self.tokenizer.encode(prompt))
+        return self._checked_ids(self.tokenizer.encode(prompt, parse_special=parse_special))
 
     def _checked_ids(self, ids: Sized[int]) -> list[int]:
         try:

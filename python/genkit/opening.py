@@ -46,4 +46,5 @@ def open_model(path: Path, stack: ExitStack) -> Opened:
     fields = checkpoints.read_config(path)
     defaults = checkpoints.generation_defaults(path, fields)
     checkpoint = stack.enter_context(checkpoints.open_checkpoint(path, fields))
-    return Opened(path, fields, checkpoint, defaults, lambda: Tokenizer(path), (path / "tokenizer.json").exists())
+    return Opened(path, fields, checkpoint, defaults, lambda: Tokenizer(path),
+                  any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model")))

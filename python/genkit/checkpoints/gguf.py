@@ -25,7 +25,7 @@ from genkit.errors import BadFileError
 @dataclass(frozen=True)
 class OpenModel:
     """fields and generation stand for config.json and generation_config.json. tokenizer_json is None where the file has no
-    vocabulary; tokenizer_config has the special tokens and the chat template."""
+    vocabulary, and a tokenizer.model (first byte 0x12) where that is of SentencePiece; tokenizer_config has the special tokens and the chat template."""
 
     fields: Fields
     generation: dict[str, Any]
@@ -37,8 +37,9 @@ class OpenModel:
         """What would lie beside the weights in a folder, config.json apart."""
         found = {"generation_config.json": json.dumps(self.generation, indent=2).encode()} if self.generation else {}
         if self.tokenizer_json is not None:
-            config = self.tokenizer_config | {"tokenizer_class": "PreTrainedTokenizerFast"}
-            found |= {"tokenizer.json": self.tokenizer_json, "tokenizer_config.json": json.dumps(config, indent=2).encode()}
+            config = {"tokenizer_class": "PreTrainedTokenizerFast"} | self.tokenizer_config
+            name = "tokenizer.json" if self.tokenizer_json[:1] != b"\x12" else "tokenizer.model"
+            found |= {name: self.tokenizer_json, "tokenizer_config.json": json.dumps(config, indent=2).encode()}
         return found
 
 

@@ -274,7 +274,9 @@ def generation_of(container: Container) -> dict[str, Any]:
     found: dict[str, Any] = {}
     eos = container.keys.get("genkit.eos_token_ids")
     if not isinstance(eos, np.ndarray):
-        eos = [container.keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+        from genkit.text.gguf_vocab import stop_ids
+
+        eos = stop_ids(container)
     found["eos_token_id"] = [int(i) for i in eos if isinstance(i, (int, np.integer))] or None
     found |= {f"{name}_token_id": container.keys.get(f"tokenizer.ggml.{key}_token_id")
               for name, key in (("bos", "bos"), ("pad", "padding"))}

@@ -65,6 +65,11 @@ def generate(
         option("--chat/--no-chat", "-cnv/-no-cnv", "--conversation/--no-conversation", " /--ignore-chat-template", panel=PROMPT,
                help="Put the prompt into the model's chat template, or do not. Default: if the model has one."),
     ] = None,
+    parse_special: Annotated[
+        bool,
+        option("--parse-special", panel=PROMPT,
+               help="Let names of special tokens in the prompt, like <|im_start|>, be those tokens. Default: they are text."),
+    ] = False,
     # length
     max_tokens: Annotated[
         Optional[int],
@@ -210,6 +215,7 @@ def generate(
         length_penalty=length_penalty,
         logprobs=logprobs,
         chat=chat,
+        parse_special=parse_special,
     )
     prompt = read_prompt(prompt_argument, prompt_option, file)
     if system_file is not None:

@@ -2,7 +2,8 @@
 
 `tokenizer.huggingface.json` holds the whole tokenizer.json: what it says is what counts here, so that nothing is lost. The
 other keys are llama.cpp's own: the model "gpt2" is byte-level BPE, cut into words first by one of the ways it knows by
-name; "llama" is SentencePiece's BPE, which joins the neighbours whose token has the best score.
+name (gguf_pre.py); "llama" is SentencePiece's BPE, which joins the neighbours whose token has the best score; "t5" is its
+unigram; "bert" is WordPiece. The two of SentencePiece become a tokenizer.model, which the core's own encoders read.
 """
 
 from __future__ import annotations
@@ -15,43 +16,22 @@ import numpy as np
 from genkit.checkpoints.files import shown, shown_path
 from genkit.checkpoints.gguf_container import ARRAY, BOOL, F32, I32, STRING, U32, Container, Key
 from genkit.errors import BadFileError, UsageError
+from genkit.text.gguf_pre import ALIASES, BEGINS, COMPOSES, PRE
+from genkit.text.sentencepiece import (BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, SentencePiece)
 
 if TYPE_CHECKING:
     from genkit.text.tokenizer import Tokenizer
 
 WHOLE = "tokenizer.huggingface.json"
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types
 SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+U8 = 0
+# What llama.cpp takes for the end of a turn where no key says it, the first that there is.
+TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "_<EOT>", "[EOT]",
+             "<｜end▁of▁sentence｜>", "<end_of_utterance>")
+MESSAGE_ENDS = ("<|eom_id|>",)
 
-# Regular expressions that cut a text into words, one after the other, as tokenizer.json spells them.
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_DIGIT = r"\p{N}"
-_LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-           r"|\s+(?!\S)|\s+")
-_WORD = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
-         r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
-         r"|%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-_SHORT = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-# llama.cpp's name -> the expressions, and whether a word that is a token is taken whole
-PRE: dict[str, tuple[tuple[str, ...], bool]] = {
-    "gpt-2": ((_GPT2,), False),
-    "llama-bpe": ((_LLAMA3,), True),
-    "smaug-bpe": ((_LLAMA3,), False),
-    "qwen2": ((_LLAMA3.replace("{1,3}", ""),), False),
-    "smollm": ((_DIGIT, _GPT2), False),
-    "tekken": ((_WORD % ("", "", _DIGIT),), True),
-    "gpt-4o": ((_WORD % (_SHORT, _SHORT, r"\p{N}{1,3}"),), False),
-    "deepseek-coder": (("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", _DIGIT), False),
-    "deepseek-v3": ((r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+",
-                     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
-                     "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"), False),
-    "default": ((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"), False),
-}
-# Other names of the same, in files that others made.
-ALIASES = {"gpt2": "gpt-2", "phi-2": "gpt-2", "olmo": "gpt-2", "mpt": "gpt-2", "llama3": "llama-bpe", "llama-v3": "llama-bpe",
-           "falcon3": "llama-bpe", "pixtral": "llama-bpe", "dbrx": "smaug-bpe", "deepseek-r1-qwen": "qwen2",
-           "stablelm2": "qwen2", "hunyuan": "qwen2", "starcoder": "smollm", "refact": "smollm", "command-r": "smollm"}
-
+_GPT2 = PRE["gpt-2"][0][0]
+_DIGIT = PRE["smollm"][0][0]
 
 # Writing.
 
@@ -63,6 +43,8 @@ def vocabulary_keys(tokenizer: "Tokenizer", rows: int, eos_ids: Sequence[int] = 
 
     path = tokenizer.path
     check_token_ids(tokenizer.vocab_size - 1, rows, path)
+    if tokenizer.pieces is not None:
+        return _piece_keys(tokenizer, tokenizer.pieces, rows) + _around_keys(tokenizer, eos_ids), []
     # The tokenizer as it works, with what tokenizer_config.json changes in it.
     whole = tokenizer.as_json()
     data = json.loads(whole)
@@ -92,6 +74,12 @@ def vocabulary_keys(tokenizer: "Tokenizer", rows: int, eos_ids: Sequence[int] = 
     keys += [("tokenizer.ggml.tokens", ARRAY, (STRING, tokens)), ("tokenizer.ggml.token_type", ARRAY, (I32, types))]
     if byte_level:
         keys.append(("tokenizer.ggml.merges", ARRAY, (STRING, merges)))
+    return [*keys, *_around_keys(tokenizer, eos_ids), (WHOLE, STRING, whole)], notes
+
+
+def _around_keys(tokenizer: "Tokenizer", eos_ids: Sequence[int]) -> list[Key]:
+    """Special tokens, what stands around a text, chat templates."""
+    keys: list[Key] = []
     for ours, theirs in SPECIAL.items():
         token = tokenizer.special_tokens.get(ours)
         token_id = None if token is None else tokenizer.id_of(token)
@@ -102,9 +90,32 @@ def vocabulary_keys(tokenizer: "Tokenizer", rows: int, eos_ids: Sequence[int] = 
     bare, full = tokenizer.encode("a", add_special=False), tokenizer.encode("a")
     keys += [("tokenizer.ggml.add_bos_token", BOOL, full[:1] == [tokenizer.bos_id] != bare[:1]),
              ("tokenizer.ggml.add_eos_token", BOOL, full[-1:] == [tokenizer.eos_id] != bare[-1:])]
-    if tokenizer.chat_template is not None:
-        keys.append(("tokenizer.chat_template", STRING, tokenizer.chat_template))
-    return [*keys, (WHOLE, STRING, whole)], notes
+    templates = dict(tokenizer.chat_templates)
+    if "default" in templates:
+        keys.append(("tokenizer.chat_template", STRING, templates.pop("default")))
+    if templates:
+        keys.append(("tokenizer.chat_templates", ARRAY, (STRING, list(templates))))
+        keys += [(f"tokenizer.chat_template.{name}", STRING, template) for name, template in templates.items()]
+    return keys
+
+
+def _piece_keys(tokenizer: "Tokenizer", pieces: SentencePiece, rows: int) -> list[Key]:
+    tokens, types = [f"[PAD{i}]" for i in range(rows)], [UNUSED] * rows
+    scores = [-1000.0] * rows
+    count = len(pieces.texts)
+    tokens[:count], types[:count], scores[:count] = pieces.texts, pieces.types, pieces.scores
+    for i, token, special in tokenizer.added_tokens():
+        tokens[i] = token
+        types[i] = CONTROL if special and types[i] != UNKNOWN else types[i] if i < count else USER_DEFINED
+    tokens = [token.replace(SPACE, " ") if of_type == USER_DEFINED else token for token, of_type in zip(tokens, types)]
+    keys: list[Key] = [("tokenizer.ggml.model", STRING, "t5" if pieces.unigram else "llama"),
+                       ("tokenizer.ggml.pre", STRING, "default"), ("tokenizer.ggml.tokens", ARRAY, (STRING, tokens)),
+                       ("tokenizer.ggml.scores", ARRAY, (F32, scores)), ("tokenizer.ggml.token_type", ARRAY, (I32, types)),
+                       ("tokenizer.ggml.add_space_prefix", BOOL, pieces.add_dummy_prefix),
+                       ("tokenizer.ggml.remove_extra_whitespaces", BOOL, pieces.remove_extra_whitespaces)]
+    if pieces.charsmap:
+        keys.append(("tokenizer.ggml.precompiled_charsmap", ARRAY, (U8, np.frombuffer(pieces.charsmap, np.uint8))))
+    return keys
 
 
 def _tokens(data: Mapping[str, Any], rows: int) -> tuple[list[str], list[int]]:
@@ -193,17 +204,104 @@ def tokenizer_of(container: Container) -> tuple[bytes | None, dict[str, Any]]:
             raise BadFileError(f"{where}: {key} is {shown(token_id)}; there are {len(tokens)} tokens")
         if tokens[token_id]:
             config[ours] = _text(tokens[token_id], where)
-    template = keys.get("tokenizer.chat_template")
-    if template is not None:
-        if not isinstance(template, str):
-            raise BadFileError(f"{where}: tokenizer.chat_template is no text")
-        config["chat_template"] = template
+    templates = _templates(keys, where)
+    if templates:
+        config["chat_template"] = templates["default"] if list(templates) == ["default"] else templates
     whole = keys.get(WHOLE)
     if whole is not None:
         if not isinstance(whole, str):
             raise BadFileError(f"{where}: {WHOLE} is no text")
         return whole.encode("utf-8"), config
+    if kind in ("llama", "t5"):
+        pieces, more = _pieces(container, tokens, config, kind == "t5")
+        return pieces.to_bytes(), config | more
     return json.dumps(_rebuilt(container, tokens, config), ensure_ascii=False).encode("utf-8"), config
+
+
+def stop_ids(container: Container) -> list[int]:
+    """What ends a text, a turn or a message: by key, or by name as llama.cpp looks for it. Ids that cannot be are left out."""
+    tokens = container.keys.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list):
+        tokens = []
+    found = []
+    for name, names in (("eos", ()), ("eot", TURN_ENDS), ("eom", MESSAGE_ENDS)):
+        token_id = container.keys.get(f"tokenizer.ggml.{name}_token_id")
+        if token_id is None and names and tokens:
+            places = {token: i for i, token in enumerate(tokens)} if len(tokens) < 1000 else _places(tokens, names)
+            token_id = next((places[token.encode()] for token in names if token.encode() in places), None)
+        if isinstance(token_id, (int, np.integer)) and not isinstance(token_id, bool) and 0 <= token_id and token_id not in found:
+            found.append(int(token_id))
+    return found
+
+
+def _places(tokens: Sequence[bytes], names: Sequence[str]) -> dict[bytes, int]:
+    wanted = {name.encode() for name in names}
+    return {token: i for i, token in enumerate(tokens) if token in wanted}
+
+
+def _templates(keys: Mapping[str, Any], where: str) -> dict[str, str]:
+    found = {}
+    names = keys.get("tokenizer.chat_templates")
+    for name in ["default", *(name.decode("utf-8", "replace") for name in (names if isinstance(names, list) else []))]:
+        key = "tokenizer.chat_template" if name == "default" else f"tokenizer.chat_template.{name}"
+        template = keys.get(key)
+        if template is None:
+            continue
+        if not isinstance(template, str):
+            raise BadFileError(f"{where}: {key} is no text")
+        found[name] = template
+    return found if "default" in found else {}
+
+
+def _pieces(container: Container, raw: list[bytes], config: Mapping[str, Any], unigram: bool) -> tuple[SentencePiece, dict[str, Any]]:
+    """SentencePiece's model, and what tokenizer_config.json would say beside."""
+    keys, where = container.keys, shown_path(container.path)
+    tokens = [_text(token, where) or f"[EMPTY_{i}]" for i, token in enumerate(raw)]
+    scores = _numbers(keys, "scores", len(tokens), where)
+    if not np.isfinite(scores).all():
+        raise BadFileError(f"{where}: tokenizer.ggml.scores holds what is no number")
+    types = _types(keys, tokens, where)
+    if "tokenizer.ggml.token_type" not in keys:
+        types = [BYTE if len(token) == 6 and token.startswith("<0x") else NORMAL for token in tokens]
+    if UNKNOWN in types:
+        first = types.index(UNKNOWN)
+        types = [CONTROL if of_type == UNKNOWN and i != first else of_type for i, of_type in enumerate(types)]
+    tokens = [token.replace(" ", SPACE) if of_type == USER_DEFINED else token for token, of_type in zip(tokens, types)]
+    charsmap = keys.get("tokenizer.ggml.precompiled_charsmap", np.zeros(0, np.uint8))
+    if not isinstance(charsmap, np.ndarray) or charsmap.dtype.itemsize != 1:
+        raise BadFileError(f"{where}: tokenizer.ggml.precompiled_charsmap is no list of bytes")
+
+    def flag(name: str, default: bool) -> bool:
+        value = keys.get(f"tokenizer.ggml.{name}", default)
+        if not isinstance(value, bool):
+            raise BadFileError(f"{where}: tokenizer.ggml.{name} is {shown(value)}; expected true or false")
+        return value
+
+    special = {name: keys[key] for name, key in (("unk", "tokenizer.ggml.unknown_token_id"), ("bos", "tokenizer.ggml.bos_token_id"),
+                                                 ("eos", "tokenizer.ggml.eos_token_id")) if key in keys}
+    pieces = SentencePiece(container.path, tokens, scores.tolist(), types, special, unigram, BYTE in types, charsmap.tobytes(),
+                           flag("add_space_prefix", not unigram), flag("remove_extra_whitespaces", False))
+    # As llama.cpp places the space: before the text and after every special token.
+    more = {"legacy": True, "add_bos_token": flag("add_bos_token", not unigram), "add_eos_token": flag("add_eos_token", unigram),
+            "tokenizer_class": "T5Tokenizer" if unigram else "LlamaTokenizer"}
+    return pieces, more
+
+
+def _numbers(keys: Mapping[str, Any], name: str, count: int, where: str) -> np.ndarray:
+    found = keys.get(f"tokenizer.ggml.{name}")
+    if not isinstance(found, np.ndarray) or len(found) != count:
+        raise BadFileError(f"{where}: tokenizer.ggml.{name} is not one number for each of {count} tokens")
+    return found
+
+
+def _types(keys: Mapping[str, Any], tokens: Sequence[str], where: str) -> list[int]:
+    if "tokenizer.ggml.token_type" not in keys:
+        return [NORMAL] * len(tokens)
+    types = [int(of_type) or NORMAL for of_type in _numbers(keys, "token_type", len(tokens), where)]  # 0 is undefined
+    wrong = next((of_type for of_type in types if not NORMAL <= of_type <= BYTE), None)
+    if wrong is not None:
+        raise BadFileError(f"{where}: tokenizer.ggml.token_type holds {wrong}; expected {NORMAL} to {BYTE}")
+    return types
 
 
 def _text(token: bytes, where: str) -> str:
@@ -217,52 +315,64 @@ def _rebuilt(container: Container, raw: list[bytes], config: Mapping[str, Any]) 
     """tokenizer.json out of llama.cpp's keys."""
     keys, where = container.keys, shown_path(container.path)
     kind = keys.get("tokenizer.ggml.model")
+    if kind not in ("gpt2", "bert"):
+        raise BadFileError(f"{where}: tokenizer.ggml.model {shown(kind)} is not supported; known: gpt2, llama, t5, bert")
     tokens = [_text(token, where) for token in raw]
-    types = keys.get("tokenizer.ggml.token_type", np.full(len(tokens), NORMAL))
-    if not isinstance(types, np.ndarray) or len(types) != len(tokens):
-        raise BadFileError(f"{where}: tokenizer.ggml.token_type is not one number for each of {len(tokens)} tokens")
+    ends = {tokens[i] for i in stop_ids(container) if i < len(tokens)} | set(config.values() if not config else
+                                                                             (v for v in config.values() if isinstance(v, str)))
     vocab: dict[str, int] = {}
     added = []
-    for i, (token, of_type) in enumerate(zip(tokens, types.tolist())):
-        if of_type == UNUSED or token in vocab:
+    for i, (token, of_type) in enumerate(zip(tokens, _types(keys, tokens, where))):
+        control = of_type in (UNKNOWN, CONTROL) or (token in ends and of_type == USER_DEFINED)
+        if kind == "bert" and not control and of_type == NORMAL:
+            # A word's first piece is marked here, in tokenizer.json the others are.
+            token = token[1:] if token.startswith(SPACE) else token if token[:1] + token[-1:] == "[]" else "##" + token
+        if of_type == UNUSED or token in vocab or not token:
             continue
         vocab[token] = i
-        if of_type in (UNKNOWN, CONTROL, USER_DEFINED):
+        if control or of_type == USER_DEFINED:
             added.append({"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
-                          "normalized": False, "special": of_type != USER_DEFINED})
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-             "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocab}
-    if kind == "gpt2":
-        name = keys.get("tokenizer.ggml.pre", "default")
-        known = ALIASES.get(name, name) if isinstance(name, str) else None
-        if known not in PRE:
-            raise BadFileError(f"{where}: tokenizer.ggml.pre {shown(name)} is not known; known: "
-                               f"{', '.join([*PRE, *ALIASES])}")
-        patterns, model["ignore_merges"] = PRE[known]
-        model["merges"] = _merges(keys.get("tokenizer.ggml.merges"), where)
-        steps = [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-                 for pattern in patterns]
-        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-        normalizer = {"type": "NFC"} if known == "qwen2" else None
-        pre, decoder = {"type": "Sequence", "pretokenizers": [*steps, byte_level]}, byte_level
-        adds_bos = known == "llama-bpe"
-    elif kind == "llama":
-        merges = _merges_by_score(vocab, keys.get("tokenizer.ggml.scores"), len(tokens), where)
-        model |= {"merges": merges, "byte_fallback": True, "fuse_unk": True, "unk_token": config.get("unk_token")}
-        prefix = keys.get("tokenizer.ggml.add_space_prefix", True) is not False
-        pre, adds_bos = None, True
-        replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-        # As llama.cpp places it: before the text and after every special token, whether a space is there or not.
-        normalizer = {"type": "Sequence", "normalizers": [*([{"type": "Prepend", "prepend": "▁"}] * prefix), replace]}
-        strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
-        decoder = {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-                                                    {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]}
-    else:
-        raise BadFileError(f"{where}: tokenizer.ggml.model {shown(kind)} is not supported; known: gpt2, llama")
+                          "normalized": False, "special": control})
+    whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
+    if kind == "bert":
+        return whole | _word_pieces(keys, vocab, tokens, where)
+    name = keys.get("tokenizer.ggml.pre", "default")
+    known = ALIASES.get(name, name) if isinstance(name, str) else None
+    if known not in PRE:
+        raise BadFileError(f"{where}: tokenizer.ggml.pre {shown(name)} is not known; known: {', '.join([*PRE, *ALIASES])}")
+    patterns, ignore_merges = PRE[known]
+    steps = [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False} for pattern in patterns]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     around = [config.get(f"{name}_token") if keys.get(f"tokenizer.ggml.add_{name}_token", default) is True else None
-              for name, default in (("bos", adds_bos), ("eos", False))]
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": normalizer,
-            "pre_tokenizer": pre, "post_processor": _around(*around, vocab), "decoder": decoder, "model": model}
+              for name, default in (("bos", known in BEGINS), ("eos", False))]
+    return whole | {
+        "normalizer": {"type": "NFC"} if name in COMPOSES else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*steps, byte_level]},
+        "post_processor": _around(*around, vocab), "decoder": byte_level,
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+                  "fuse_unk": False, "byte_fallback": False, "ignore_merges": ignore_merges, "vocab": vocab,
+                  "merges": _merges(keys.get("tokenizer.ggml.merges"), where)}}
+
+
+def _word_pieces(keys: Mapping[str, Any], vocab: Mapping[str, int], tokens: Sequence[str], where: str) -> dict[str, Any]:
+    lower = keys.get("tokenizer.ggml.normalizer.lowercase", True) is not False
+    strip = keys.get("tokenizer.ggml.normalizer.strip_accents", lower) is not False
+
+    def token(name: str, default: str, *more: str) -> str | None:
+        i = next((keys[key] for key in (f"tokenizer.ggml.{each}_token_id" for each in (name, *more)) if key in keys), None)
+        text = tokens[i] if type(i) is int and 0 <= i < len(tokens) else default
+        return text if text in vocab else None
+
+    unknown = token("unknown", "[UNK]")
+    if unknown is None:
+        raise BadFileError(f"{where}: tokenizer.ggml.tokens has no unknown token, which WordPiece needs")
+    return {"normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": strip,
+                           "lowercase": lower},
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "post_processor": _around(token("cls", "[CLS]", "bos"), token("seperator", "[SEP]", "eos"), vocab),  # their spelling
+            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+            "model": {"type": "WordPiece", "unk_token": unknown, "continuing_subword_prefix": "##",
+                      "max_input_chars_per_word": 100, "vocab": vocab}}
 
 
 def _merges(merges: Any, where: str) -> list[list[str]]:
@@ -273,26 +383,6 @@ def _merges(merges: Any, where: str) -> list[list[str]]:
         if len(pair) != 2:
             raise BadFileError(f"{where}: tokenizer.ggml.merges holds {shown(' '.join(pair))}; expected two tokens")
     return pairs
-
-
-def _merges_by_score(vocab: Mapping[str, int], scores: Any, count: int, where: str) -> list[list[str]]:
-    """Every way to make a token of two others, the best score first."""
-    if not isinstance(scores, np.ndarray) or len(scores) != count or not np.isfinite(scores).all():
-        raise BadFileError(f"{where}: tokenizer.ggml.scores is not one number for each of {count} tokens")
-    found = []
-    values = scores.tolist()
-    for token, i in vocab.items():
-        if len(token) > MAX_TOKEN:
-            continue
-        for cut in range(1, len(token)):
-            left, right = vocab.get(token[:cut]), vocab.get(token[cut:])
-            if left is not None and right is not None:
-                found.append((-values[i], cut, left, right, token))
-    found.sort()
-    return [[token[:cut], token[cut:]] for _, cut, _, _, token in found]
-
-
-MAX_TOKEN = 128  # characters; longer ones are not cut
 
 
 def _around(bos: str | None, eos: str | None, vocab: Mapping[str, int]) -> dict[str, Any] | None:

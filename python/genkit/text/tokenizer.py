@@ -116,6 +116,11 @@ class Tokenizer:
         """tokenizer.json of the tokenizer as it works, with what tokenizer_config.json changes in it."""
         return self._tokenizer.to_str()
 
+    def added_tokens(self) -> list[tuple[int, str, bool]]:
+        """Id, text, and whether it is special, of each token that is found by its name."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return [(i, token.content, token.special) for i, token in sorted(added.items())]
+
     def id_of(self, token: str) -> int | None:
         """Id of a token by its name in the vocabulary."""
         return self._tokenizer.token_to_id(token)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from genkit.quant.roles import Roles
 
 NAME = "model.gguf"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 BLOCK = 32
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q6_K": 18, "BF16": 32}  # llama.cpp's name for the whole
 
@@ -37,7 +38,7 @@ class Model(Writer):
         super().__init__(source)
         check_model(source.fields, source.config)
         self._q6_k: set[str] = set()  # tensors
-        self._vocabulary = vocabulary and ("tokenizer.json" in source.files or (source.folder / "tokenizer.json").exists())
+        self._vocabulary = vocabulary and any(name in source.files or (source.folder / name).exists() for name in TOKENIZERS)
         self._architecture = ARCHITECTURES[source.config.model_type]
         if self._architecture == "llama":  # rows change places within a head
             self.row_multiple = math.lcm(BLOCK, source.config.head_dim)
@@ -119,7 +120,7 @@ class Model(Writer):
         from genkit.text.gguf_vocab import vocabulary_keys
         from genkit.text.tokenizer import Tokenizer
 
-        tokenizer = Tokenizer(source.folder, files.get("tokenizer.json"), json.loads(files.get("tokenizer_config.json", "null")))
+        tokenizer = Tokenizer(source.folder, files.get("tokenizer.json") or files.get("tokenizer.model"), json.loads(files.get("tokenizer_config.json", "null")))
         vocabulary, notes = vocabulary_keys(tokenizer, source.config.vocab_size, defaults.eos_token_ids)
         self.notes += notes
         return keys + vocabulary
