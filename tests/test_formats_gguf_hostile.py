@@ -148,8 +148,8 @@ CHANGES = {
     "is no text": lambda keys, tensors: keys.update({"tokenizer.chat_template": (4, 1)}),
     "tokenizer.ggml.pre 'strange' is not known":
         lambda keys, tensors: (keys.pop(WHOLE), keys.update({"tokenizer.ggml.pre": (8, "strange")})),
-    "tokenizer.ggml.model 't5' is not supported":
-        lambda keys, tensors: (keys.pop(WHOLE), keys.update({"tokenizer.ggml.model": (8, "t5")})),
+    "tokenizer.ggml.model 'rwkv' is not supported":
+        lambda keys, tensors: (keys.pop(WHOLE), keys.update({"tokenizer.ggml.model": (8, "rwkv")})),
     "one number for each": lambda keys, tensors: (keys.pop(WHOLE), keys.update({"tokenizer.ggml.token_type": (9, (5, [1]))})),
     "expected two tokens": lambda keys, tensors: (keys.pop(WHOLE), keys.update({"tokenizer.ggml.merges": (9, (8, ["a"]))})),
     "not UTF-8 text": lambda keys, tensors: (keys.pop(WHOLE), keys.update({"tokenizer.ggml.merges": (9, (8, [b"\xff a"]))})),

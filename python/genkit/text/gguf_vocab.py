@@ -223,20 +223,16 @@ def stop_ids(container: Container) -> list[int]:
     tokens = container.keys.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
         tokens = []
-    found = []
+    found: list[int] = []
     for name, names in (("eos", ()), ("eot", TURN_ENDS), ("eom", MESSAGE_ENDS)):
         token_id = container.keys.get(f"tokenizer.ggml.{name}_token_id")
         if token_id is None and names and tokens:
-            places = {token: i for i, token in enumerate(tokens)} if len(tokens) < 1000 else _places(tokens, names)
+            wanted = {name.encode() for name in names}
+            places = {token: i for i, token in enumerate(tokens) if token in wanted}
             token_id = next((places[token.encode()] for token in names if token.encode() in places), None)
         if isinstance(token_id, (int, np.integer)) and not isinstance(token_id, bool) and 0 <= token_id and token_id not in found:
             found.append(int(token_id))
     return found
-
-
-def _places(tokens: Sequence[bytes], names: Sequence[str]) -> dict[bytes, int]:
-    wanted = {name.encode() for name in names}
-    return {token: i for i, token in enumerate(tokens) if token in wanted}
 
 
 def _templates(keys: Mapping[str, Any], where: str) -> dict[str, str]:
@@ -318,8 +314,7 @@ def _rebuilt(container: Container, raw: list[bytes], config: Mapping[str, Any]) 
     if kind not in ("gpt2", "bert"):
         raise BadFileError(f"{where}: tokenizer.ggml.model {shown(kind)} is not supported; known: gpt2, llama, t5, bert")
     tokens = [_text(token, where) for token in raw]
-    ends = {tokens[i] for i in stop_ids(container) if i < len(tokens)} | set(config.values() if not config else
-                                                                             (v for v in config.values() if isinstance(v, str)))
+    ends = {tokens[i] for i in stop_ids(container) if i < len(tokens)}
     vocab: dict[str, int] = {}
     added = []
     for i, (token, of_type) in enumerate(zip(tokens, _types(keys, tokens, where))):
@@ -339,7 +334,7 @@ def _rebuilt(container: Container, raw: list[bytes], config: Mapping[str, Any]) 
     name = keys.get("tokenizer.ggml.pre", "default")
     known = ALIASES.get(name, name) if isinstance(name, str) else None
     if known not in PRE:
-        raise BadFileError(f"{where}: tokenizer.ggml.pre {shown(name)} is not known; known: {', '.join([*PRE, *ALIASES])}")
+        raise BadFileError(f"{where}: tokenizer.ggml.pre {shown(name)} is not known; known: {', '.join(PRE)}")
     patterns, ignore_merges = PRE[known]
     steps = [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False} for pattern in patterns]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
