@@ -148,7 +148,7 @@ def test_offsets_that_are_eight_scales_are_symmetric_again(floats, tmp_path):
 
 
 def test_candidates_begin_with_what_it_is():
-    for source in (Format("int4", 64, "integer", "bf16"), Format("int8"), BY_NAME["int4"]):
+    for source in (Format("int4", 64, "integer", "bf16"), Format("int8"), BY_NAME["int4"], Format("int8_k", 16)):
         found = candidates(source)
         assert found[0] == source and len(set(found)) == len(found)
         assert all(f.packing == "int8" or source.packing != "int8" for f in found)

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from format_files import EMBEDDING, FORMATS, HEAD, NORM, Q, UP, assert_same, by_pieces, hostile, random_codes, read_back, \
+from format_files import EMBEDDING, FORMATS, HEAD, K_FORMATS, NORM, Q, UP, assert_same, by_pieces, hostile, random_codes, read_back, \
     write_model, writer_for
 
 from genkit import _core
@@ -15,7 +15,7 @@ from genkit.quant.formats import BY_NAME, Format
 RANDOM = np.random.default_rng()
 
 
-@pytest.mark.parametrize("format", FORMATS, ids=str)
+@pytest.mark.parametrize("format", FORMATS + K_FORMATS, ids=str)
 def test_there_and_back(format, tmp_path):
     made = writer_for("genkit", tmp_path / "source", "gpt2")
     values = {Q: random_codes(RANDOM, 3, 448, format), UP: random_codes(RANDOM, 65, 71, format),
@@ -34,7 +34,7 @@ def test_there_and_back(format, tmp_path):
 
 @pytest.mark.parametrize("format", [
     Format("int4_two_level"), Format("int4", 32, "integer"), Format("int4", 64, "real", "bf16"), Format("int8", 128),
-    Format("int8", 32, "integer", "bf16"), Format("int8", 256, "real")], ids=str)
+    Format("int8", 32, "integer", "bf16"), Format("int8", 256, "real"), *K_FORMATS], ids=str)
 def test_the_layout_by_its_definition(format, tmp_path):
     n, k = 3, 300
     made = writer_for("genkit", tmp_path)
@@ -44,12 +44,19 @@ def test_the_layout_by_its_definition(format, tmp_path):
     want = np.empty((n, k), np.float32)
     for i in range(n):
         for j in range(k):
-            if format.packing == "int8":
+            if format.eight_bits:
                 c = int(file["codes"][i, j])
             else:
                 c = int(file["codes"][i, j // 2]) >> 4 * (j % 2) & 15
-            s = widen(file["scales"][i, j // format.group], format.scale_dtype)
-            if format.packing == "int4_two_level":
+            s = widen(file["scales"][i, j // format.scale_group], format.scale_dtype)
+            if format.of_k:
+                s = s * np.float32(file["subscales"][i, j // format.group])
+                if format.zero == "real":
+                    m = widen(file["zeros"][i, j // 256], "f16") * np.float32(file["minima"][i, j // format.group])
+                    want[i, j] = s * np.float32(c) - m
+                else:
+                    want[i, j] = s * np.float32(c - (8 if format.packing == "int4_k" else 0))
+            elif format.packing == "int4_two_level":
                 u = int(file["subscales"][i, j // 64]) >> 4 * (j // 32 % 2) & 15
                 want[i, j] = s * np.float32(u * c - int(file["minima"][i, j // 32]))
             elif format.zero == "real":
@@ -145,6 +152,11 @@ HOSTILE = {
     "codes flat": (array(".codes", np.zeros(480, np.uint8), "U8"), "is U8 [480]"),
     "scales short": (array(".scales", np.zeros((3, 1), np.uint16), "F16"), "is F16 [3, 1]; expected F16 [3, 2]"),
     "scales bf16": (array(".scales", np.zeros((3, 2), np.uint16), "BF16"), "is BF16 [3, 2]; expected F16 [3, 2]"),
+    "group of k": (entry(packing="int4_k", group=64, zero="none"), "group is 64; expected an integer from 16 to 32"),
+    "another group of k": (entry(packing="int8_k", group=24, zero="none"), "group is 24; expected 16 or 32"),
+    "zero of k": (entry(packing="int8_k", group=16, zero="integer"), "zero is 'integer'; expected one of none, real"),
+    "scales of k": (entry(packing="int4_k", group=32, scale_dtype="bf16"), "scale_dtype is 'bf16'"),
+    "subscales of k": (entry(packing="int4_k", group=32), "subscales' is U8 [3, 5]; expected I8 [3, 10]"),
     "minima beyond": (fill(".minima", 129), "minima reach 129"),
     "15 u - m beyond": (fill(".minima", 0), "15 u - m"),
 }

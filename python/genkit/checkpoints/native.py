@@ -36,25 +36,34 @@ def _stored(formats: Fields, name: str, tensors: "Mapping[str, TensorInfo]") -> 
     format, k = _format(entry), entry.integer("k", 1, MAX_K)
     check_single(tensors, name, name + ".codes")
     n = matrix(tensors, name + ".codes", ("u8", "i8")).shape[0]
-    depth, groups = depth_of(k), groups_of(k, format.group)
+    depth, groups = depth_of(k), groups_of(k, format.scale_group)
 
     def at(role: str, dtype: str, columns: int) -> None:
         parts[role] = part(tensors, f"{name}.{role}", (dtype,), (n, columns))
 
     parts: dict[str, TensorInfo] = {}
-    eight = format.packing == "int8"
+    eight = format.eight_bits
     at("codes", "i8" if eight else "u8", depth if eight else depth // 2)
     at("scales", format.scale_dtype, groups)
     if format.packing == "int4_two_level":
         at("subscales", "u8", depth // SUB // 2)
         at("minima", "u8", depth // SUB)
+    if format.of_k:
+        at("subscales", "i8", depth // format.group)
+        if format.zero == "real":
+            at("minima", "u8", depth // format.group)
     if format.zero != "none":
         at("zeros", format.scale_dtype if format.zero == "real" else "i8" if eight else "u8", groups)
-    return Stored((n, k), format, parts, partial(_decode, format, k), as_packed=True)
+    return Stored((n, k), format, parts, partial(_decode, format, k), as_packed=format.packing != "int4_k")
 
 
 def _format(entry: Fields) -> Format:
-    packing = entry.string("packing", ("int4_two_level", "int4", "int8"))
+    packing = entry.string("packing", ("int4_two_level", "int4", "int8", "int4_k", "int8_k"))
+    if packing in ("int4_k", "int8_k"):
+        group, zero = entry.integer("group", 16, 32), entry.string("zero", ("none", "real"))
+        if group not in (16, 32):
+            raise entry.error("group", f"16 or 32 with {packing}")
+        return Format(packing, group, zero, entry.string("scale_dtype", ("f16",)))
     group, zero = check_group(entry, "group"), entry.string("zero", ("none", "integer", "real"))
     format = Format(packing, group, zero, entry.string("scale_dtype", ("f16", "bf16")))
     if packing == "int4_two_level" and format != Format("int4_two_level"):
@@ -63,7 +72,7 @@ def _format(entry: Fields) -> Format:
 
 
 def _decode(format: Format, k: int, parts: dict[str, np.ndarray]) -> Codes:
-    if format.packing == "int8":
+    if format.eight_bits:
         return Codes(format, k, **parts)
     unpacked = {"codes": from_nibbles(parts["codes"])}
     if format.packing == "int4_two_level":

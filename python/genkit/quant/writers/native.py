@@ -6,6 +6,10 @@ A matrix W [n, k] of name X.weight becomes arrays, all row-major, k filled up to
   X.weight.subscales  two-level: U8 [n, depth / 64], nibbles as above: u of 32 codes each
   X.weight.minima     two-level: U8 [n, depth / 32]: m of 32 codes each
   X.weight.zeros      U8 (int8: I8) or the scales' type [n, ceil(depth / group)], in formats that have them
+int4_k and int8_k have their codes as int4 and int8, and
+  X.weight.scales     F16 [n, ceil(depth / 256)]: d
+  X.weight.subscales  I8 [n, depth / group]: sc
+  X.weight.minima     U8 [n, depth / group], X.weight.zeros F16 as scales: m and dmin, in formats with a minimum
 docs/quantization.md says what a code stands for. config.json's quantization_config:
   {"quant_method": "genkit", "version": 1, "formats": {tensor name: {"packing", "group", "zero", "scale_dtype", "k"}}}
 """
@@ -41,24 +45,26 @@ class Model(SafetensorsWriter):
 
     def code_arrays(self, name: str, shape: tuple[int, int], format: Format) -> list[Array]:
         n, k = shape
-        depth, groups = depth_of(k), groups_of(k, format.group)
-        codes = ("I8", [n, depth]) if format.packing == "int8" else ("U8", [n, depth // 2])
+        depth, groups = depth_of(k), groups_of(k, format.scale_group)
+        codes = ("I8", [n, depth]) if format.eight_bits else ("U8", [n, depth // 2])
         found = [array(name + ".codes", *codes), array(name + ".scales", format.scale_dtype.upper(), [n, groups])]
         if format.packing == "int4_two_level":
             found.append(array(name + ".subscales", "U8", [n, depth // SUB // 2]))
             found.append(array(name + ".minima", "U8", [n, depth // SUB]))
+        if format.of_k:
+            found.append(array(name + ".subscales", "I8", [n, depth // format.group]))
+            if format.zero == "real":
+                found.append(array(name + ".minima", "U8", [n, depth // format.group]))
         if format.zero != "none":
             integer = "I8" if format.packing == "int8" else "U8"
             found.append(array(name + ".zeros", integer if format.zero == "integer" else format.scale_dtype.upper(), [n, groups]))
         return found
 
     def encode_codes(self, name: str, codes: Codes) -> list[np.ndarray]:
-        found = [codes.codes if codes.format.packing == "int8" else to_nibbles(codes.codes), codes.scales]
-        if codes.subscales is not None:
-            found += [to_nibbles(codes.subscales), codes.minima]
-        if codes.zeros is not None:
-            found.append(codes.zeros)
-        return found
+        two_level = codes.format.packing == "int4_two_level"
+        found = [codes.codes if codes.format.eight_bits else to_nibbles(codes.codes), codes.scales,
+                 to_nibbles(codes.subscales) if two_level else codes.subscales, codes.minima, codes.zeros]
+        return [part for part in found if part is not None]
 
     def quantization_config(self, kinds: Mapping[str, Kind]) -> dict[str, Any]:
         listed = {name: kind.as_dict() | {"k": self.shapes[name][1]}
