@@ -135,6 +135,7 @@ PYBIND11_MODULE(_core, m) {
     m.def("pack_weight", &pack_weight, "codes"_a, "scales"_a, "subscales"_a, "minima"_a, "zeros"_a, "k"_a, "format"_a,
           "gated"_a = false, nogil());
     m.def("unpack", &unpack, "ids"_a, "weight"_a, nogil());
+    m.def("turn_words", &turn_words, "words"_a, "bits"_a, "k"_a, "down"_a, "order"_a = std::nullopt, nogil());
     m.def("rope_table", &rope_table, "positions"_a, "inv_freq"_a, "scale"_a = 1.0f, nogil());
     m.def("rope_", &rope_, "x"_a, "table"_a, "head_dim"_a, "interleaved"_a = false, nogil());
     m.def("kv_write", &kv_write, "k"_a, "v"_a, "k_pages"_a, "v_pages"_a, "page_table"_a, "sequences"_a, "positions"_a,

@@ -49,6 +49,7 @@ PackedWeight pack_weight(const Tensor& codes, const Tensor& scales, const Option
                          const OptionalTensor& minima, const OptionalTensor& zeros, int64_t k, const WeightFormat& format,
                          bool gated);
 Tensor unpack(const Tensor& ids, const PackedWeight& weight);
+Tensor turn_words(const Tensor& words, int64_t bits, int64_t k, bool down, const OptionalTensor& order);
 Tensor rope_table(const Tensor& positions, const Tensor& inv_freq, float scale);
 void rope_(const Tensor& x, const Tensor& table, int64_t head_dim, bool interleaved);
 void kv_write(const Tensor& k, const Tensor& v, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,

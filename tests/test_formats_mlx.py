@@ -135,13 +135,13 @@ def array(name, values, dtype):
 
 HOSTILE = {
     "mode": (put(mode="mxfp4"), "mode is 'mxfp4'; expected affine"),
-    "bits": (put(bits=3), "bits is 3; expected 4 or 8; others are not supported"),
+    "bits": (put(bits=7), "bits is 7; expected one of 2, 3, 4, 5, 6, 8; others are not supported"),
     "bits text": (put(bits="4"), "bits is '4'"),
-    "group 0": (put(group_size=0), "group_size is 0; expected 32, 64, 128, 256"),
+    "group 0": (put(group_size=0), "group_size is 0; expected an integer from 1"),
     "group negative": (put(group_size=-64), "group_size is -64"),
     "group missing": (both(lambda q: q.pop("group_size")), "group_size is missing"),
     "group of another": (put(group_size=64), "scales' is BF16 [3, 2]; expected BF16 or F16 or F32 [3, 1]"),
-    "own bits": (put(**{X: {"bits": 5, "group_size": 32}}), "q_proj'.bits is 5"),
+    "own bits": (put(**{X: {"bits": 7, "group_size": 32}}), "q_proj'.bits is 7"),
     "own list": (put(**{X: [4]}), "q_proj' is [4]; expected an object"),
     "said to be floats": (put(**{X: False}), "config.json's quantization says false"),
     "list": (lambda raw: raw.config.update(quantization=[4], quantization_config=None), "quantization is [4]; expected"),

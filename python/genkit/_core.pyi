@@ -87,6 +87,10 @@ def pack_weight(codes: Tensor, scales: Tensor, subscales: Optional[Tensor], mini
     subscales, minima and zeros out of range."""
 def unpack(ids: Tensor, weight: PackedWeight) -> Tensor:
     """Rows ids i32 [r] of the weight as f32 [r, k]."""
+def turn_words(words: Tensor, bits: int, k: int, down: bool, order: Optional[Tensor] = None) -> Tensor:
+    """Codes kept input by input -> u8 [n, k up to 64s] codes, of 4 bits [n, half of that] nibbles, zeros past k. down: words
+    i32 [k bits / 32 up, n], code i of output j at bit i bits down column j (GPTQ), order i32 [k]: code i of a row is input
+    order[i]. Else words [k, n / 8], of 4 bits in AWQ's order 0 2 4 6 1 3 5 7. Raises ValueError."""
 def rope_table(positions: Tensor, inv_freq: Tensor, scale: float = 1.0) -> Tensor:
     """positions i32 [n], inv_freq f32 [half] -> [n, 2 * half]: cosines then sines, made once per step."""
 def rope_(x: Tensor, table: Tensor, head_dim: int, interleaved: bool = False) -> None:

@@ -6,14 +6,14 @@ Activations are float32 [n, width], one row a token, rows of any sequences mixed
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Optional, Union
+from typing import TYPE_CHECKING, NamedTuple, Optional, Union
 
 import numpy as np
 
 from genkit import _core
 from genkit.checkpoints.files import shown, shown_path
 from genkit.errors import BadFileError, ResourceError
-from genkit.quant.codes import Codes
+from genkit.quant.codes import Codes, same_order
 from genkit.rope import Rope
 
 if TYPE_CHECKING:
@@ -37,27 +37,38 @@ ACTIVATIONS = {
 }
 
 
+class Ordered(NamedTuple):
+    """A packed weight whose column i belongs to input order[i], i32 [in] (GPTQ's activation order)."""
+
+    weight: _core.PackedWeight
+    order: Tensor
+
+
 class Linear:
     """x [n, in] -> x @ weight.T + bias + residual, [n, out]. weight [out, in]; bias f32 [out] or None."""
 
-    def __init__(self, weight: Weight, bias: Optional[Tensor] = None) -> None:
-        self.weight = weight
+    def __init__(self, weight: Union[Weight, Ordered], bias: Optional[Tensor] = None) -> None:
+        self.weight, self.order = weight if isinstance(weight, Ordered) else (weight, None)
         self.bias = bias
-        self._op = _core.packed_linear if isinstance(weight, _core.PackedWeight) else _core.linear
+        self._op = _core.packed_linear if isinstance(self.weight, _core.PackedWeight) else _core.linear
 
     def __call__(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:
+        if self.order is not None:
+            x = _core.gather_columns(x, self.order)
         return self._op(x, self.weight, self.bias, residual)
 
 
 class GatedLinear:
     """x [n, in] -> f(gate(x)) * up(x), [n, out] (Shazeer 2020, arXiv:2002.05202). One weight [2 * out, in]: gates, ups."""
 
-    def __init__(self, weight: Weight, bias: Optional[Tensor], activation: str) -> None:
-        self.weight = weight
+    def __init__(self, weight: Union[Weight, Ordered], bias: Optional[Tensor], activation: str) -> None:
+        self.weight, self.order = weight if isinstance(weight, Ordered) else (weight, None)
         self.bias = bias
         self.activation = activation
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.order is not None:
+            x = _core.gather_columns(x, self.order)
         if isinstance(self.weight, _core.PackedWeight):
             return _core.packed_linear(x, self.weight, self.bias, None, self.activation)
         return _core.gated(_core.linear(x, self.weight, self.bias), self.activation)
@@ -218,6 +229,9 @@ class Weights:
     # Constants that old versions of transformers stored beside the weights: causal masks and rotary frequencies.
     BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 
+    # Of quantized models: how others round activations and the cache.
+    ACTIVATION_SCALES = (".input_scale", ".output_scale", ".k_scale", ".v_scale", ".q_scale", ".input_zero_point")
+
     def __init__(self, fields: "Fields", checkpoint: "Checkpoint", shapes: Mapping[str, tuple[int, ...]],
                  layers_prefix: str, format: Optional[_core.WeightFormat] = None) -> None:
         self.checkpoint = checkpoint
@@ -236,7 +250,8 @@ class Weights:
                                    f"tensor '{name}' would be {list(shape)}, but is {list(info.shape)} in "
                                    f"{shown_path(info.file.name)}")
         for name in checkpoint.tensors:
-            if name.startswith(layers_prefix) and name not in shapes and not name.endswith(self.BUFFERS):
+            if name.startswith(layers_prefix) and name not in shapes and not name.endswith(self.BUFFERS) \
+                    and not self._idle(name):
                 raise BadFileError(f"{shown_path(fields.path)}: has no place for tensor {shown(name, 200)} of the "
                                    "weights; the number of layers, or a switch for biases or norms, is wrong")
 
@@ -259,7 +274,10 @@ class Weights:
 
     def embedding(self, name: str) -> Embedding:
         """The table of token embeddings, which may be the head as well."""
-        return Embedding(self._weight([name]))
+        weight = self._weight([name])
+        if isinstance(weight, Ordered):  # rows are looked up
+            weight = self.checkpoint.load(name + ".weight", self.shapes[name + ".weight"])
+        return Embedding(weight)
 
     def position_embedding(self, name: str) -> Embedding:
         return Embedding(self.checkpoint.load(name + ".weight", self.shapes[name + ".weight"]))
@@ -304,6 +322,19 @@ class Weights:
             weight = _core.Tensor.from_numpy(weight.numpy()[rows], weight.dtype)
         return self._rounded(weight, weights[0], gated)
 
+    def _idle(self, name: str) -> bool:
+        """Whether a tensor beside codes changes nothing: a bias of zeros, which GPTQ's writers put at every matrix, or a
+        scale for activations that are rounded otherwise here."""
+        if name.endswith(self.ACTIVATION_SCALES):
+            return bool(self.checkpoint.quantized)
+        matrix = name.removesuffix(".bias") + ".weight"
+        return name.endswith(".bias") and matrix in self.checkpoint.quantized \
+            and not self.checkpoint.load_f32(name, self.checkpoint.tensors[name].shape).numpy().any()
+
+    def _widen(self, names: Sequence[str], reason: str) -> None:
+        for name in names:
+            self.checkpoint.widened[name] = reason
+
     def _codes(self, names: Sequence[str], gated: bool = False, transposed: bool = False,
                rows: Optional[np.ndarray] = None) -> Optional[Weight]:
         """Matrices that the checkpoint has in codes of one format, packed as they are; None for any others."""
@@ -311,15 +342,21 @@ class Weights:
         if self._format is not None or None in stored or not stored[0].format:
             return None
         if len({(s.format, s.shape[1]) for s in stored}) > 1:
-            return None
+            return self._widen(names, "formats that differ within a product")
+        if not all(same_order(s.order, stored[0].order) for s in stored):
+            return self._widen(names, "activation orders that differ within a product")
         shapes = [self.shapes[name][:: -1 if transposed else 1] for name in names]
         try:
             if rows is None and all(s.as_packed for s in stored):
                 parts = self.checkpoint.packed_parts(names, shapes)
                 return _core.pack_weight(parts["codes"], parts["scales"], parts.get("subscales"), parts.get("minima"),
                                          parts.get("zeros"), stored[0].shape[1], stored[0].format.core(), gated)
-            codes = Codes.stack([self.checkpoint.codes(name, shape) for name, shape in zip(names, shapes)])
-            return (codes if rows is None else codes.take(rows)).pack(gated)
+            found = [self.checkpoint.rows_to_run(name, shape, 0, shape[0]) for name, shape in zip(names, shapes)]
+            if any(isinstance(codes, np.ndarray) for codes in found):
+                return self._widen(names, "scales that float16 has not")
+            codes = Codes.stack(found)
+            packed = (codes if rows is None else codes.take(rows)).pack(gated)
+            return packed if codes.order is None else Ordered(packed, _core.Tensor.from_numpy(codes.order))
         except ValueError as error:
             raise BadFileError(f"{shown_path(self.checkpoint.folder)}: tensor {shown(names[0], 200)}: {error}") from None
         except MemoryError:

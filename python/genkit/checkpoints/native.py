@@ -9,7 +9,7 @@ import numpy as np
 
 from genkit.checkpoints.config import Fields
 from genkit.checkpoints.parts import check_group, check_single, matrix, named
-from genkit.checkpoints.quantized import Stored, part
+from genkit.checkpoints.quantized import Read, Stored, part
 from genkit.quant.codes import SUB, Codes, depth_of, from_nibbles, groups_of
 from genkit.quant.formats import Format
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_K = 2**31 - 1
 
 
-def find(fields: Fields, tensors: "Mapping[str, TensorInfo]") -> dict[str, Stored]:
+def find(fields: Fields, tensors: "Mapping[str, TensorInfo]", read: Read) -> dict[str, Stored]:
     """Raises BadFileError for what is not as it should be."""
     quantization = fields.object("quantization_config")
     version = quantization.integer("version", 0, 2**31 - 1)

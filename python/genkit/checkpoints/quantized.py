@@ -1,7 +1,7 @@
 """Matrices that lie in a file as integer codes: which formats are known, and how their arrays become Codes.
 
-A scheme is a module with `find(fields, tensors) -> dict[str, Stored]`: fields is config.json, tensors everything the
-files hold by name. What it finds carries the name that the float matrix would have ("X.weight").
+A scheme is a module with `find(fields, tensors, read) -> dict[str, Stored]`: fields is config.json, tensors everything the
+files hold by name, read gives the contents of one, for small ones. What it finds carries the name that the float matrix would have ("X.weight").
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from genkit.quant.formats import Format
 
 # quant_method -> module in this folder
-SCHEMES = {"genkit": "native", "compressed-tensors": "compressed_tensors", "gptq": "gptq", "mlx": "mlx"}
+SCHEMES = {"genkit": "native", "compressed-tensors": "compressed_tensors", "gptq": "gptq", "awq": "awq", "mlx": "mlx",
+           "auto-round": "autoround", "intel/auto-round": "autoround", "bitsandbytes": "bitsandbytes", "fp8": "fp8",
+           "fbgemm_fp8": "fp8"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,15 @@ class Stored:
 
     label: str = ""  # what people call the type, where no format does
     as_packed: bool = False  # parts are named and laid out as the core's pack_weight takes them, nibbles included
+    widened: str = ""  # why format is None, in words: "FP8"
+    order: "Optional[np.ndarray]" = None  # i32 [k], that of the Codes
+    block: int = 1  # rows for which parts of fewer rows have one
+    per_row: tuple[str, ...] = ()  # parts of one dimension that have a number for each row
+
+    @property
+    def writable(self) -> bool:
+        """Whether its codes have a place in other files as they are: inputs in their order."""
+        return self.format is not None and self.order is None
 
     def info(self) -> "TensorInfo":
         """It as one tensor, of dtype "int4" or "int8"."""
@@ -46,7 +57,10 @@ class Stored:
         return replace(parts[0], dtype=label, shape=self.shape, nbytes=sum(info.nbytes for info in parts))
 
 
-def find(fields: "Fields", tensors: "Mapping[str, TensorInfo]") -> dict[str, Stored]:
+Read = "Callable[[TensorInfo, str], np.ndarray]"  # a small array of the files, by where it lies and its name
+
+
+def find(fields: "Fields", tensors: "Mapping[str, TensorInfo]", read: Read) -> dict[str, Stored]:
     """The quantized matrices that config.json speaks of; none where it has no quantization_config. Raises BadFileError for
     a method that is not known."""
     quantization = fields.object("quantization_config")
@@ -58,7 +72,7 @@ def find(fields: "Fields", tensors: "Mapping[str, TensorInfo]") -> dict[str, Sto
     if not isinstance(method, str) or method not in SCHEMES:
         raise BadFileError(f"{shown_path(fields.path)}: quantization_config with quant_method {shown(method)} is not "
                            f"supported; known: {', '.join(SCHEMES)}. Use the model's f32, f16 or bf16 checkpoint")
-    return importlib.import_module(f"genkit.checkpoints.{SCHEMES[method]}").find(fields, tensors)
+    return importlib.import_module(f"genkit.checkpoints.{SCHEMES[method]}").find(fields, tensors, read)
 
 
 def part(tensors: "Mapping[str, TensorInfo]", name: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> "TensorInfo":

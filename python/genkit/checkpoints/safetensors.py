@@ -40,7 +40,7 @@ BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U64": 64, "I32"
         "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
 LOADABLE = ("f32", "f16", "bf16")
 NUMPY = {"f64": "f8", "f32": "f4", "f16": "u2", "bf16": "u2", "i64": "i8", "u64": "u8", "i32": "i4", "u32": "u4", "i16": "i2",
-         "u16": "u2", "i8": "i1", "u8": "u1"}
+         "u16": "u2", "i8": "i1", "u8": "u1", "bool": "u1", "f8_e4m3": "u1", "f8_e5m2": "u1"}
 F16_MAX = 65504.0
 
 
@@ -168,7 +168,8 @@ class Checkpoint:
     """Named tensors of a folder. Files stay open until close(), so a replaced file cannot be mixed in.
 
     A matrix that lies there in codes (`quantized`) is one tensor under the name its floats would have: `codes` gives it as
-    it is, the others widened.
+    it is, the others widened. `widened` has the reason for those that no kernel takes as they are, by name; more may come
+    to it while weights are read.
     `progress` is called with the bytes of every piece read. Loading functions raise BadFileError (missing tensor, other
     shape or type than the model needs, file cut short) and ResourceError (not enough memory).
     """
@@ -177,12 +178,20 @@ class Checkpoint:
                  quantized: "Mapping[str, Stored] | None" = None) -> None:
         self.folder = folder
         self.nbytes = sum(info.nbytes for info in tensors.values())
-        self.quantized = dict(quantized or {})
-        parts = {id(info) for stored in self.quantized.values() for info in stored.parts.values()}
-        self.tensors = {name: info for name, info in tensors.items() if id(info) not in parts}
-        self.tensors |= {name: stored.info() for name, stored in self.quantized.items()}
+        self.tensors = tensors
+        self.quantized: dict[str, Stored] = {}
+        self.widened: dict[str, str] = {}
         self.progress: Callable[[int], None] | None = None
         self._descriptors = descriptors
+        self._take(quantized or {})
+
+    def _take(self, quantized: "Mapping[str, Stored]") -> None:
+        """Puts matrices in codes in the place of their arrays."""
+        self.quantized = dict(quantized)
+        self.widened = {name: stored.widened or stored.label for name, stored in quantized.items() if stored.format is None}
+        parts = {id(info) for stored in self.quantized.values() for info in stored.parts.values()}
+        self.tensors = {name: info for name, info in self.tensors.items() if id(info) not in parts}
+        self.tensors |= {name: stored.info() for name, stored in self.quantized.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -201,11 +210,10 @@ class Checkpoint:
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
-    def codes(self, name: str, shape: tuple[int, ...]) -> "Codes":
-        """A matrix of `quantized`, unless its format is None."""
-        if self.quantized[name].format is None:
-            raise ValueError(f"tensor {name} has no codes that a kernel takes")
-        return self._decoded(name, shape)
+    def codes(self, name: str, shape: tuple[int, int]) -> "Codes":
+        """A matrix of `quantized`, unless its format is None. Raises BadFileError where its scales turn out to be none of the
+        format."""
+        return self.codes_of_rows(name, shape, 0, shape[0])
 
     def _decoded(self, name: str, shape: tuple[int, ...]) -> "Codes | np.ndarray":
         return self._decoded_rows(name, shape, 0, shape[0])
@@ -225,19 +233,36 @@ class Checkpoint:
         return found
 
     def codes_of_rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> "Codes":
-        """Rows [begin, end) of a matrix in codes; only they are read where the file has row after row."""
+        """Rows [begin, end) of the same; only they are read where the file has row after row."""
+        found = self.rows_to_run(name, shape, begin, end)
+        if not hasattr(found, "unpacked"):
+            raise BadFileError(f"{shown_path(self.tensors[name].file)}: tensor {shown(name, 200)}: has float32 scales that "
+                               "float16 has not; its codes cannot be kept as they are")
+        return found.unpacked()
+
+    def rows_to_run(self, name: str, shape: tuple[int, int], begin: int, end: int) -> "Codes | np.ndarray":
+        """The same as the core packs them, 4 bits as nibbles where they may be; floats f32 for scales of no format."""
+        if self.quantized[name].format is None:
+            raise ValueError(f"tensor {name} has no codes that a kernel takes")
         return self._decoded_rows(name, shape, begin, end)
 
     def by_rows(self, name: str) -> bool:
         """Whether rows of a matrix in codes lie one after the other, so that some can be read without the others."""
         stored = self.quantized[name]
-        return all(len(part.shape) == 1 or part.shape[0] == stored.shape[0] for part in stored.parts.values())
+        rows = (stored.shape[0], -(-stored.shape[0] // stored.block))
+        return all(len(part.shape) < 2 or part.shape[0] in rows for part in stored.parts.values())
 
     def _decoded_rows(self, name: str, shape: tuple[int, int], begin: int, end: int) -> "Codes | np.ndarray":
+        import numpy as np
+
         info, stored = self._info(name, shape), self.quantized[name]
-        whole = (begin, end) == (0, shape[0]) or not self.by_rows(name)
-        parts = {role: self.array(part if whole or len(part.shape) == 1 else _rows_of(part, begin, end), name)
-                 for role, part in stored.parts.items()}
+        whole = (begin, end) == (0, shape[0]) or begin % stored.block != 0 or not self.by_rows(name)
+        parts = {}
+        for role, part in stored.parts.items():
+            if not whole and (len(part.shape) > 1 or role in stored.per_row):
+                per = 1 if part.shape[0] == shape[0] else stored.block
+                part = _rows_of(part, begin // per, -(-end // per))
+            parts[role] = self.array(part, name)
         try:
             decoded = stored.decode(parts)
         except ValueError as error:
@@ -246,7 +271,7 @@ class Checkpoint:
             raise self._no_memory(stored.shape, "i8", name) from None
         if not whole or (begin, end) == (0, shape[0]):
             return decoded
-        return decoded[begin:end] if stored.format is None else decoded.rows(begin, end)
+        return decoded[begin:end] if isinstance(decoded, np.ndarray) else decoded.rows(begin, end)
 
     def load_rows(self, name: str, shape: tuple[int, ...], begin: int, end: int, *, exact: bool = False) -> "Tensor":
         """Rows [begin, end) of a tensor, as `load` gives it. exact: codes become f32, which holds what they stand for."""
@@ -272,7 +297,7 @@ class Checkpoint:
         """The tensor in the type it has on disk: f32, f16 or bf16. Codes become f16, or f32 where that is too small."""
         info = self._info(name, shape)
         if name in self.quantized:
-            return self._widened(self._decoded(name, shape))
+            return self._load_widened(name, shape)
         tensor = self._allocate(info.shape, info.dtype, name)
         self._read(name, info, tensor)
         return tensor
@@ -287,6 +312,8 @@ class Checkpoint:
         Shapes may differ in the first axis only. All of one type keep it; mixed types, or `f32`, become f32.
         """
         infos = [self._info(name, shape) for name, shape in zip(names, shapes, strict=True)]
+        if any(name in self.quantized for name in names):
+            return self._concat_widened(names, shapes, f32)
         rest = infos[0].shape[1:]
         if any(not info.shape or info.shape[1:] != rest for info in infos):
             raise ValueError(f"cannot put {list(map(tuple, shapes))} one under another")
@@ -322,14 +349,46 @@ class Checkpoint:
             target[:, begin:begin + rows] = buffer.numpy()[:rows].T
         return result
 
+    def _load_widened(self, name: str, shape: tuple[int, int], target: "Tensor | None" = None) -> "Tensor":
+        """Some rows at a time, where the file has row after row, into target or a new tensor: f16, or f32 where it must."""
+        n, k = shape
+        stored = self.quantized[name]
+        step = -(-WIDENED_PIECE // k // stored.block) * stored.block if self.by_rows(name) else n
+        result = self._allocate(shape, "f16", name) if target is None else target
+        for begin in range(0, n, step):
+            end = min(begin + step, n)
+            piece = self._widened(self._decoded_rows(name, shape, begin, end))
+            if piece.dtype != result.dtype:
+                if result.dtype == "f32":
+                    piece = self._as_f32(piece, name)
+                else:
+                    return self._load_widened(name, shape, self._allocate(shape, "f32", name))
+            result.rows(begin, end).numpy()[...] = piece.numpy()
+        return result
+
+    def _concat_widened(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]], f32: bool) -> "Tensor":
+        parts = [self.load(name, shape) for name, shape in zip(names, shapes)]
+        dtypes = {part.dtype for part in parts}
+        dtype = dtypes.pop() if len(dtypes) == 1 and not f32 else "f32"
+        result = self._allocate((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype, names[0])
+        row = 0
+        for name, part in zip(names, parts):
+            if part.dtype != dtype:
+                part = self._as_f32(part, name)
+            result.rows(row, row + part.shape[0]).numpy()[...] = part.numpy()
+            row += part.shape[0]
+        return result
+
     @staticmethod
     def _widened(decoded: "Codes | np.ndarray", exact: bool = False) -> "Tensor":
         import numpy as np
 
         from genkit._core import Tensor, convert
 
-        values = Tensor.from_numpy(np.ascontiguousarray(decoded if isinstance(decoded, np.ndarray) else decoded.dequantize()))
-        return values if exact or np.abs(values.numpy()).max(initial=0) > F16_MAX else convert(values, "f16")
+        array = np.ascontiguousarray(decoded if isinstance(decoded, np.ndarray) else decoded.dequantize())
+        values = Tensor.from_numpy(array)
+        largest = max(array.max(initial=0), -array.min(initial=0))  # NaN passes, as it is a float16 too
+        return values if exact or largest > F16_MAX else convert(values, "f16")
 
     def _info(self, name: str, shape: Iterable[int]) -> TensorInfo:
         info = self.tensors.get(name)
@@ -391,6 +450,7 @@ def _rows_of(info: TensorInfo, begin: int, end: int) -> TensorInfo:
 
 
 TRANSPOSE_PIECE = 16 << 20  # bytes of a matrix in flight while it is turned
+WIDENED_PIECE = 4 << 20  # weights widened at a time
 
 
 def check_memory(checkpoint: Checkpoint, extra: int = 0, bits: float | None = None) -> None:
@@ -399,6 +459,9 @@ def check_memory(checkpoint: Checkpoint, extra: int = 0, bits: float | None = No
     With `bits`, matrices are rounded to so many bits a weight as they are read: two of the largest are there meanwhile.
     """
     need = checkpoint.nbytes
+    for name in checkpoint.widened:
+        n, k = checkpoint.quantized[name].shape
+        need += 2 * n * k - checkpoint.tensors[name].nbytes
     if bits is not None:
         matrices = [info for info in checkpoint.tensors.values() if len(info.shape) == 2]
         rounded = sum(int(info.shape[0] * info.shape[1] * bits / 8) for info in matrices)
@@ -426,10 +489,13 @@ def open_checkpoint(folder: Path, fields: "Fields | None" = None) -> Checkpoint:
             raise _no_weights(folder)
         if not tensors:
             raise BadFileError(f"{shown_path(folder)}: the weights hold no tensors")
-        return Checkpoint(folder, tensors, descriptors, None if fields is None else schemes.find(fields, tensors))
+        checkpoint = Checkpoint(folder, tensors, descriptors)
+        if fields is not None:
+            checkpoint._take(schemes.find(fields, tensors, checkpoint.array))
+        return checkpoint
     except BaseException:
-        for descriptor in descriptors.values():
-            os.close(descriptor)
+        while descriptors:
+            os.close(descriptors.popitem()[1])
         raise
 
 

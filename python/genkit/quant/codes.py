@@ -42,7 +42,8 @@ class Codes:
 
     codes u8 (int8, int8_k: i8) [n, depth]; scales u16 bits of format.scale_dtype [n, groups]; two-level: subscales and minima
     u8 [n, depth / 32]; zeros, where the format has them: u8 (int8: i8) or u16 bits [n, groups]. int4_k, int8_k: scales d
-    [n, ceil(depth / 256)], subscales sc i8 [n, depth / group], with real zeros minima m u8 as subscales, zeros dmin as scales.
+    [n, ceil(depth / 256)], subscales sc i8 [n, depth / group], with real zeros minima m u8 as subscales, zeros dmin as scales. int4
+    codes may be nibbles, as the core takes them: u8 [n, depth / 2], of two neighbours the first is the low one.
     """
 
     format: Format
@@ -52,6 +53,7 @@ class Codes:
     subscales: Optional[np.ndarray] = None
     minima: Optional[np.ndarray] = None
     zeros: Optional[np.ndarray] = None
+    order: Optional[np.ndarray] = None  # i32 [k]: column i belongs to input order[i]; None: to input i
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,6 +63,13 @@ class Codes:
         """The arrays there are, by name."""
         found = {name: getattr(self, name) for name in ("codes", "scales", "subscales", "minima", "zeros")}
         return {name: array for name, array in found.items() if array is not None}
+
+    def unpacked(self) -> "Codes":
+        """With a byte for each code."""
+        codes = self.codes
+        if self.format.packing == "int4" and 2 * codes.shape[1] == depth_of(self.k):
+            codes = from_nibbles(codes)
+        return self if codes is self.codes else replace(self, codes=codes)
 
     def rows(self, begin: int, end: int) -> "Codes":
         """Views of rows [begin, end)."""
@@ -74,7 +83,7 @@ class Codes:
     def stack(parts: Sequence["Codes"]) -> "Codes":
         """Matrices of one format and k, one under another."""
         first = parts[0]
-        if any(part.format != first.format or part.k != first.k for part in parts):
+        if any(part.format != first.format or part.k != first.k or not same_order(part.order, first.order) for part in parts):
             raise ValueError("matrices of different formats cannot be put one under another")
         if len(parts) == 1:
             return first
@@ -84,6 +93,8 @@ class Codes:
         """float32 [n, k]: what the codes stand for. Integers are exact; one product in float32, with real zeros then one
         sum, as the core's unpack does."""
         f = self.format
+        if (whole := self.unpacked()) is not self:
+            return whole.dequantize()
         q = self.codes.astype(np.float32)
         if f.of_k:
             return self._dequantize_k(q)
@@ -96,6 +107,10 @@ class Codes:
         q *= self._spread(widen(self.scales, f.scale_dtype))
         if f.zero == "real":
             q += self._spread(widen(self.zeros, f.scale_dtype))
+        if self.order is not None:
+            out = np.empty((q.shape[0], self.k), np.float32)
+            out[:, self.order] = q[:, : self.k]
+            return out
         return q[:, : self.k]
 
     def _dequantize_k(self, q: np.ndarray) -> np.ndarray:
@@ -121,6 +136,11 @@ class Codes:
         return _core.pack_weight(tensor(self.codes), tensor(self.scales, f.scale_dtype), tensor(self.subscales),
                                  tensor(self.minima), tensor(self.zeros, f.scale_dtype if f.zero == "real" else None),
                                  self.k, f.core(), gated)
+
+
+def same_order(a: Optional[np.ndarray], b: Optional[np.ndarray]) -> bool:
+    """Of Codes.order."""
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))
 
 
 PIECE = 1 << 20  # codes packed or widened at a time: what lies between stays in a cache

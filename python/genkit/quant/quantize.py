@@ -132,7 +132,7 @@ def make_plan(path: Path, fields: "Fields", checkpoint: "Checkpoint", recipe: Re
             raise UsageError(f"--tensor: {listed}: these are multiplied as one; give them one type")
     _head_note(plan)
     plan.same = {name for name, stored in checkpoint.quantized.items()
-                 if isinstance(kind := plan.kinds.get(name), Format) and stored.format and possible(stored.format, kind)}
+                 if isinstance(kind := plan.kinds.get(name), Format) and stored.writable and possible(stored.format, kind)}
     lay_out(plan)
     if checkpoint.quantized and not recipe.requantize:
         _check_rewrite(plan)

@@ -154,7 +154,7 @@ def candidates(source: Format) -> list[Format]:
 
 def _home(plan: Plan, names: list[str], stored: "Stored") -> tuple[Optional[Format], str]:
     """The first of `candidates` that the output has for the codes as they are: exactly, else with scales rounded."""
-    if stored.format is None:
+    if not stored.writable:
         return None, AGAIN
     shapes = [plan.roles.shape(name) for name in names]
     sample: Optional[Codes] = None

@@ -102,8 +102,10 @@ class StreamedWeights(Weights):
     def slice(self, name: str, shape: tuple[int, int], begin: int, end: int) -> Any:
         """Rows of a matrix as a weight: codes stay codes."""
         stored = self.checkpoint.quantized.get(name)
-        if stored is not None and stored.format is not None:
-            return self.checkpoint.codes_of_rows(name, shape, begin, end).pack()
+        if stored is not None and stored.format is not None and stored.order is None:
+            found = self.checkpoint.rows_to_run(name, shape, begin, end)
+            if not isinstance(found, np.ndarray):
+                return found.pack()
         return self.checkpoint.load_rows(name, shape, begin, end)
 
 

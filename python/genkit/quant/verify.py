@@ -88,7 +88,7 @@ def _pieces(model: Opened, name: str) -> "Iterator[Codes | np.ndarray]":
     n, k = stored.shape
     step = max(32, ROWS // k // 32 * 32)
     for begin in range(0, n, step):
-        yield checkpoint.codes_of_rows(name, stored.shape, begin, min(begin + step, n))
+        yield checkpoint.rows_to_run(name, stored.shape, begin, min(begin + step, n))
 
 
 def _problem(values: "Codes | np.ndarray") -> str:

@@ -36,6 +36,15 @@ def narrow(values: np.ndarray, dtype: str) -> np.ndarray:
     return np.where((bits & 0x7FFFFFFF) > 0x7F800000, bits >> 16 | 0x40, rounded).astype(np.uint16)
 
 
+def exact_bits(values: np.ndarray, dtype: str) -> "np.ndarray | None":
+    """Scales of a file as uint16 bits of "f16" or "bf16", its own where it has such; of "f32" those of f16, None where that
+    would round one."""
+    if dtype != "f32":
+        return values
+    bits = narrow(values, "f16")
+    return bits if ((widen(bits, "f16") == values) | np.isnan(values)).all() else None
+
+
 def scales_from_file(values: np.ndarray, k: int, group: int) -> np.ndarray:
     """[n, k / group] of a file -> [n, groups of a whole depth]. What is float32 becomes bits of f16; ValueError where that
     would round it."""
