@@ -145,7 +145,7 @@ PYBIND11_MODULE(_core, m) {
           nogil());
     m.def("attention", &attention, "q"_a, "k_pages"_a, "v_pages"_a, "page_table"_a, "sequences"_a, "positions"_a,
           "scale"_a, "window"_a = 0, "alibi_slopes"_a = std::nullopt, "k_scales"_a = std::nullopt,
-          "v_scales"_a = std::nullopt, nogil());
+          "v_scales"_a = std::nullopt, "softcap"_a = 0.0f, "sinks"_a = std::nullopt, nogil());
     m.def("activation", &activation, "x"_a, "kind"_a, nogil());
     m.def("gated", &gated, "x"_a, "kind"_a, nogil());
     m.def("add", &add, "a"_a, "b"_a, "scale"_a = 1.0f, nogil());

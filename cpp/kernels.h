@@ -147,8 +147,10 @@ struct RopeKvWriteArgs {
     KvWriteArgs write;
 };
 
-// out[r, h, :] = sum_j softmax_j(scale * q[r, h, :] . k[j, h / group, :] + slope[h] * (j - pos)) * v[j, h / group, :]
+// out[r, h, :] = sum_j softmax_j(cap(scale * q[r, h, :] . k[j, h / group, :]) + slope[h] * (j - pos)) * v[j, h / group, :]
 // over keys j <= pos = positions[r] of the row's own sequence, j > pos - window when window > 0. group = heads / kv_heads.
+// cap(s) = softcap * tanh(s / softcap) when softcap > 0 (Gemma 2), else s. sinks[h] is one more score in the softmax, whose
+// weight no value gets (gpt-oss); it is merged after the last key.
 // Online softmax (Milakov and Gimelshein 2018; Dao et al. 2022) page by page in ascending order; every attention_split
 // keys a new partial (sum of p v, maximum, sum of p) begins, and partials are merged in ascending order. So the order of
 // sums depends on key positions only. Tiers with bf16 dot products round scale * q and p to bf16 for pages of bf16 and i8.
@@ -158,12 +160,13 @@ struct RopeKvWriteArgs {
 struct AttentionArgs {
     const float* q;             // [rows, heads, head_dim], row stride q_stride
     const float* alibi_slopes;  // [heads] or null
+    const float* sinks;         // [heads] or null
     float* out;                 // [rows, heads, head_dim], row stride out_stride
     float* partials;            // [rows, heads, splits, head_dim + 2] or null
     KvPages pages;
     int64_t rows, heads, q_stride, out_stride, window, unit_rows;
     int64_t splits;             // of partials: ceil(max_pages * page_keys / attention_split)
-    float scale;
+    float scale, softcap;
 };
 
 // out[r, i] = f(x[r, i]). Unit: one row. Of one number: not swiglu_oai.

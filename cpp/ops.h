@@ -60,7 +60,8 @@ void rope_kv_write(const Tensor& x, const Tensor& table, const Tensor& k, const 
                    bool interleaved, const OptionalTensor& k_scales, const OptionalTensor& v_scales);
 Tensor attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,
                  const Tensor& sequences, const Tensor& positions, float scale, int64_t window,
-                 const OptionalTensor& alibi_slopes, const OptionalTensor& k_scales, const OptionalTensor& v_scales);
+                 const OptionalTensor& alibi_slopes, const OptionalTensor& k_scales, const OptionalTensor& v_scales,
+                 float softcap, const OptionalTensor& sinks);
 Tensor activation(const Tensor& x, const std::string& kind);
 Tensor gated(const Tensor& x, const std::string& kind);
 Tensor add(const Tensor& a, const Tensor& b, float scale);

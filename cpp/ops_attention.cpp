@@ -95,7 +95,8 @@ void rope_kv_write(const Tensor& x, const Tensor& table, const Tensor& k, const 
 
 Tensor attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,
                  const Tensor& sequences, const Tensor& positions, float scale, int64_t window,
-                 const OptionalTensor& alibi_slopes, const OptionalTensor& k_scales, const OptionalTensor& v_scales) {
+                 const OptionalTensor& alibi_slopes, const OptionalTensor& k_scales, const OptionalTensor& v_scales,
+                 float softcap, const OptionalTensor& sinks) {
     const char* op = "attention";
     check_f32(op, "q", q, {-1, -1});
     const int64_t rows = q.dim(0);
@@ -107,6 +108,8 @@ Tensor attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, 
     check_finite(op, "scale", scale);
     if (window < 0) fail(op, "window is " + std::to_string(window) + "; expected 0 (unlimited) or more");
     if (alibi_slopes) check_vector(op, "alibi_slopes", *alibi_slopes, DType::f32, heads);
+    check_softcap(op, softcap);
+    if (sinks) check_vector(op, "sinks", *sinks, DType::f32, heads);
 
     // Units of up to 128 queries read a page once for all of them. Fewer where threads would be idle, and then keys split
     // too: the bits do not depend on it.
@@ -118,8 +121,8 @@ Tensor attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, 
     const bool split = units() < 2 * threads && threads > 1 && splits > 1;
 
     Tensor out({rows, heads * pages.head_dim}, DType::f32);
-    AttentionArgs a{q.data<float>(), optional_data(alibi_slopes), out.data<float>(), nullptr, pages, rows, heads,
-                    q.row_stride(), heads * pages.head_dim, window, unit_rows, splits, scale};
+    AttentionArgs a{q.data<float>(), optional_data(alibi_slopes), optional_data(sinks), out.data<float>(), nullptr, pages, rows,
+                    heads, q.row_stride(), heads * pages.head_dim, window, unit_rows, splits, scale, softcap};
     if (!split) {
         submit(kernels().attention, a, units(), 1);
         return out;

@@ -341,7 +341,7 @@ struct Pages {
 };
 
 void check_attention(int64_t rows, int64_t kv_heads, int64_t group, int64_t dim, int64_t longest, int64_t window, bool alibi,
-                     DType dtype) {
+                     DType dtype, float softcap = 0, bool sunk = false) {
     const int64_t sequences = 3, max_pages = longest / page_keys + 1, pages = sequences * max_pages;
     const int64_t heads = kv_heads * group, stride = heads * dim + 7, width = kv_heads * dim;
     Pages cache(pages * kv_heads * page_keys, dim, dtype), other = cache;
@@ -378,11 +378,12 @@ void check_attention(int64_t rows, int64_t kv_heads, int64_t group, int64_t dim,
         sequence.push_back(int32_t(r * sequences / rows));
         position.push_back(int32_t(rng.below(longest)));
     }
-    const std::vector<float> q = rng.normals(rows * stride), slopes = rng.normals(heads, 0.1f);
+    const std::vector<float> q = rng.normals(rows * stride), slopes = rng.normals(heads, 0.1f), sinks = rng.normals(heads, 3);
     const int64_t splits = (max_pages * page_keys + attention_split - 1) / attention_split;
     std::vector<float> want(size_t(rows * heads * dim)), got = want, partials(size_t(rows * heads * splits * (dim + 2)));
-    AttentionArgs a{q.data(), alibi ? slopes.data() : nullptr, want.data(), nullptr, where(cache, sequence, position), rows,
-                    heads, stride, heads * dim, window, 1 + rng.below(rows), splits, float(1 / sqrt(double(dim)))};
+    AttentionArgs a{q.data(), alibi ? slopes.data() : nullptr, sunk ? sinks.data() : nullptr, want.data(), nullptr,
+                    where(cache, sequence, position), rows, heads, stride, heads * dim, window, 1 + rng.below(rows), splits,
+                    float(1 / sqrt(double(dim))), softcap};
     const int64_t units = (rows + a.unit_rows - 1) / a.unit_rows * kv_heads;
     plain.attention(a, 0, units);
     a.out = got.data();
@@ -688,9 +689,11 @@ int main() {
             check_attention(19, 1, 3, dim, 200, 0, true, dtype);
             check_attention(11, 2, 1, dim, 200, 70, false, dtype);
             check_attention(9, 1, 18, dim, 65, 1, false, dtype);
+            check_attention(9, 2, 5, dim, 150, 0, true, dtype, 2, dim % 32 == 0);
         }
         check_attention(3, 1, 3, 16, 2100, 0, false, dtype);
         check_attention(3, 1, 1, 16, 2100, 1100, false, dtype);
+        check_attention(3, 1, 3, 32, 2100, 0, false, dtype, 0, true);
     }
     check_tiles();
     check_integer_weights();

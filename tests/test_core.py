@@ -140,6 +140,8 @@ def test_ops_refuse_what_does_not_fit(rng):
         (lambda: _core.attention(x, pages, pages, table, i32([0, 1]), positions, 1.0), r"sequences\[1\] is 1"),
         (lambda: _core.attention(f32(rng, 2, 12), pages, pages, table, sequences, positions, 1.0), "multiple of kv_heads"),
         (lambda: _core.attention(x, pages, pages, table, sequences, positions, 1.0, -2), "window is -2"),
+        (lambda: _core.attention(x, pages, pages, table, sequences, positions, 1.0, softcap=-1.0), "softcap is -1"),
+        (lambda: _core.attention(x, pages, pages, table, sequences, positions, 1.0, sinks=f32(rng, 3)), r"sinks is \[3\]"),
         (lambda: _core.sample(x, _core.Tensor.from_numpy(np.zeros(2, np.int64)),
                               _core.Tensor.from_numpy(np.zeros(2, np.int64)), 1.0, 0, 0.0, 0.0, 1), "out of range"),
     ]

@@ -47,7 +47,7 @@ def stored(x, dtype):
 class Case:
     """Sequences of given lengths in shuffled pages; slots that were never written hold NaN."""
 
-    def __init__(self, seed, heads, kv_heads, head_dim, lengths, rows, alibi=False, window=0, dtype="f32"):
+    def __init__(self, seed, heads, kv_heads, head_dim, lengths, rows, alibi=False, window=0, dtype="f32", softcap=0.0, sinks=False):
         rng = np.random.default_rng(seed)
         self.heads, self.kv_heads, self.head_dim, self.window, self.dtype = heads, kv_heads, head_dim, window, dtype
         self.max_pages = max(lengths) // PAGE + 1
@@ -66,11 +66,14 @@ class Case:
         self.q = (rng.standard_normal((rows, heads * head_dim)) * 1.5).astype(np.float32)
         self.slopes = (-rng.random(heads) * 0.2).astype(np.float32) if alibi else None
         self.scale = float(np.float32(head_dim**-0.5))
+        self.softcap = softcap
+        self.sinks = (rng.standard_normal(heads) * 4).astype(np.float32) if sinks else None
 
     def run(self, rows=slice(None)):
+        slopes, sinks = (None if x is None else tensor(x) for x in (self.slopes, self.sinks))
         return _core.attention(strided(self.q[rows], 3, 2), *self.pages[:2], ints(self.table),
                                ints(self.sequences[rows]), ints(self.positions[rows]), self.scale, self.window,
-                               None if self.slopes is None else tensor(self.slopes), *self.pages[2:]).numpy().copy()
+                               slopes, *self.pages[2:], self.softcap, sinks).numpy().copy()
 
     def expected(self):
         """float64 results and the error allowed: a weight is off by e to twice the error of a score. Where a tier has bf16
@@ -91,11 +94,18 @@ class Case:
                 v = self.values[s][seen, h * self.kv_heads // self.heads]
                 score = k @ q * self.scale
                 error = EPS * self.head_dim / 2 * (np.abs(k) @ np.abs(q)) * self.scale + EPS * 5 * np.abs(score)
+                if self.softcap:  # changes by less than what it caps does
+                    score = self.softcap * np.tanh(score / self.softcap)
+                    error = error + 6 * EPS * np.abs(score)
                 if self.slopes is not None:
                     bias = float(self.slopes[h]) * (np.arange(first, position + 1) - position)
                     score, error = score + bias, error + 2 * EPS * np.abs(bias)
-                shifted = score - score.max()
-                p = np.exp(shifted) / np.exp(shifted).sum()
+                sink = -np.inf if self.sinks is None else float(self.sinks[h])
+                shifted = score - max(score.max(), sink)
+                sink_share = np.exp(sink - max(score.max(), sink))
+                p = np.exp(shifted) / (np.exp(shifted).sum() + sink_share)
+                if self.sinks is not None:  # merged last: its distance from the largest score is rounded
+                    error = error + 4 * EPS * (abs(sink) + abs(score.max()) + 1)
                 relative = error + error.max() + EPS * (np.minimum(-shifted, 90) + len(p) / 4 + 16)
                 relative = relative + (2.0**-8 if rounded else 0)
                 relative = relative + (p * relative).sum()
@@ -116,6 +126,32 @@ def test_attention(tier, heads, kv_heads, head_dim, alibi, dtype):
         assert_within(case.run(), *case.expected(), f"lengths {lengths}")
 
 
+@pytest.mark.parametrize("heads,kv_heads,head_dim", SHAPES[1:9:2] + SHAPES[9:10])
+@pytest.mark.parametrize("softcap,sinks", ((3.0, False), (0.0, True), (50.0, True)))
+@pytest.mark.parametrize("dtype", TYPES)
+def test_softcap_and_sinks(tier, heads, kv_heads, head_dim, softcap, sinks, dtype):
+    for seed, lengths, rows, alibi, window in ((1, (1,), 1, False, 0), (2, (5, 130, 64), 19, True, 0), (3, (200, 65), 9, False, 50)):
+        case = Case(seed, heads, kv_heads, head_dim, lengths, rows, alibi, window, dtype, softcap, sinks)
+        case.q *= 2
+        assert_within(case.run(), *case.expected(), f"lengths {lengths}")
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_sinks_far_from_the_scores(tier, dtype):
+    case = Case(12, 8, 2, 32, (150,), 12, dtype=dtype, sinks=True)
+    plain = Case(12, 8, 2, 32, (150,), 12, dtype=dtype).run()
+    case.sinks[:] = -np.inf, -3e38, -1e4, -100, 90, 300, 1e4, 2e38
+    got = case.run().reshape(12, 8, 32)
+    assert same_bits(got[:, :3], plain.reshape(12, 8, 32)[:, :3])
+    assert (got[:, 5:] == 0).all() and np.isfinite(got).all() and 0 < np.abs(got[:, 4]).max() < 1e-30
+    case.q *= 1000  # scores as far away
+    case.sinks[:] = -1e4, -1e3, -100, 0, 100, 1e3, 1e4, 1e5
+    assert_within(case.run(), *case.expected())
+    case.sinks[3] = np.nan
+    got = case.run().reshape(12, 8, 32)
+    assert np.isnan(got[:, 3]).all() and np.isfinite(np.delete(got, 3, 1)).all()
+
+
 @pytest.mark.parametrize("window", (1, 2, 15, 63, 64, 65, 100, 1000))
 @pytest.mark.parametrize("dtype", TYPES)
 def test_sliding_window(tier, window, dtype):
@@ -124,11 +160,12 @@ def test_sliding_window(tier, window, dtype):
         assert_within(case.run(), *case.expected())
 
 
-@pytest.mark.parametrize("heads,kv_heads,head_dim,window,alibi",
-                         ((4, 4, 64, 0, False), (7, 1, 20, 0, True), (14, 2, 96, 70, False), (40, 2, 16, 3, True)))
+@pytest.mark.parametrize("heads,kv_heads,head_dim,window,alibi,softcap,sinks",
+                         ((4, 4, 64, 0, False, 0, False), (7, 1, 20, 0, True, 0, False), (14, 2, 96, 70, False, 0, False),
+                          (40, 2, 16, 3, True, 0, False), (14, 2, 64, 70, False, 5, True)))
 @pytest.mark.parametrize("dtype", TYPES)
-def test_bits_do_not_depend_on_mates_chunks_or_threads(tier, heads, kv_heads, head_dim, window, alibi, dtype):
-    case = Case(5, heads, kv_heads, head_dim, (150, 260, 64), 33, alibi, window, dtype)
+def test_bits_do_not_depend_on_mates_chunks_or_threads(tier, heads, kv_heads, head_dim, window, alibi, softcap, sinks, dtype):
+    case = Case(5, heads, kv_heads, head_dim, (150, 260, 64), 33, alibi, window, dtype, softcap, sinks)
     before = _core.get_threads()
     try:
         _core.set_threads(1)
@@ -142,10 +179,10 @@ def test_bits_do_not_depend_on_mates_chunks_or_threads(tier, heads, kv_heads, he
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("window", (0, 1500))
-def test_splits_of_long_contexts(tier, dtype, window):
+@pytest.mark.parametrize("window,softcap,sinks", ((0, 0, False), (1500, 0, False), (1500, 4, True), (0, 0, True)))
+def test_splits_of_long_contexts(tier, dtype, window, softcap, sinks):
     """Partials of key blocks are merged: by one unit with one thread, by attention_merge where threads would be idle."""
-    case = Case(11, 3, 1, 24, (3000, 1024, 1025, 100), 7, window=window, dtype=dtype)
+    case = Case(11, 3, 1, 24, (3000, 1024, 1025, 100), 7, window=window, dtype=dtype, softcap=softcap, sinks=sinks)
     case.positions[-7:] = [case.keys[s].shape[0] - 1 - i % 2 for i, s in enumerate(case.sequences)]
     before = _core.get_threads()
     try:
@@ -161,7 +198,8 @@ def test_splits_of_long_contexts(tier, dtype, window):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_prefill_in_any_chunks_has_the_same_bits(tier, dtype):
+@pytest.mark.parametrize("softcap,sinks", ((0, False), (4, True)))
+def test_prefill_in_any_chunks_has_the_same_bits(tier, dtype, softcap, sinks):
     """The same prompt written and attended in one piece, in pieces and token by token."""
     rng = np.random.default_rng(6)
     length, heads, kv_heads, dim = 140, 6, 2, 24
@@ -176,8 +214,8 @@ def test_prefill_in_any_chunks_has_the_same_bits(tier, dtype):
             positions = np.arange(length)[part]
             where = ints([[2, 0, 1]]), ints(positions * 0), ints(positions)
             kv_write(k[part], v[part], pages, *where)
-            parts.append(_core.attention(tensor(q[part]), *pages[:2], *where, 0.2, k_scales=pages[2],
-                                         v_scales=pages[3]).numpy().copy())
+            parts.append(_core.attention(tensor(q[part]), *pages[:2], *where, 0.2, k_scales=pages[2], v_scales=pages[3],
+                                         softcap=softcap, sinks=tensor(np.arange(heads)) if sinks else None).numpy().copy())
         results.append(np.concatenate(parts))
     assert np.isfinite(results[0]).all()
     assert all(same_bits(results[0], other) for other in results[1:])

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import models_run
 import numpy as np
 import pytest
-from kernel_helpers import pytest_tier
+from kernel_helpers import ints, pytest_tier, same_bits
 
 import genkit
 from genkit import _core
@@ -339,6 +339,36 @@ def test_a_recording_runs_nothing_and_a_replay_reads_what_is_there():
         out.numpy()[:] = np.nan
         plan.replay()
         assert np.array_equal(out.numpy(), x.numpy() + y.numpy() + y.numpy())
+
+
+@pytest.mark.parametrize("kv_type", ("f32", "bf16", "i8"))
+def test_attention_with_softcap_and_sinks_replayed_to_the_bit(kv_type, tier, threads):
+    """In one piece with one thread, in splits of the keys with more."""
+    random = np.random.default_rng(4)
+    heads, kv_heads, dim, pages, rows = 6, 2, 32, 40, 2
+    shape = (kv_heads, pages, _core.PAGE_KEYS, dim)
+    cache = [_core.Tensor.zeros(shape, kv_type) for _ in range(2)]
+    cache += [_core.Tensor.zeros(shape[:3]) if kv_type == "i8" else None for _ in range(2)]
+    table, sequences, positions = ints(random.permutation(pages)[None]), ints([0] * rows), ints([0] * rows)
+    count = pages * _core.PAGE_KEYS
+    k, v = (f32(random, count, kv_heads * dim) for _ in range(2))
+    _core.kv_write(k, v, *cache[:2], table, ints([0] * count), ints(range(count)), *cache[2:])
+    q, sinks = f32(random, rows, heads * dim), f32(random, heads)
+
+    def attend():
+        return _core.attention(q, *cache[:2], table, sequences, positions, 0.3, 0, None, *cache[2:], softcap=5.0, sinks=sinks)
+
+    for recorded, others in ((1, (1, 3)), (3, (1, 2, 5))):
+        threads(recorded)
+        plan, out = _core.Plan.record(attend)
+        assert plan.steps == (1 if recorded == 1 else 2)  # with the merging of splits
+        for position in (3, 1023, 1024, count - 1):
+            q.numpy()[:] = random.standard_normal(q.shape)
+            positions.numpy()[:] = position, position // 2
+            for count_now in others:
+                threads(count_now)
+                plan.replay()
+                assert np.isfinite(out.numpy()).all() and same_bits(out.numpy(), attend().numpy())
 
 
 def test_a_plan_outlives_its_inputs_and_an_output_its_plan():

@@ -3,6 +3,7 @@
 // products over channels, each output channel one chain over keys in ascending order, page by page (online softmax, in
 // powers of two). What a query computes depends on its own position only.
 
+constexpr float log2e = 1.44269504f;
 constexpr int64_t query_block = 4;         // queries that share loads of keys and values
 constexpr int64_t heads_at_once = 16;      // heads of a group served in one pass over the pages
 constexpr int64_t queries_at_once = 128;   // queries served in one pass; fewer for a large head_dim
@@ -132,20 +133,30 @@ INLINE int64_t last_key(const Query& query, int64_t page) {
     return query.position < (page + 1) * page_keys ? query.position - page * page_keys + 1 : page_keys;
 }
 
+// A page's scores s, times k_scales where given, become softcap * tanh(s / softcap). Not inlined: most models have none.
+__attribute__((noinline)) void cap_scores(float softcap, const float* k_scales, float* score) {
+    const vec cap = set1(softcap * log2e);
+    for (int64_t t = 0; t < page_keys; t += lanes) {
+        const vec s = load(score + t);
+        store(score + t, cap * tanh((k_scales ? s * load(k_scales + t) : s) / cap));
+    }
+}
+
 // Scores -> p = 2^(score - largest) as factors of the values, with total and sum brought to a new largest.
 // Unseen keys may hold anything: their scores are replaced, and p is 0.
 template <class T>
 INLINE void soften(const AttentionArgs& a, Query& query, int64_t page, const float* k_scales, const float* v_scales,
-                   const float* score, typename Products<T>::Factor* p) {
+                   float* score, typename Products<T>::Factor* p) {
     using P = Products<T>;
     constexpr bool scaled = sizeof(T) == 1;
     const int64_t low = first_key(query, page), high = last_key(query, page);
     const bool whole = low == 0 && high == page_keys;
     const vec slope = set1(query.slope), distance = set1(float(page * page_keys - query.position));
     vec s[page_keys / lanes], best = set1(-infinity);
-    for (int64_t t = 0; t < page_keys / lanes; t++) {
-        s[t] = load(score + t * lanes);
-        if (scaled) s[t] = s[t] * load(k_scales + t * lanes);
+    if (a.softcap > 0) cap_scores(a.softcap, scaled ? k_scales : nullptr, score);
+    for (int64_t t = 0; t < page_keys / lanes; t++) s[t] = load(score + t * lanes);
+    if (scaled && !(a.softcap > 0)) {
+        for (int64_t t = 0; t < page_keys / lanes; t++) s[t] = s[t] * load(k_scales + t * lanes);
     }
     const vec lane = iota();
     auto seen = [&](int64_t t, vec x, float unseen) __attribute__((always_inline)) {

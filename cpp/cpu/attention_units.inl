@@ -21,8 +21,19 @@ INLINE void merge(float* out, float& merged_largest, float& merged_total, const 
     });
 }
 
-INLINE void normalize(float* out, float total, int64_t dim) {
-    const vec scale = set1(1.0f / total);
+// The end of a softmax: the sink's share, and the division.
+INLINE void finish(const AttentionArgs& a, int64_t head, float* out, float largest, float total) {
+    const int64_t dim = a.pages.head_dim;
+    float shrink = 1.0f;
+    if (a.sinks) {
+        const float sink = a.sinks[head] * log2e, both = sink > largest ? sink : largest;
+        float factor[2][lanes];
+        store(factor[0], power_of_two(set1(largest - both)));
+        store(factor[1], power_of_two(set1(sink - both)));
+        shrink = factor[0][0];
+        total = total * shrink + factor[1][0];
+    }
+    const vec scale = set1(shrink / total);
     each(0, dim, [&](int64_t d, auto count) { store(out + d, load(out + d, count) * scale, count); });
 }
 
@@ -70,7 +81,6 @@ template <class T>
 void attend(const AttentionArgs& a, int64_t row, int64_t row_end, int64_t kv_head, int64_t head, int64_t head_end,
             int64_t split, int64_t split_end) {
     using P = Products<T>;
-    constexpr float log2e = 1.44269504f;
     const int64_t dim = a.pages.head_dim, padded = (dim + 1) / 2 * 2;
     alignas(64) typename P::Factor q_scratch[scratch_elements + scratch_beyond];
     alignas(64) float sum_scratch[scratch_elements + scratch_beyond];
@@ -116,7 +126,9 @@ void attend(const AttentionArgs& a, int64_t row, int64_t row_end, int64_t kv_hea
     }
     pass.end();
     if (a.partials) return;
-    for (int64_t i = 0; i < queries; i++) normalize(query[i].out, query[i].merged_total, dim);
+    for (int64_t i = 0; i < queries; i++) {
+        finish(a, head + i % (head_end - head), query[i].out, query[i].merged_largest, query[i].merged_total);
+    }
 }
 
 // Rows [row, row_end) by one kv head over splits [split, split_end): as many queries at once as the scratch holds.
@@ -160,6 +172,6 @@ void attention_merge(const AttentionArgs& a, int64_t begin, int64_t end) {
             const float* sum = a.partials + (unit * a.splits + s) * (dim + 2);
             merge(out, largest, total, sum, sum[dim], sum[dim + 1], dim, s == first);
         }
-        normalize(out, total, dim);
+        finish(a, unit % a.heads, out, largest, total);
     }
 }

@@ -102,7 +102,9 @@ Partial attend(const AttentionArgs& a, int64_t row, int64_t head, int64_t low, i
         for (int64_t j = first; j < last; j++) {
             float dot = sum(dim, [&](int64_t i) { return q[i] * widen(keys[key_at(pairs, j, i, dim)]); });
             if (p.k_scales) dot *= p.k_scales[at + j];
-            score[j] = dot * a.scale + slope * float(page * page_keys + j - p.positions[row]);
+            float s = dot * a.scale;
+            if (a.softcap > 0) s = a.softcap * tanhf(s / a.softcap);
+            score[j] = s + slope * float(page * page_keys + j - p.positions[row]);
             if (score[j] > page_largest) page_largest = score[j];
         }
         const float shrink = expf(largest - page_largest);
@@ -130,6 +132,17 @@ void merge(Partial& merged, float* out, const Partial& next, const float* sum, i
     const float shrink = expf(merged.largest - largest), share = expf(next.largest - largest);
     merged = {largest, merged.total * shrink + next.total * share};
     for (int64_t i = 0; i < dim; i++) out[i] = out[i] * shrink + sum[i] * share;
+}
+
+// The end of a softmax: the sink's share, and the division.
+void finish(const AttentionArgs& a, int64_t head, const Partial& merged, float* out) {
+    float total = merged.total, shrink = 1.0f;
+    if (a.sinks) {
+        const float largest = a.sinks[head] > merged.largest ? a.sinks[head] : merged.largest;
+        shrink = expf(merged.largest - largest);
+        total = total * shrink + expf(a.sinks[head] - largest);
+    }
+    for (int64_t i = 0; i < a.pages.head_dim; i++) out[i] = out[i] * shrink / total;
 }
 
 // Keys [first_key, positions[row]] are seen.
@@ -161,8 +174,7 @@ void attention_row(const AttentionArgs& a, int64_t row, int64_t head, int64_t be
             merge(merged, out, partial, sum, dim, s == first_split);
         }
     }
-    if (a.partials) return;
-    for (int64_t i = 0; i < dim; i++) out[i] /= merged.total;
+    if (!a.partials) finish(a, head, merged, out);
 }
 
 void attention(const AttentionArgs& a, int64_t begin, int64_t end) {
@@ -190,7 +202,7 @@ void attention_merge(const AttentionArgs& a, int64_t begin, int64_t end) {
             const float* sum = a.partials + (unit * a.splits + s) * (dim + 2);
             merge(merged, out, {sum[dim], sum[dim + 1]}, sum, dim, s == first);
         }
-        for (int64_t i = 0; i < dim; i++) out[i] /= merged.total;
+        finish(a, head, merged, out);
     }
 }
 

@@ -106,8 +106,9 @@ def rope_kv_write(x: Tensor, table: Tensor, k: Tensor, v: Tensor, k_pages: Tenso
     """rope_ of x, a view of query and key heads side by side whose last columns are k, then kv_write."""
 def attention(q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, sequences: Tensor, positions: Tensor,
               scale: float, window: int = 0, alibi_slopes: Optional[Tensor] = None, k_scales: Optional[Tensor] = None,
-              v_scales: Optional[Tensor] = None) -> Tensor:
-    """q [n, heads * head_dim] view -> [n, heads * head_dim]. Causal by position; window 0 is unlimited."""
+              v_scales: Optional[Tensor] = None, softcap: float = 0.0, sinks: Optional[Tensor] = None) -> Tensor:
+    """q [n, heads * head_dim] view -> [n, heads * head_dim]. Causal by position; window 0 is unlimited. softcap > 0: scores s
+    become softcap * tanh(s / softcap), before ALiBi's. sinks f32 [heads]: one more score a head, which no value belongs to."""
 def activation(x: Tensor, kind: str) -> Tensor:
     """kind: "silu", "gelu" (erf), "gelu_tanh" or "relu"."""
 def gated(x: Tensor, kind: str) -> Tensor:
