@@ -133,30 +133,41 @@ INLINE int64_t last_key(const Query& query, int64_t page) {
     return query.position < (page + 1) * page_keys ? query.position - page * page_keys + 1 : page_keys;
 }
 
-// A page's scores s, times k_scales where given, become softcap * tanh(s / softcap). Not inlined: most models have none.
-__attribute__((noinline)) void cap_scores(float softcap, const float* k_scales, float* score) {
-    const vec cap = set1(softcap * log2e);
-    for (int64_t t = 0; t < page_keys; t += lanes) {
-        const vec s = load(score + t);
-        store(score + t, cap * tanh((k_scales ? s * load(k_scales + t) : s) / cap));
+struct Ones {
+    float x[page_keys] = {};
+    constexpr Ones() {
+        for (float& one : x) one = 1;
     }
+};
+constexpr Ones ones;
+
+// Scores s of a page, times k_scales where there are some, become softcap * tanh(s / softcap). Returns the scales they have
+// then. Before soften and not inlined: a call among its vectors would slow models without a softcap too.
+__attribute__((noinline)) const float* cap_scores(float softcap, const float* k_scales, float (*score)[page_keys], int64_t queries) {
+    const vec cap = set1(softcap * log2e), inverse = set1(1.0f / (softcap * log2e));
+    for (int64_t i = 0; i < queries; i++) {
+        for (int64_t t = 0; t < page_keys; t += lanes) {
+            const vec s = load(score[i] + t);
+            store(score[i] + t, cap * tanh((k_scales ? s * load(k_scales + t) : s) * inverse));
+        }
+    }
+    return ones.x;
 }
 
 // Scores -> p = 2^(score - largest) as factors of the values, with total and sum brought to a new largest.
 // Unseen keys may hold anything: their scores are replaced, and p is 0.
 template <class T>
 INLINE void soften(const AttentionArgs& a, Query& query, int64_t page, const float* k_scales, const float* v_scales,
-                   float* score, typename Products<T>::Factor* p) {
+                   const float* score, typename Products<T>::Factor* p) {
     using P = Products<T>;
     constexpr bool scaled = sizeof(T) == 1;
     const int64_t low = first_key(query, page), high = last_key(query, page);
     const bool whole = low == 0 && high == page_keys;
     const vec slope = set1(query.slope), distance = set1(float(page * page_keys - query.position));
     vec s[page_keys / lanes], best = set1(-infinity);
-    if (a.softcap > 0) cap_scores(a.softcap, scaled ? k_scales : nullptr, score);
-    for (int64_t t = 0; t < page_keys / lanes; t++) s[t] = load(score + t * lanes);
-    if (scaled && !(a.softcap > 0)) {
-        for (int64_t t = 0; t < page_keys / lanes; t++) s[t] = s[t] * load(k_scales + t * lanes);
+    for (int64_t t = 0; t < page_keys / lanes; t++) {
+        s[t] = load(score + t * lanes);
+        if (scaled) s[t] = s[t] * load(k_scales + t * lanes);
     }
     const vec lane = iota();
     auto seen = [&](int64_t t, vec x, float unseen) __attribute__((always_inline)) {
@@ -228,7 +239,8 @@ void attend_page(const AttentionArgs& a, Query* const query[], int64_t page, con
     constexpr int64_t tiles_at_once = room >= 4 ? 4 : room >= 2 ? 2 : 1;
     score_tiles<T, queries, tiles_at_once>(query, at.keys, at.values, dim, low / tile_keys,
                                            (high + tile_keys - 1) / tile_keys, score);
-    for (int64_t i = 0; i < queries; i++) soften<T>(a, *query[i], page, at.k_scales, at.v_scales, score[i], p[i]);
+    const float* k_scales = a.softcap > 0 ? cap_scores(a.softcap, at.k_scales, score, queries) : at.k_scales;
+    for (int64_t i = 0; i < queries; i++) soften<T>(a, *query[i], page, k_scales, at.v_scales, score[i], p[i]);
 
     constexpr int64_t vecs = queries == 1 ? 8 : queries == 2 ? accumulators / 2 : accumulators / 4;
     for (int64_t i = 0; i < queries; i++) {

@@ -106,8 +106,9 @@ private:
             for (int64_t j = 0; j < count; j++) any = any || sees(query[i + j], page);
             if (!any) continue;
             score_page(static_cast<const bf16*>(query[i].q), keys, fetch ? values : nullptr, score);
+            const float* k_scales = a.softcap > 0 ? cap_scores(a.softcap, at.k_scales, score, count) : at.k_scales;
             for (int64_t j = 0; j < count; j++) {
-                if (sees(query[i + j], page)) soften<T>(a, query[i + j], page, at.k_scales, at.v_scales, score[j], p[j]);
+                if (sees(query[i + j], page)) soften<T>(a, query[i + j], page, k_scales, at.v_scales, score[j], p[j]);
                 else __builtin_memset(p[j], 0, sizeof p[j]);
             }
             if (careful) sum_one_by_one(query + i, count, page, p, values);
