@@ -136,6 +136,23 @@ PYBIND11_MODULE(_core, m) {
           "gated"_a = false, nogil());
     m.def("unpack", &unpack, "ids"_a, "weight"_a, nogil());
     m.def("turn_words", &turn_words, "words"_a, "bits"_a, "k"_a, "down"_a, "order"_a = std::nullopt, nogil());
+    py::class_<Groups>(m, "Groups")
+        .def_readonly("regions", &Groups::regions)
+        .def_readonly("tiles", &Groups::tiles)
+        .def_readonly("sources", &Groups::sources)
+        .def_readonly("place_of", &Groups::place_of);
+    py::class_<ExpertWeights>(m, "ExpertWeights")
+        .def(py::init<int64_t>(), "experts"_a)
+        .def("set", py::overload_cast<int64_t, const Tensor&>(&ExpertWeights::set), "expert"_a, "weight"_a, nogil())
+        .def("set", py::overload_cast<int64_t, const PackedWeight&>(&ExpertWeights::set), "expert"_a, "weight"_a, nogil())
+        .def_property_readonly("shape", [](const ExpertWeights& w) { return py::make_tuple(w.experts, w.n, w.k); })
+        .def_property_readonly("packed", [](const ExpertWeights& w) { return w.format.has_value(); });
+    m.def("route", &route, "logits"_a, "k"_a, "scoring"_a = "softmax", "correction"_a = std::nullopt, "groups"_a = 1,
+          "groups_kept"_a = 1, "normalize"_a = false, "scale"_a = 1.0f, nogil());
+    m.def("group_rows", &group_rows, "ids"_a, "experts"_a, nogil());
+    m.def("gather_rows", &gather_rows, "x"_a, "groups"_a, nogil());
+    m.def("expert_linear", &expert_linear, "x"_a, "groups"_a, "weights"_a, "bias"_a = std::nullopt, "kind"_a = "", nogil());
+    m.def("combine", &combine, "y"_a, "weights"_a, "groups"_a = std::nullopt, "residual"_a = std::nullopt, nogil());
     m.def("rope_table", &rope_table, "positions"_a, "inv_freq"_a, "scale"_a = 1.0f, nogil());
     m.def("rope_", &rope_, "x"_a, "table"_a, "head_dim"_a, "interleaved"_a = false, nogil());
     m.def("kv_write", &kv_write, "k"_a, "v"_a, "k_pages"_a, "v_pages"_a, "page_table"_a, "sequences"_a, "positions"_a,

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "experts.h"
 #include "measure.h"
 #include "packed.h"
 
@@ -300,6 +301,10 @@ struct Kernels {
     void (*quantize_weight)(const QuantizeWeightArgs&, int64_t begin, int64_t end);
     void (*pack)(const PackArgs&, int64_t begin, int64_t end);
     void (*unpack)(const UnpackArgs&, int64_t begin, int64_t end);
+    void (*route)(const RouteArgs&, int64_t begin, int64_t end);
+    void (*group_rows)(const GroupRowsArgs&, int64_t begin, int64_t end);
+    void (*gather_rows)(const GatherRowsArgs&, int64_t begin, int64_t end);
+    void (*combine)(const CombineArgs&, int64_t begin, int64_t end);
     void (*rope_table)(const RopeTableArgs&, int64_t begin, int64_t end);
     void (*rope)(const RopeArgs&, int64_t begin, int64_t end);
     void (*kv_write)(const KvWriteArgs&, int64_t begin, int64_t end);

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "tensor.h"
 
@@ -24,6 +25,29 @@ struct PackedWeight {
 struct RoundedWeight {
     Tensor codes, scales;
     OptionalTensor subscales, minima, zeros;
+};
+
+// Where the rows of each expert lie (GroupRowsArgs): regions i32 [count, 3], the others as there.
+struct Groups {
+    Tensor regions, tiles, sources, place_of;
+    int64_t experts;
+    int64_t assignments() const;
+};
+
+// The weights [n, k] of all experts, of one kind: dense [experts, n, k], or panels u8 [experts, panels, bytes]. Each is set.
+struct ExpertWeights {
+    explicit ExpertWeights(int64_t count);
+    void set(int64_t expert, const Tensor& one);
+    void set(int64_t expert, const PackedWeight& one);
+
+    OptionalTensor weights;
+    std::optional<WeightFormat> format;
+    int64_t experts, n = 0, k = 0;
+    bool gated = false;
+    std::vector<bool> there;
+
+private:
+    void take(const char* op, int64_t expert, const Tensor& one);
 };
 
 // Rows of int8 activations (QuantizeArgs).
@@ -50,6 +74,13 @@ PackedWeight pack_weight(const Tensor& codes, const Tensor& scales, const Option
                          bool gated);
 Tensor unpack(const Tensor& ids, const PackedWeight& weight);
 Tensor turn_words(const Tensor& words, int64_t bits, int64_t k, bool down, const OptionalTensor& order);
+std::pair<Tensor, Tensor> route(const Tensor& logits, int64_t k, const std::string& scoring, const OptionalTensor& correction,
+                                int64_t groups, int64_t groups_kept, bool normalize, float scale);
+Groups group_rows(const Tensor& ids, int64_t experts);
+Tensor gather_rows(const Tensor& x, const Groups& groups);
+Tensor expert_linear(const Tensor& x, const Groups& groups, const ExpertWeights& weights, const OptionalTensor& bias,
+                     const std::string& kind);
+Tensor combine(const Tensor& y, const Tensor& weights, const std::optional<Groups>& groups, const OptionalTensor& residual);
 Tensor rope_table(const Tensor& positions, const Tensor& inv_freq, float scale);
 void rope_(const Tensor& x, const Tensor& table, int64_t head_dim, bool interleaved);
 void kv_write(const Tensor& k, const Tensor& v, const Tensor& k_pages, const Tensor& v_pages, const Tensor& page_table,

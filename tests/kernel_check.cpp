@@ -628,6 +628,35 @@ void check_packed(int64_t n, int64_t k, const WeightFormat& f, bool gated, std::
     }
 }
 
+void check_experts(int64_t rows, int64_t experts, int64_t k, int64_t groups, int64_t dim) {
+    const std::string what = " of " + std::to_string(experts) + " experts, rows " + std::to_string(rows);
+    const std::vector<float> logits = rng.normals(rows * experts), correction = rng.normals(experts);
+    std::vector<int32_t> ids(size_t(rows * k)), got_ids(ids.size());
+    std::vector<float> want(ids.size()), got(ids.size());
+    for (Scoring scoring : {Scoring::softmax, Scoring::softmax_chosen, Scoring::sigmoid}) {
+        const bool sigmoid = scoring == Scoring::sigmoid;
+        RouteArgs a{logits.data(), sigmoid ? correction.data() : nullptr, ids.data(), want.data(), experts, k,
+                    sigmoid ? groups : 1, sigmoid ? (groups + 1) / 2 : 1, scoring, true, 2.5f};
+        plain.route(a, 0, rows);
+        a.ids = got_ids.data(), a.weights = got.data();
+        fast.route(a, 0, rows);
+        same("route ids" + what, got_ids, ids);
+        check("route" + what, got, want, relative(want, 64));
+    }
+    const int64_t places = most_places(rows * k, experts), regions = most_regions(rows * k, experts);
+    std::vector<Region> region(static_cast<size_t>(regions));
+    std::vector<int32_t> tiles(size_t(places / region_rows)), sources(static_cast<size_t>(places)), place_of(ids.size());
+    fast.group_rows({ids.data(), region.data(), tiles.data(), sources.data(), place_of.data(), rows, k, experts, regions, places}, 0, 1);
+    const std::vector<float> x = rng.normals(rows * dim), residual = rng.normals(rows * dim);
+    std::vector<float> y = rng.normals(places * dim), out(x.size()), sum(x.size());
+    fast.gather_rows({x.data(), sources.data(), y.data(), dim, dim}, 0, places);
+    CombineArgs c{y.data(), want.data(), place_of.data(), residual.data(), sum.data(), dim, k};
+    plain.combine(c, 0, rows);
+    c.out = out.data();
+    fast.combine(c, 0, rows);
+    check("combine" + what, out, sum, relative(sum, 64, 1e-5));
+}
+
 void check_integer_weights() {
     for (int64_t k : {1, 31, 64, 100, 256, 257, 600, 2048}) check_quantize(1 + rng.below(7), k, false), check_quantize(5, k, false);
     for (int64_t k : {1, 100, 256, 600}) check_quantize(5, k, false, 16), check_quantize(19, k, true, 16);
@@ -697,6 +726,8 @@ int main() {
     }
     check_tiles();
     check_integer_weights();
+    for (int64_t rows : {1, 3, 40}) check_experts(rows, 8, 2, 4, 37), check_experts(rows, 60, 7, 1, 130), check_experts(rows, 1, 1, 1, 16);
+    check_experts(2, 1024, 33, 16, 5);
     if (failures) printf("%d comparisons failed\n", failures);
     return failures ? 1 : 0;
 }

@@ -24,6 +24,8 @@ void install(Kernels& k) {
     k.quantize_weight = quantize_weight;
     k.pack = pack;
     k.unpack = unpack;
+    k.route = route;
+    k.combine = combine;
     k.measure_read = measure_read;
     k.measure_f32 = k.measure_bf16 = measure_f32;  // for lack of anything faster
 }

@@ -243,6 +243,7 @@ float gate(Activation kind, float x, float up) {
 
 #include "reference_packed.inl"
 #include "reference_rounding.inl"
+#include "reference_experts.inl"
 
 void activation(const ActivationArgs& a, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
@@ -377,6 +378,10 @@ void install_reference(Kernels& k) {
     k.quantize_weight = quantize_weight;
     k.pack = pack;
     k.unpack = unpack;
+    k.route = route;
+    k.group_rows = group_rows;
+    k.gather_rows = gather_rows;
+    k.combine = combine;
     k.rope_table = rope_table;
     k.rope = rope;
     k.kv_write = kv_write;

@@ -18,6 +18,7 @@ namespace {
 #include "functions.inl"
 #include "simd.inl"
 #include "linear.inl"
+#include "experts.inl"
 #include "rounding.inl"
 #include "attention_pages.inl"
 #include "kv_write.inl"

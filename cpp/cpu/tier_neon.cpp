@@ -15,6 +15,7 @@ Kernels below{};  // the slots as they were, for weights of int4_k and int8_k
 #include "functions.inl"
 #include "simd.inl"
 #include "linear.inl"
+#include "experts.inl"
 #include "rounding.inl"
 #include "attention_pages.inl"
 #include "kv_write.inl"

@@ -91,6 +91,39 @@ def turn_words(words: Tensor, bits: int, k: int, down: bool, order: Optional[Ten
     """Codes kept input by input -> u8 [n, k up to 64s] codes, of 4 bits [n, half of that] nibbles, zeros past k. down: words
     i32 [k bits / 32 up, n], code i of output j at bit i bits down column j (GPTQ), order i32 [k]: code i of a row is input
     order[i]. Else words [k, n / 8], of 4 bits in AWQ's order 0 2 4 6 1 3 5 7. Raises ValueError."""
+class Groups:
+    """The rows of each expert side by side, from a multiple of 16 on (cpp/experts.h): `regions` i32 [most, 3], expert, first
+    place and rows of each; `tiles` i32 [places / 16]; `sources` i32 [places], the row at each, -1 for none; `place_of` i32
+    [n, k]. Filled as the ops run: a plan finds new ones at every replay."""
+
+    regions: Tensor
+    tiles: Tensor
+    sources: Tensor
+    place_of: Tensor
+
+class ExpertWeights:
+    """The weights [m, k] of all experts of a layer, of one type or one format."""
+
+    shape: tuple[int, int, int]  # experts, m, k
+    packed: bool
+    def __init__(self, experts: int) -> None: ...
+    def set(self, expert: int, weight: "Tensor | PackedWeight") -> None:
+        """Copies one expert's. Raises ValueError where it is unlike those before it."""
+
+def route(logits: Tensor, k: int, scoring: str = "softmax", correction: Optional[Tensor] = None, groups: int = 1,
+          groups_kept: int = 1, normalize: bool = False, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """logits [n, experts] -> ids i32 [n, k], best first, and weights [n, k] (RouteArgs in experts.h). scoring: "softmax",
+    "softmax_chosen" or "sigmoid", the last with a correction f32 [experts] that chooses and does not weigh."""
+def group_rows(ids: Tensor, experts: int) -> Groups:
+    """ids i32 [n, k], the experts each row goes to."""
+def gather_rows(x: Tensor, groups: Groups) -> Tensor:
+    """x [n, d] -> [places, d]; places where nothing lies hold anything."""
+def expert_linear(x: Tensor, groups: Groups, weights: ExpertWeights, bias: Optional[Tensor] = None, kind: str = "") -> Tensor:
+    """Each expert's rows of x [places, k] times its weight, bias f32 [experts, m] -> [places, m]; with the name of an
+    activation the weight holds gates, then ups: f(gate) * up, [places, m / 2]. To the bit what linear or packed_linear gives."""
+def combine(y: Tensor, weights: Tensor, groups: Optional[Groups] = None, residual: Optional[Tensor] = None) -> Tensor:
+    """y [places, d], weights [n, k] -> residual + the weighted sum of what each row's experts gave, [n, d]. Without groups
+    row r of y [n, d] is row r's, and k is 1."""
 def rope_table(positions: Tensor, inv_freq: Tensor, scale: float = 1.0) -> Tensor:
     """positions i32 [n], inv_freq f32 [half] -> [n, 2 * half]: cosines then sines, made once per step."""
 def rope_(x: Tensor, table: Tensor, head_dim: int, interleaved: bool = False) -> None:
