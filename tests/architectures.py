@@ -81,6 +81,33 @@ def longrope(pairs, **changes):
             "long_factor": [2 + 0.9 * i for i in range(pairs)]} | changes
 
 
+def mixtral(dtype="f32", shard="2GB", **changes):
+    sizes = dict(vocab_size=1003, hidden_size=96, intermediate_size=75, num_hidden_layers=2, num_attention_heads=6,
+                 num_key_value_heads=2, head_dim=20, max_position_embeddings=512, num_local_experts=5, num_experts_per_tok=2)
+    return Case("mixtral", sizes | changes, dtype, shard)
+
+
+def qwen2_moe(dtype="f32", **changes):
+    sizes = dict(vocab_size=1003, hidden_size=112, intermediate_size=83, num_hidden_layers=3, num_attention_heads=7,
+                 num_key_value_heads=1, max_position_embeddings=512, num_experts=9, num_experts_per_tok=4,
+                 moe_intermediate_size=35, shared_expert_intermediate_size=61)
+    return Case("qwen2_moe", sizes | changes, dtype)
+
+
+def qwen3_moe(dtype="f32", **changes):
+    sizes = dict(vocab_size=1003, hidden_size=72, intermediate_size=91, num_hidden_layers=3, num_attention_heads=6,
+                 num_key_value_heads=2, head_dim=40, max_position_embeddings=512, num_experts=17, num_experts_per_tok=3,
+                 moe_intermediate_size=33)
+    return Case("qwen3_moe", sizes | changes, dtype)
+
+
+def olmoe(dtype="f32", **changes):
+    sizes = dict(vocab_size=1003, hidden_size=96, intermediate_size=50, num_hidden_layers=2, num_attention_heads=6,
+                 num_key_value_heads=3, max_position_embeddings=512, num_experts=7, num_experts_per_tok=7, pad_token_id=1,
+                 eos_token_id=2)
+    return Case("olmoe", sizes | changes, dtype)
+
+
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 CASES = {
     "llama-head80-7-a-kv-head": llama(),
@@ -119,6 +146,17 @@ CASES = {
         rms_norm_eps=0.1, tie_word_embeddings=True),
     "qwen3-layer-types": qwen3(use_sliding_window=True, sliding_window=29, num_attention_heads=4,
                                layer_types=["full_attention", "sliding_attention", "full_attention"]),
+    "mixtral": mixtral(),
+    "mixtral-window-one-expert-tied": mixtral("bf16", "90KB", sliding_window=31, num_local_experts=1, num_experts_per_tok=1,
+                                              tie_word_embeddings=True, head_dim=None),
+    "qwen2_moe": qwen2_moe(),
+    "qwen2_moe-some-layers-normalized-windows": qwen2_moe(
+        "bf16", num_hidden_layers=4, decoder_sparse_step=2, norm_topk_prob=True, use_sliding_window=True, sliding_window=40,
+        max_window_layers=3),
+    "qwen3_moe": qwen3_moe(norm_topk_prob=True),
+    "qwen3_moe-mlp-only-layers": qwen3_moe("f16", mlp_only_layers=[1], use_sliding_window=True, sliding_window=29),
+    "olmoe": olmoe(),
+    "olmoe-normalized": olmoe("bf16", num_experts=64, num_experts_per_tok=8, norm_topk_prob=True, num_key_value_heads=6),
     "gpt2": gpt2(layer_norm_epsilon=0.1),
     "gpt2-untied-by-layer": gpt2("bf16", "300KB", tie_word_embeddings=False, scale_attn_by_inverse_layer_idx=True,
                                  n_layer=3),
@@ -211,6 +249,20 @@ PUBLISHED = {
     "qwen3-0.6b": ("qwen3", dict(hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, vocab_size=151936,
                                  num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
                                  max_position_embeddings=40960)),
+    "mixtral-8x7b": ("mixtral", dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, vocab_size=32000,
+                                     num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=32768,
+                                     num_local_experts=8, num_experts_per_tok=2)),
+    "qwen1.5-moe-a2.7b": ("qwen2_moe", dict(hidden_size=2048, intermediate_size=5632, moe_intermediate_size=1408,
+                                            shared_expert_intermediate_size=5632, num_hidden_layers=24, vocab_size=151936,
+                                            num_attention_heads=16, num_key_value_heads=16, num_experts=60,
+                                            num_experts_per_tok=4, max_position_embeddings=8192)),
+    "qwen3-30b-a3b": ("qwen3_moe", dict(hidden_size=2048, intermediate_size=6144, moe_intermediate_size=768,
+                                        num_hidden_layers=48, vocab_size=151936, num_attention_heads=32,
+                                        num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8,
+                                        norm_topk_prob=True, max_position_embeddings=40960)),
+    "olmoe-1b-7b": ("olmoe", dict(hidden_size=2048, intermediate_size=1024, num_hidden_layers=16, vocab_size=50304,
+                                  num_attention_heads=16, num_key_value_heads=16, num_experts=64, num_experts_per_tok=8,
+                                  max_position_embeddings=4096)),
     "gpt2": ("gpt2", {}),
     "gpt2-xl": ("gpt2", dict(n_embd=1600, n_head=25, n_layer=48)),
     "gemma-2b": ("gemma", dict(hidden_size=2048, intermediate_size=16384, num_hidden_layers=18, num_attention_heads=8,

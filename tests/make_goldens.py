@@ -66,10 +66,16 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
             elif tensor.ndim == 2:
                 conv1d = model.config.model_type == "gpt2"  # [in, out] there
                 tensor.copy_(normal(tensor, 1.5 / tensor.shape[0 if conv1d else 1] ** 0.5))
-            elif name.endswith(".bias"):
+            elif tensor.ndim == 3:  # of all experts, [out, in] each, or [in, out]
+                turned = model.config.model_type == "gpt_oss"
+                tensor.copy_(normal(tensor, 1.5 / tensor.shape[1 if turned else 2] ** 0.5))
+            elif name.endswith(("_bias", ".bias")):
                 tensor.copy_(normal(tensor, 0.3))
             else:
                 tensor.copy_(1 + normal(tensor, 0.25))
+        for name, tensor in model.named_buffers():
+            if name.endswith("_correction_bias"):
+                tensor.copy_(normal(tensor, 0.2))
 
 
 def save_checkpoint(config, folder: pathlib.Path, dtype: torch.dtype = torch.float32, seed: int = 0,
@@ -86,7 +92,8 @@ def load_reference(folder: pathlib.Path):
     config = transformers.AutoConfig.from_pretrained(folder)
     # Falcon's plain attention of transformers 5 adds ALiBi twice.
     attention = "sdpa" if config.model_type == "falcon" else "eager"
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention,
+                                                              experts_implementation="eager")
     return model.eval()
 
 

@@ -74,6 +74,20 @@ class GatedLinear:
         return _core.gated(_core.linear(x, self.weight, self.bias), self.activation)
 
 
+class ExpertLinear:
+    """Rows of each expert (groups of moe.py) times its own weight: x [places, in] -> [places, out]. weights: [experts, out,
+    in]; bias f32 [experts, out] or None. With an activation the weights are gates, then ups: f(gate(x)) * up(x)."""
+
+    def __init__(self, weights: _core.ExpertWeights, bias: Optional[Tensor] = None, activation: str = "") -> None:
+        self.weights = weights
+        self.experts = weights.shape[0]
+        self.bias = bias
+        self.activation = activation
+
+    def __call__(self, x: Tensor, groups: _core.Groups) -> Tensor:
+        return _core.expert_linear(x, groups, self.weights, self.bias, self.activation)
+
+
 class Embedding:
     """ids i32 [n] -> rows of weight, f32 [n, width]."""
 
@@ -263,6 +277,26 @@ class Weights:
     def gated_linear(self, *names: str, activation: str) -> GatedLinear:
         """names: of the gates and of the ups, or of one matrix that holds both, gates first."""
         return GatedLinear(self._weight(names, gated=True), self._biases(names), activation)
+
+    def router(self, name: str) -> Linear:
+        """A linear that stays float32: which experts a row goes to hangs on it."""
+        return Linear(self._vector(name + ".weight"), self._biases([name]))
+
+    def expert_linear(self, names: Sequence[Sequence[str]], activation: str = "") -> ExpertLinear:
+        """A linear for each expert. names: of each one's matrices, one under another; with an activation gates and ups."""
+        experts = _core.ExpertWeights(len(names))
+        for i, parts in enumerate(names):
+            self._set_expert(experts, i, self._weight(parts, gated=bool(activation)), parts[0] + ".weight")
+        return ExpertLinear(experts, activation=activation)
+
+    def _set_expert(self, experts: _core.ExpertWeights, i: int, weight: Weight, name: str) -> None:
+        try:
+            experts.set(i, weight)
+        except ValueError:
+            raise BadFileError(f"{shown_path(self.checkpoint.folder)}: tensor {shown(name, 200)} has another type than those of "
+                               "the experts before it; all experts of a layer must have one") from None
+        except MemoryError:
+            raise self._no_memory(name) from None
 
     def linear_transposed(self, name: str) -> Linear:
         """A linear whose file holds [in, out] (GPT-2's Conv1D)."""

@@ -10,6 +10,7 @@ MAX_VOCAB = 2**24
 MAX_WIDTH = 2**20
 MAX_LAYERS = 2**12
 MAX_HEADS = 2**12
+MAX_EXPERTS = 2**10  # what the core routes to
 MAX_HEAD_DIM = 512  # the attention kernels' limit
 MAX_POSITIONS = 2**30
 

@@ -105,7 +105,7 @@ class Block:
             return weights.rms_norm(layer + name, c.norm_eps)
 
         layer = f"model.layers.{i}."
-        attention, mlp = layer + "self_attn.", layer + "mlp."
+        attention = layer + "self_attn."
         self.attention_norm = norm("input_layernorm")
         self.attention = Attention(
             weights.linear(attention + "q_proj", attention + "k_proj", attention + "v_proj"),
@@ -115,8 +115,12 @@ class Block:
             k_norm=norm("self_attn.k_norm") if c.qk_norm else None,
         )
         self.mlp_norm = norm("post_attention_layernorm")
-        self.mlp = GatedMLP(weights.gated_linear(mlp + "gate_proj", mlp + "up_proj", activation=c.activation),
-                            weights.linear(mlp + "down_proj"))
+        self.mlp = self.make_mlp(c, weights, i)
+
+    def make_mlp(self, c: LlamaConfig, weights: Weights, i: int) -> GatedMLP:
+        mlp = f"model.layers.{i}.mlp."
+        return GatedMLP(weights.gated_linear(mlp + "gate_proj", mlp + "up_proj", activation=c.activation),
+                        weights.linear(mlp + "down_proj"))
 
     def __call__(self, x: Tensor, step: "Step", pages: tuple[Tensor, Tensor], rope_table: Tensor) -> Tensor:
         x = self.attention(self.attention_norm(x), x, step, pages, rope_table)
