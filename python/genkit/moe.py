@@ -10,8 +10,8 @@ from genkit.nn import ExpertLinear, GatedMLP, Linear, Tensor
 
 
 class Router:
-    """x [n, in] -> expert ids i32 [n, k] and their weights [n, k], by a linear over experts in float32: what is rounded here
-    sends rows elsewhere. scoring, correction and groups: RouteArgs in cpp/experts.h."""
+    """x [n, in] -> where the rows of each expert lie, and weights [n, k] of each row's, by a linear over experts in float32: what
+    is rounded here sends rows elsewhere. scoring, correction and groups: RouteArgs in cpp/experts.h."""
 
     def __init__(self, linear: Linear, k: int, *, scoring: str = "softmax", correction: Optional[Tensor] = None,
                  groups: int = 1, groups_kept: int = 1, normalize: bool = False, scale: float = 1.0) -> None:
@@ -20,8 +20,10 @@ class Router:
         self.options = dict(scoring=scoring, correction=correction, groups=groups, groups_kept=groups_kept,
                             normalize=normalize, scale=scale)
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return _core.route(self.linear(x), self.k, **self.options)
+    def __call__(self, x: Tensor) -> tuple[_core.Groups, Tensor]:
+        logits = self.linear(x)
+        ids, weights = _core.route(logits, self.k, **self.options)
+        return _core.group_rows(ids, logits.shape[1]), weights
 
 
 class SparseMLP:
@@ -37,8 +39,7 @@ class SparseMLP:
         self.shared_gate = shared_gate
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
-        ids, weights = self.router(x)
-        groups = _core.group_rows(ids, self.gate_up.experts)
+        groups, weights = self.router(x)
         mixed = self.down(self.gate_up(_core.gather_rows(x, groups), groups), groups)
         out = _core.combine(mixed, weights, groups, residual)
         if self.shared is None:

@@ -80,7 +80,6 @@ class ExpertLinear:
 
     def __init__(self, weights: _core.ExpertWeights, bias: Optional[Tensor] = None, activation: str = "") -> None:
         self.weights = weights
-        self.experts = weights.shape[0]
         self.bias = bias
         self.activation = activation
 

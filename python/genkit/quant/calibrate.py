@@ -87,6 +87,7 @@ def calibrated(run: Run, sequences: Sequences, reopen: Open) -> None:
                 _scaled_layer(run, watch, scaled[i])
             else:
                 _solved_layer(run, watch)
+            run.simple(names)  # what was not watched: experts
         states.apply(states.block(i))
 
 

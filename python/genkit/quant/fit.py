@@ -93,7 +93,7 @@ def _measure(plan: "Plan", choices: list[Choice], sequence: Sequence[int], progr
         if progress is not None:
             progress("choosing types", i + 1, plan.source.config.layers)
     for choice in choices:
-        if choice.names[0] not in plan.roles.layers:
+        if choice.names[0] not in plan.roles.layers or choice.names[0] in plan.roles.experts:
             _rows(plan, choice)
 
 
@@ -118,10 +118,10 @@ def _outputs(plan: "Plan", choice: Choice, x: Tensor) -> None:
 
 
 def _rows(plan: "Plan", choice: Choice) -> None:
-    (name,) = choice.names
-    n, k = plan.roles.matrices[name]
-    step = max(1, n // SAMPLED_ROWS)
-    rows = np.concatenate([_core.convert(plan.checkpoint.load_rows(name, (n, k), i, i + 1), "f32").numpy() for i in range(0, n, step)])
+    n, k = plan.roles.matrices[choice.names[0]]
+    step = max(1, n * len(choice.names) // SAMPLED_ROWS)
+    rows = np.concatenate([_core.convert(plan.checkpoint.load_rows(name, (n, k), i, i + 1), "f32").numpy()
+                           for j, name in enumerate(choice.names) for i in range(-(j * n) % step, n, step)])
     size = float(np.square(rows, dtype=np.float64).sum())
     for i, kind in enumerate(choice.kinds):
         if isinstance(kind, Format):

@@ -131,6 +131,8 @@ def make_plan(path: Path, fields: "Fields", checkpoint: "Checkpoint", recipe: Re
             listed = ", ".join(f"{name} {describe(plan.kinds[name])}" for name in names)
             raise UsageError(f"--tensor: {listed}: these are multiplied as one; give them one type")
     _head_note(plan)
+    if found.experts and plan.method in ("gptq", "awq"):
+        plan.notes.append(f"experts are rounded by search, not by {plan.method}: calibration text sends too few rows to some of them")
     plan.same = {name for name, stored in checkpoint.quantized.items()
                  if isinstance(kind := plan.kinds.get(name), Format) and stored.writable and possible(stored.format, kind)}
     lay_out(plan)

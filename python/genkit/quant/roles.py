@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Optional, Sequence
 import numpy as np
 
 from genkit import models
-from genkit.nn import Embedding, LayerNorm, Linear, RMSNorm, Weights
+from genkit.nn import Embedding, ExpertLinear, LayerNorm, Linear, RMSNorm, Weights
 
 if TYPE_CHECKING:
     from genkit.checkpoints import Checkpoint, Fields
@@ -29,6 +29,7 @@ class Roles:
     others: dict[str, tuple[int, ...]] = field(default_factory=dict)
     embedding: str = ""
     head: str | None = None
+    experts: set[str] = field(default_factory=set)  # matrices that only some rows go through
     layers: dict[str, int] = field(default_factory=dict)  # which block a matrix belongs to
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -60,6 +61,16 @@ class _Survey(Weights):
     def gated_linear(self, *names: str, activation: str) -> Linear:
         self._note(names)
         return Linear(None)
+
+    def router(self, name: str) -> Linear:
+        return Linear(None)
+
+    def expert_linear(self, names: Sequence[Sequence[str]], activation: str = "") -> ExpertLinear:
+        """Of all experts: the core wants them in one format."""
+        every = [name for parts in names for name in parts]
+        self._note(every)
+        self.roles.experts |= {name + ".weight" for name in every}
+        return ExpertLinear(None)
 
     def linear_transposed(self, name: str) -> Linear:
         self._note([name], transposed=True)
