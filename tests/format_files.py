@@ -118,8 +118,8 @@ def write_model(made, values, out):
 def read_back(folder, names):
     """name -> Codes, or the tensor, as the checkpoint gives it."""
     with open_checkpoint(folder, read_config(folder)) as checkpoint:
-        return {name: (checkpoint.codes if name in checkpoint.quantized else checkpoint.load)(name, shape)
-                for name, shape in names.items()}
+        kept = {name for name, stored in checkpoint.quantized.items() if stored.format is not None}
+        return {name: (checkpoint.codes if name in kept else checkpoint.load)(name, shape) for name, shape in names.items()}
 
 
 def assert_same(got, want):

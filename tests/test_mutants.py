@@ -1,5 +1,6 @@
 """Mutants (mutants.py) of model folders in every form that is read. GGUF's are in test_formats_gguf_hostile.py."""
 
+import faulthandler
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from format_files import write_model, writer_for_folder
+from foreign_files import write_foreign
 from gguf_files import SIZES, make_model
 from mutants import Seed, hunt, mutant
 
@@ -40,9 +42,24 @@ def written(form, kind, *more):
     return make
 
 
+def foreign(name):
+    """A folder by others' layouts."""
+    def make(folder):
+        from genkit.checkpoints import open_checkpoint
+
+        with open_checkpoint(plain(folder.with_name("source"))) as checkpoint:
+            weights = {name: checkpoint.load(name, info.shape).numpy().copy() for name, info in checkpoint.tensors.items()}
+        folder.mkdir()
+        write_foreign(folder, SMALL, name, weights)
+        return folder
+    return make
+
+
 SEEDS = {"floats": plain, "native-int8": written("genkit", "int8"), "compressed-tensors": written("compressed-tensors", "int4", 32, True),
          "gptq": written("gptq", "int4", 32), "mlx": written("mlx", "int4", 32)}
-COUNT = 1500  # of each
+SEEDS |= {name: foreign(name) for name in ("ct-8-asym", "ct-actorder", "ct-w8a8-asym", "ct-fp8-block", "gptq-order", "autoround",
+                                           "awq", "bnb-int8", "bnb-nf4-nested", "mlx-6", "fp8-block")}
+COUNT = 500  # of each
 
 
 @pytest.mark.parametrize("name", SEEDS)
@@ -52,6 +69,7 @@ def test_mutants(name, tmp_path):
 
 
 def crashes():
+    faulthandler.disable()
     os.kill(os.getpid(), signal.SIGSEGV)
 
 

@@ -44,7 +44,9 @@ def widened(model):
     def visit(thing):
         if isinstance(thing, (nn.Linear, nn.GatedLinear, nn.Embedding)) and isinstance(thing.weight, _core.PackedWeight):
             if isinstance(thing, nn.Linear):
+                order = thing.order
                 thing.__init__(wide(thing.weight), thing.bias)
+                thing.order = order
             else:
                 thing.weight = wide(thing.weight)
         elif hasattr(thing, "__dict__"):
