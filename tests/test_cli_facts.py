@@ -71,7 +71,8 @@ def test_inspect_counts_what_is_in_the_files(player):
     facts = json.loads(genkit("inspect", player, "--json", "-c", "100").stdout)
     assert facts["parameters"] == sum(t.size for t in tensors.values())
     assert facts["tensors"] == {"f32": {"tensors": len(tensors), "parameters": facts["parameters"],
-                                        "bytes": 4 * facts["parameters"]}}
+                                        "bytes": 4 * facts["parameters"], "bits": 32.0,
+                                        "runs": {"as it is": len(tensors)}}}
     assert facts["architecture"] == "gpt2" and facts["max_context"] == 448
     assert facts["vocab_size"] == 271 and facts["tokenizer_size"] == 257
     assert facts["disk_bytes"] == sum(f.stat().st_size for f in player.iterdir())

@@ -1,7 +1,5 @@
 """`genkit inspect`: what a model is, from its files alone; no weights are read."""
 
-import math
-from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -11,8 +9,9 @@ from genkit.cli.failure import enable_traceback
 from genkit.cli.terminal import format_bytes
 from genkit.cli.values import token_count
 
-CARD = "MODEL_CARD.md"
-REPORT = "quantization.json"
+# Of what GGUF and safetensors files say of themselves, for people.
+SAID = ("name", "basename", "size_label", "author", "organization", "version", "license", "quantized_by", "url", "source.url",
+        "source.huggingface.repository", "repo_url", "description")
 
 
 def inspect(
@@ -30,104 +29,38 @@ def inspect(
         Optional[str], typer.Option("--revision", metavar="REV", show_default=False, help="Branch, tag or commit on the hub.")
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor: type, shape, how it runs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     traceback: Annotated[
         bool, typer.Option("--traceback", is_eager=True, callback=enable_traceback, help="Show where an error came from.")
     ] = False,
 ) -> None:
-    """Show what a model is, and the memory it needs.
+    """Show what a model is: types, memory, what runs packed and what widened, tokenizer, chat template, origin.
 
     Reads the model's files but no weights, and prints its card (MODEL_CARD.md) where one lies beside them.
     """
     import genkit
     from genkit.checkpoints import resolve
+    from genkit.cli.result import model_name
+    from genkit.inspection import examine
 
-    folder = resolve(str(genkit.DEFAULT_MODEL) if model is None else model, revision=revision, offline=offline)
-    facts = examine(folder, context)
+    path = resolve(str(genkit.DEFAULT_MODEL) if model is None else model, revision=revision, offline=offline)
+    facts = {"model": model_name(path)} | examine(path, context)
+    listed = facts.pop("tensor_list")
+    if tensors and as_json:
+        facts["tensor_list"] = listed
     if as_json:
         from genkit.cli.result import json_text
 
         print(json_text(facts))
         return
     print(report(facts))
-    if facts["card"]:
+    if tensors:
+        lines = [(entry["type"], " x ".join(map(str, entry["shape"])), name, entry["runs"]) for name, entry in listed.items()]
+        print("\n" + "\n".join(columns([("type", "shape", "tensor", "runs"), *lines], right=(1,))))
+    elif facts["card"]:
         print()
         print_card(facts["card"])
-
-
-def examine(folder: Path, context: Optional[int]) -> "dict[str, Any]":
-    """The facts, as --json prints them: sizes in bytes. Raises BadFileError."""
-    from contextlib import ExitStack
-
-    from genkit import kv_cache
-    from genkit.cli.result import model_name
-    from genkit.engine import choose_kv_type, choose_quantize
-    from genkit.errors import UsageError
-    from genkit.models import read_model_config
-    from genkit.opening import open_model
-    from genkit.quant.formats import BY_NAME
-
-    with ExitStack() as stack:
-        opened = open_model(folder, stack)
-        fields, checkpoint = opened.fields, opened.checkpoint
-        config = read_model_config(fields, checkpoint)
-        rounded = BY_NAME.get(choose_quantize(None, fields))
-        kv_type = choose_kv_type("auto", checkpoint, "int4" if rounded else "none")
-        dtypes: "dict[str, dict[str, int]]" = {}
-        weights = 0.0
-        for name, tensor in checkpoint.tensors.items():
-            stored = checkpoint.quantized.get(name)
-            words = stored.format.words if stored and stored.format else tensor.dtype
-            entry = dtypes.setdefault(words, {"tensors": 0, "parameters": 0, "bytes": 0})
-            count = math.prod(tensor.shape)
-            entry["tensors"] += 1
-            entry["parameters"] += count
-            entry["bytes"] += tensor.nbytes
-            if stored is not None:
-                weights += tensor.nbytes if stored.format else 2 * count  # what no kernel takes is widened to f16
-            else:
-                weights += count * rounded.bits / 8 if rounded and len(tensor.shape) == 2 else tensor.nbytes
-        tokenizer_size = opened.tokenizer().vocab_size if opened.has_tokenizer else None
-    context = config.max_positions if context is None else context
-    if not 1 <= context <= config.max_positions:
-        raise UsageError(f"context {context} is outside 1 to {config.max_positions}, what the model was made for")
-    cache = kv_cache.pages_for(context) * kv_cache.page_bytes(
-        config.layers, config.kv_heads, config.head_dim, kv_type)
-    parameters = sum(entry["parameters"] for entry in dtypes.values())
-    card, made = folder / CARD, opened.beside(REPORT)
-    return {
-        "model": model_name(folder),
-        "path": str(folder),
-        "architecture": config.model_type,
-        "parameters": parameters,
-        "tensors": dtypes,
-        "bits_per_weight": round(8 * checkpoint.nbytes / parameters, 4),
-        "rounded_on_loading_to": rounded.words if rounded else None,
-        "weight_bytes": config.weight_bytes,
-        "disk_bytes": sum(file.stat().st_size for file in (folder.iterdir() if folder.is_dir() else [folder]) if file.is_file()),
-        "layers": config.layers,
-        "hidden_size": config.hidden_size,
-        "heads": config.heads,
-        "kv_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "vocab_size": config.vocab_size,
-        "tokenizer_size": tokenizer_size,
-        "max_context": config.max_positions,
-        "memory": {"context": context, "weights": int(weights), "kv_cache": cache, "total": int(weights) + cache},
-        "provenance": provenance(made) if made.is_file() else None,
-        "card": card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None,
-    }
-
-
-def provenance(report: Path) -> "dict[str, Any]":
-    """What `genkit quantize` wrote beside the weights. Raises BadFileError."""
-    from genkit.checkpoints import read_json
-
-    found = read_json(report)
-    price = found.get("price")
-    kl = price.get("kl") if isinstance(price, dict) else None
-    return {"genkit": found.get("genkit"), "recipe": found.get("recipe"), "source_bytes": found.get("source_bytes"),
-            "kl_mean": kl.get("mean") if isinstance(kl, dict) else None}
 
 
 def report(facts: "dict[str, Any]") -> str:
@@ -138,24 +71,82 @@ def report(facts: "dict[str, Any]") -> str:
         ("parameters", f"{facts['parameters']:,}"),
         ("layers", f"{facts['layers']} of width {facts['hidden_size']}"),
         ("attention", f"{facts['heads']} heads over {facts['kv_heads']} KV heads of {facts['head_dim']}"),
-        ("context", f"{facts['max_context']:,} tokens"),
-        ("vocabulary", f"{facts['vocab_size']:,} rows, " + (
-            f"{facts['tokenizer_size']:,} in the tokenizer" if facts["tokenizer_size"] else "no tokenizer.json")),
-        ("on disk", f"{format_bytes(facts['disk_bytes'])}, {facts['bits_per_weight']:.2f} bits a weight"),
     ]
-    for dtype, entry in sorted(facts["tensors"].items()):
-        rows.append((f"{dtype} tensors", f"{entry['tensors']} with {entry['parameters']:,} parameters, {format_bytes(entry['bytes'])}"))
-    if facts["rounded_on_loading_to"]:
-        rows.append(("when loaded", f"rounded to {facts['rounded_on_loading_to']}, as config.json asks"))
+    if any(entry["keys"] for entry in facts["windows"]):
+        seen = [(entry["layers"], f"{entry['keys']:,} keys" if entry["keys"] else "all") for entry in facts["windows"]]
+        rows.append(("windows", ", ".join(f"{layers} layers see {keys}" for layers, keys in seen)))
+    if experts := facts["experts"]:
+        rows.append(("experts", f"{experts['count']}, {experts['active']} at a time"))
+    rows += [("rotary", rope_words(rope)) for rope in facts["ropes"]]
+    size = facts["tokenizer_size"]
+    rows += [
+        ("context", f"{facts['max_context']:,} tokens"),
+        ("vocabulary", f"{facts['vocab_size']:,} rows, "
+                       + (f"{size:,} in the tokenizer ({facts['tokenizer']})" if size else "no tokenizer")),
+        ("chat template", template_words(facts)),
+        ("on disk", f"{format_bytes(facts['disk_bytes'])}, {facts['bits_per_weight']:.2f} bits a weight"),
+        ("memory", f"{format_bytes(memory['total'])} at {memory['context']:,} tokens: weights {format_bytes(memory['weights'])},"
+                   f" full KV cache {format_bytes(memory['kv_cache'])}"),
+        *origin(facts),
+    ]
+    if facts["problem"]:
+        rows.append(("does not run", facts["problem"]))
+    return "\n".join([*table(rows), "", *columns(type_lines(facts["tensors"]), right=(1, 2, 3, 4))])
+
+
+def type_lines(types: "dict[str, Any]") -> "list[tuple[str, ...]]":
+    lines = [("type", "tensors", "weights", "bits", "size", "runs")]
+    for name, entry in sorted(types.items(), key=lambda item: -item[1]["bytes"]):
+        for i, (runs, count) in enumerate(sorted(entry["runs"].items(), key=lambda item: -item[1])):
+            words = runs if len(entry["runs"]) == 1 else f"{count} {runs}"
+            lines.append((name, f"{entry['tensors']:,}", f"{entry['parameters']:,}", f"{entry['bits']:.2f}",
+                          format_bytes(entry["bytes"]), words) if i == 0 else ("", "", "", "", "", words))
+    return lines
+
+
+def columns(lines: "list[tuple[str, ...]]", right: "tuple[int, ...]") -> "list[str]":
+    """Cells under one another; those of the columns `right` end together."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return ["  ".join(cell.rjust(width) if i in right else cell.ljust(width)
+                      for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines]
+
+
+def rope_words(rope: "dict[str, Any]") -> str:
+    factor = f", stretched {rope['factor']:g} times" if rope["factor"] != 1 else ""
+    return f"{rope['type']}, {rope['channels']} channels, base {rope['theta']:,.10g}{factor}"
+
+
+def template_words(facts: "dict[str, Any]") -> str:
+    """The family, else how the template begins; names where there are several."""
+    templates = facts["chat_templates"]
+    if not templates:
+        return "none"
+    first = next(iter(templates.values()))
+    words = facts["chat_template_family"] or cut(" ".join(first.split()), 50)
+    return words if list(templates) == ["default"] else f"{words}; {', '.join(cut(name, 40) for name in templates)}"
+
+
+def origin(facts: "dict[str, Any]") -> "list[tuple[str, str]]":
+    """Who made it, as far as the files say."""
+    rows = []
     if made := facts["provenance"]:
         recipe = made["recipe"] if isinstance(made["recipe"], dict) else {}
         lost = f", KL divergence {made['kl_mean']:.4f}" if isinstance(made["kl_mean"], float) else ""
-        rows.append(("made by", f"genkit {made['genkit']}: quantize --type {recipe.get('type')} --method {recipe.get('method')}{lost}"))
-    rows.append(
-        ("memory", f"{format_bytes(memory['total'])} at a context of {memory['context']:,}: weights"
-                   f" {format_bytes(memory['weights'])}, KV cache {format_bytes(memory['kv_cache'])} when full")
-    )
-    return "\n".join(table(rows))
+        how = f"--type {recipe.get('type')} --method {recipe.get('method')}"
+        rows.append(("made by", f"genkit {made['genkit']}: quantize {how}{lost}"))
+    if made := facts["conversion"]:
+        how = f"{cut(made['source'])} --format {made['format']} --type {made['type']}"
+        rows.append(("made by", f"genkit {made['genkit']}: convert {how}"))
+    said = {key.removeprefix("general."): value for key, value in facts["metadata"].items()}
+    rows += [(key.replace("_", " ").replace(".", " "), cut(said[key])) for key in SAID if said.get(key) not in (None, "")]
+    return rows
+
+
+def cut(value: "Any", limit: int = 100) -> str:
+    """What a file says, on one line."""
+    text = str(value)
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= limit else text[:limit] + "..."
 
 
 def print_card(text: str) -> None:

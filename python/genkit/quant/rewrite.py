@@ -154,7 +154,7 @@ def candidates(source: Format) -> list[Format]:
 
 def _home(plan: Plan, names: list[str], stored: "Stored") -> tuple[Optional[Format], str]:
     """The first of `candidates` that the output has for the codes as they are: exactly, else with scales rounded."""
-    if not stored.writable:
+    if not stored.writable or _beyond_f16(plan, names):
         return None, AGAIN
     shapes = [plan.roles.shape(name) for name in names]
     sample: Optional[Codes] = None
@@ -179,6 +179,18 @@ def _home(plan: Plan, names: list[str], stored: "Stored") -> tuple[Optional[Form
     return None, AGAIN
 
 
+def _beyond_f16(plan: Plan, names: Sequence[str]) -> bool:
+    """Whether scales that a file has in float32 are none of float16, so that there are no codes to keep."""
+    for name in names:
+        parts = plan.checkpoint.quantized[name].parts.values()
+        n, k = plan.roles.shape(name)
+        if any(part.dtype == "f32" for part in parts):
+            pieces = (plan.checkpoint.rows_to_run(name, (n, k), begin, end) for begin, end in _pieces(plan, name))
+            if any(isinstance(piece, np.ndarray) for piece in pieces):
+                return True
+    return False
+
+
 def _always_exact(source: Format, target: Format) -> bool:
     """Whether it follows from the formats alone that all numbers stay what they are."""
     if source == target:
@@ -191,10 +203,16 @@ def _always_exact(source: Format, target: Format) -> bool:
 
 def _codes(plan: Plan, names: Sequence[str]) -> Iterator[Codes]:
     for name in names:
-        n, k = plan.roles.shape(name)
-        step = max(1, PIECE // k) if plan.checkpoint.by_rows(name) else n
-        for begin in range(0, n, step):
-            yield plan.checkpoint.codes_of_rows(name, (n, k), begin, min(begin + step, n))
+        for begin, end in _pieces(plan, name):
+            yield plan.checkpoint.codes_of_rows(name, plan.roles.shape(name), begin, end)
+
+
+def _pieces(plan: Plan, name: str) -> Iterator[tuple[int, int]]:
+    """Rows of a matrix in codes to read at a time."""
+    n, k = plan.roles.shape(name)
+    block = plan.checkpoint.quantized[name].block
+    step = max(block, PIECE // k // block * block) if plan.checkpoint.by_rows(name) else n
+    return ((begin, min(begin + step, n)) for begin in range(0, n, step))
 
 
 def _change(pieces: "Sequence[Codes] | Iterator[Codes]", target: Format) -> Optional[float]:
@@ -227,10 +245,11 @@ def _refusal(conversion: Conversion) -> UsageError:
     name = lossy[0]
     now, then = source_type(plan.checkpoint, name), describe(plan.kinds[name])
     what = "its scales would be rounded" if conversion.how[name] == SCALES else "it would be rounded a second time"
+    keeps = "" if plan.recipe.format == "genkit" else "--format genkit keeps codes, "
     more = f", and {len(lossy) - 1} more like it" if len(lossy) > 1 else ""
     return UsageError(f"{shown_path(plan.source.folder)}: {shown(name, 200)} is {now} and --format {plan.recipe.format} has no "
                       f"type that holds this exactly: {what}, to {then}{more}; --allow-loss does it and says what was lost, "
-                      f"--format genkit keeps codes, --type f32 (bf16, f16) makes floats of them")
+                      f"{keeps}--type f32 (bf16, f16) makes floats of them")
 
 
 def source_type(checkpoint: "Checkpoint", name: str) -> str:
