@@ -134,6 +134,11 @@ PYBIND11_MODULE(_core, m) {
     }, "weight"_a, "format"_a, "search"_a = false, "importance"_a = std::nullopt, nogil());
     m.def("pack_weight", &pack_weight, "codes"_a, "scales"_a, "subscales"_a, "minima"_a, "zeros"_a, "k"_a, "format"_a,
           "gated"_a = false, nogil());
+    m.def("unpack_blocks", [](const Tensor& blocks, const std::string& type) {
+        RoundedWeight w = unpack_blocks(blocks, type);
+        return std::make_tuple(w.codes, w.scales, w.subscales, w.minima, w.zeros);
+    }, "blocks"_a, "type"_a, nogil());
+    m.def("pack_blocks", &pack_blocks, "blocks"_a, "type"_a, "gated"_a = false, nogil());
     m.def("unpack", &unpack, "ids"_a, "weight"_a, nogil());
     m.def("turn_words", &turn_words, "words"_a, "bits"_a, "k"_a, "down"_a, "order"_a = std::nullopt, nogil());
     py::class_<Groups>(m, "Groups")

@@ -72,6 +72,8 @@ RoundedWeight round_weight(const Tensor& weight, const WeightFormat& format, boo
 PackedWeight pack_weight(const Tensor& codes, const Tensor& scales, const OptionalTensor& subscales,
                          const OptionalTensor& minima, const OptionalTensor& zeros, int64_t k, const WeightFormat& format,
                          bool gated);
+RoundedWeight unpack_blocks(const Tensor& blocks, const std::string& type);
+PackedWeight pack_blocks(const Tensor& blocks, const std::string& type, bool gated);
 Tensor unpack(const Tensor& ids, const PackedWeight& weight);
 Tensor turn_words(const Tensor& words, int64_t bits, int64_t k, bool down, const OptionalTensor& order);
 std::pair<Tensor, Tensor> route(const Tensor& logits, int64_t k, const std::string& scoring, const OptionalTensor& correction,

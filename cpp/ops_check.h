@@ -100,6 +100,9 @@ inline Activation activation_from_name(const char* op, const std::string& name, 
     fail(op, "unknown activation '" + name + "'; known: silu, gelu, gelu_tanh, relu" + (gated ? ", swiglu_oai" : ""));
 }
 
+// Checks the format and makes room.
+PackedWeight empty_packed(const char* op, int64_t n, int64_t k, const WeightFormat& format, bool gated);
+
 inline float* optional_data(const OptionalTensor& t) { return t ? t->data<float>() : nullptr; }
 
 }  // namespace genkit

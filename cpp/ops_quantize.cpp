@@ -36,6 +36,10 @@ void check_format(const char* op, const WeightFormat& f) {
         fail(op, std::string("scales of ") + dtype_name(f.scale_dtype) + "; expected f16 or bf16");
 }
 
+int64_t scale_count(int64_t k, const WeightFormat& f) { return (round_up(k, tile_depth) + scale_depth(f) - 1) / scale_depth(f); }
+
+}  // namespace
+
 PackedWeight empty_packed(const char* op, int64_t n, int64_t k, const WeightFormat& format, bool gated) {
     check_format(op, format);
     if (n < 1 || k < 1) fail(op, "a packed weight of [" + std::to_string(n) + ", " + std::to_string(k) + "]");
@@ -43,10 +47,6 @@ PackedWeight empty_packed(const char* op, int64_t n, int64_t k, const WeightForm
     const int64_t panels = gated ? (n / 2 + 15) / 16 : (n + panel_outputs - 1) / panel_outputs;
     return {Tensor({panels, panel_bytes(format, k)}, DType::u8), format, n, k, gated};
 }
-
-int64_t scale_count(int64_t k, const WeightFormat& f) { return (round_up(k, tile_depth) + scale_depth(f) - 1) / scale_depth(f); }
-
-}  // namespace
 
 WeightFormat weight_format(const std::string& packing, int64_t group, const std::string& zero, const std::string& scales) {
     const WeightFormat format{Packing(number_of("weight_format", "packing", packing, packing_names)), group,

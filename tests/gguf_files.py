@@ -12,7 +12,7 @@ from genkit import _core, checkpoints, models
 from genkit.checkpoints import gguf_container as container
 from genkit.checkpoints.config import Fields
 from genkit.checkpoints.gguf import open_model
-from genkit.checkpoints.gguf_blocks import decode, round_q6_k
+from genkit.checkpoints.gguf_blocks import TYPES, decode, round_q6_k
 from genkit.kv_cache import KVCache, Sequence, pages_for
 from genkit.quant.codes import Codes
 from genkit.quant.formats import Format
@@ -86,7 +86,7 @@ def write_model(folder, out, kind, piece=None):
                 value = rounded(values, form)
                 expected[name] = value.dequantize()
             elif form == "q6_k":
-                value, expected[name] = values, decode("Q6_K", round_q6_k(values), values.shape[1])
+                value, expected[name] = values, decode("Q6_K", round_q6_k(values)).dequantize()
             else:
                 tensor = _core.Tensor.from_numpy(values)
                 value = expected[name] = values
@@ -162,6 +162,100 @@ def read_keys(path):
         return container.read_container(path, descriptor, path.stat().st_size)
     finally:
         os.close(descriptor)
+
+
+VALUE_TYPES = {bool: container.BOOL, int: container.U32, float: container.F32, str: container.STRING}
+
+
+def typed(keys):
+    """Keys as they are read, as they are written."""
+    found = {}
+    for name, value in keys.items():
+        if isinstance(value, list):
+            found[name] = (container.ARRAY, (container.STRING, value))
+        elif isinstance(value, np.ndarray):
+            found[name] = (container.ARRAY, (container.F32 if value.dtype.kind == "f" else container.I32, value))
+        else:
+            found[name] = (VALUE_TYPES[type(value)], value)
+    return found
+
+
+def split(path, count, change=lambda i, keys: None):
+    """The file as `count` files NAME-00001-of-..., the first without tensors, as llama.cpp's tool can do it. change(i, keys)
+    may alter the keys. Returns the paths."""
+    data, whole = path.read_bytes(), read_keys(path)
+    names = list(whole.tensors)
+    paths = []
+    for i in range(count):
+        part = names[len(names) * (i - 1) // (count - 1):len(names) * i // (count - 1)] if i else []
+        keys = dict(typed(whole.keys) if i == 0 else {}) | {
+            "split.no": (2, i), "split.count": (2, count), "split.tensors.count": (container.I32, len(names))}
+        change(i, keys)
+        head, offsets, nbytes = container.head_bytes([(name, *value) for name, value in keys.items()],
+                                                     [(name, whole.tensors[name].type, whole.tensors[name].shape)
+                                                      for name in part])
+        out = bytearray(head.ljust(nbytes, b"\0"))
+        for name in part:
+            entry = whole.tensors[name]
+            out[offsets[name]:offsets[name] + entry.nbytes] = data[entry.offset:entry.offset + entry.nbytes]
+        paths.append(path.with_name(f"{path.stem}-{i + 1:05}-of-{count:05}.gguf"))
+        paths[-1].write_bytes(out)
+    return paths
+
+
+# Where blocks have their float16 scales.
+SCALES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "IQ4_NL": [0], "Q2_K": [80, 82], "Q3_K": [108],
+          "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_XS": [0], "MXFP4": []}
+
+
+def random_blocks(rng, kind, n, k):
+    """u8 [n, bytes of a row], weights of about 0.01."""
+    block = TYPES[kind]
+    raw = rng.integers(0, 256, (n, k // block.weights, block.nbytes), np.uint8)
+    for at in SCALES[kind]:
+        scales = rng.uniform(1e-4, 2e-4, raw.shape[:2]).astype(np.float16)
+        raw[:, :, at:at + 2] = scales[:, :, None].view(np.uint8)
+    if kind == "MXFP4":
+        raw[:, :, 0] = rng.integers(118, 121, raw.shape[:2])
+    return raw.reshape(n, -1)
+
+
+def mixed_file(path, experts=0, seed=SEED):
+    """A tiny model whose matrices are each of another type; with experts, those of all of them. Returns the length of its
+    head."""
+    rng = np.random.default_rng(seed)
+    keys = [("general.architecture", container.STRING, "llama"), ("tokenizer.ggml.model", container.STRING, "no_vocab")]
+    sizes = dict(block_count=2, context_length=64, embedding_length=256, feed_forward_length=256, **{
+        "attention.head_count": 4, "attention.head_count_kv": 2, "attention.key_length": 16, "attention.value_length": 16})
+    if experts:
+        sizes |= {"expert_count": experts, "expert_used_count": 2}
+    keys += [(f"llama.{name}", container.U32, value) for name, value in sizes.items()]
+    keys.append(("llama.attention.layer_norm_rms_epsilon", container.F32, 1e-5))
+    tensors = {"token_embd.weight": ("Q5_1", (32, 256)), "output.weight": ("MXFP4", (32, 256)),
+               "output_norm.weight": ("F32", (256,))}
+    for i, kinds in enumerate((("Q4_K", "Q5_K", "Q6_K", "Q2_K", "Q3_K", "IQ4_XS"),
+                               ("Q4_0", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q4_1"))):
+        shapes = {"attn_q": (64, 256), "attn_k": (32, 256), "attn_v": (32, 256), "ffn_gate": (256, 256), "ffn_up": (256, 256),
+                  "ffn_down": (256, 256)}
+        for (name, shape), kind in zip(shapes.items(), kinds):
+            if experts and name.startswith("ffn"):
+                name, shape, kind = name + "_exps", (experts, *shape), kinds[3]
+            tensors[f"blk.{i}.{name}.weight"] = kind, shape
+        if experts:
+            tensors[f"blk.{i}.ffn_gate_inp.weight"] = "F32", (experts, 256)
+        tensors |= {f"blk.{i}.attn_output.weight": ("F16", (256, 64)), f"blk.{i}.attn_norm.weight": ("F32", (256,)),
+                    f"blk.{i}.ffn_norm.weight": ("F32", (256,))}
+    head, offsets, nbytes = container.head_bytes(keys, [(name, *rest) for name, rest in tensors.items()])
+    data = bytearray(head.ljust(nbytes, b"\0"))
+    for name, (kind, shape) in tensors.items():
+        if kind[0] == "F":
+            values = rng.standard_normal(shape) * 0.1 + (len(shape) == 1)
+            raw = values.astype({"F32": "<f4", "F16": "<f2"}[kind]).view(np.uint8)
+        else:
+            raw = random_blocks(rng, kind, int(np.prod(shape[:-1])), shape[-1])
+        data[offsets[name]:offsets[name] + raw.nbytes] = raw.tobytes()
+    path.write_bytes(data)
+    return len(head)
 
 
 def small_file(folder):

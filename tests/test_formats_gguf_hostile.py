@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 from checkpoint_files import refused
-from gguf_files import read_keys, small_file
+from gguf_files import mixed_file, read_keys, small_file, split, typed
 from mutants import TIMES, Seed, hunt
 
 from genkit import models
@@ -53,6 +53,17 @@ def test_mutants(tmp_path, small):
     assert 400 < refusals["q4_0"] / TIMES < 2000
 
 
+def test_mutants_of_every_type(tmp_path):
+    """A model of all types of blocks, and one split in three."""
+    path = tmp_path / "model.gguf"
+    head = mixed_file(path)
+    seeds = {"types": Seed({"model.gguf": path.read_bytes()}, open="model.gguf", dense={"model.gguf": [(0, head)]})}
+    parts = {part.name: part.read_bytes() for part in split(path, 3)}
+    seeds["split"] = Seed(parts, open=min(parts), dense={name: [(0, 1000)] for name in parts})
+    refusals = hunt(seeds, 1000, tmp_path)
+    assert all(100 < count / TIMES < 1000 for count in refusals.values()), refusals
+
+
 def built(keys=(), tensors=b"", count=0, keys_count=None, version=3, magic=b"GGUF", data=b""):
     body = b"".join(keys)
     head = magic + struct.pack("<IQQ", version, count, len(keys) if keys_count is None else keys_count) + body + tensors
@@ -71,7 +82,7 @@ ARRAY = struct.pack("<I", 9)
 HOSTILE = {
     "empty": (b"", "truncated"),
     "not GGUF": (b"GGML" + bytes(100), "not with GGUF"),
-    "version 2": (built(version=2), "version 2"),
+    "version 1": (built(version=1), "version 1"),
     "big-endian": (built(version=0x03000000), "big-endian"),
     "many tensors": (built(count=2**60), "claims 1152921504606846976 tensors"),
     "many keys": (built(keys_count=2**40), "claims 1099511627776 keys"),
@@ -100,7 +111,7 @@ HOSTILE = {
     "size 0": (built(tensors=tensor(shape=(0, 4)), count=1, data=bytes(96)), "which cannot be"),
     "huge": (built(tensors=tensor(shape=(2**40, 2**40)), count=1, data=bytes(96)), "which cannot be"),
     "half a block": (built(tensors=tensor(shape=(48, 2), kind=2), count=1, data=bytes(96)), "blocks are 32 long"),
-    "Q4_K": (built(tensors=tensor(shape=(256,), kind=12), count=1, data=bytes(960)), "Q4_K, which is not supported"),
+    "IQ2_XS": (built(tensors=tensor(shape=(256,), kind=17), count=1, data=bytes(960)), "IQ2_XS, which is not supported"),
     "type 99": (built(tensors=tensor(kind=99), count=1, data=bytes(96)), "type 99"),
     "no architecture": (built(tensors=tensor(), count=1, data=bytes(96)), "architecture null"),
 }
@@ -116,15 +127,7 @@ def test_hostile_files(tmp_path, name):
 def altered(path, tmp_path, change):
     """The file with its keys and tensors changed: change(keys, tensors)."""
     found = read_keys(path)
-    types = {bool: container.BOOL, int: container.U32, float: container.F32, str: container.STRING}
-    keys = {}
-    for name, value in found.keys.items():
-        if isinstance(value, list):
-            keys[name] = (container.ARRAY, (container.STRING, value))
-        elif isinstance(value, np.ndarray):
-            keys[name] = (container.ARRAY, (container.F32 if value.dtype.kind == "f" else container.I32, value))
-        else:
-            keys[name] = (types[type(value)], value)
+    keys = typed(found.keys)
     tensors = {name: (entry.type, entry.shape) for name, entry in found.tensors.items()}
     change(keys, tensors)
     head, _, nbytes = container.head_bytes([(name, *value) for name, value in keys.items()],
@@ -135,8 +138,12 @@ def altered(path, tmp_path, change):
 
 
 CHANGES = {
-    "expert_count": lambda keys, tensors: keys.update({"llama.expert_count": (4, 8)}),
-    "one number for all layers": lambda keys, tensors: keys.update({"llama.attention.head_count": (9, (4, [4, 4]))}),
+    "expert_count is 'many'": lambda keys, tensors: keys.update({"llama.expert_count": (8, "many")}),
+    "is not one for each expert": lambda keys, tensors: (keys.update({"llama.expert_count": (4, 8)}),
+                                                         tensors.update({"blk.0.ffn_gate_exps.weight": ("F32", (4,))})),
+    "more than 50000 matrices": lambda keys, tensors: (keys.update({"llama.expert_count": (4, 8)}),
+                                                       tensors.update({"blk.0.ffn_gate_exps.weight": ("F32", (50001, 1, 1))})),
+    "one number for all layers": lambda keys, tensors: keys.update({"llama.attention.head_count": (9, (4, [4, 2]))}),
     "no place in a model": lambda keys, tensors: tensors.update({"blk.0.ffn_gate_exps.weight": ("F32", (4,))}),
     "only matrices can": lambda keys, tensors: tensors.update({"output_norm.weight": ("Q4_0", (32,))}),
     "no even number of rows": lambda keys, tensors: tensors.update({"blk.0.attn_q.weight": ("F32", (3, 32))}),
@@ -169,3 +176,28 @@ def test_what_the_keys_say_is_checked(tmp_path, small, words):
         data[found.offset:found.offset + found.nbytes] = small[0][original.offset:original.offset + found.nbytes]
         path.write_bytes(data)
     assert words in refused(open_model, path)
+
+
+def test_split_files(tmp_path, small):
+    """What is said of each that is missing, another model's, or not the first."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(small[0])
+    first, *rest = split(path, 4)
+    assert "part 2 of a split model; give its first file" in refused(open_model, rest[0])
+    renamed = tmp_path / "renamed.gguf"
+    renamed.write_bytes(first.read_bytes())
+    assert "give it the name it had" in refused(open_model, renamed)
+    data = rest[1].read_bytes()
+    rest[1].unlink()
+    assert "model-00003-of-00004.gguf not found" in refused(open_model, first)
+    for other, words in ((rest[0].read_bytes(), "split.no and split.count are 1 and 4; expected 2 and 4"),
+                         (data[:-1], "truncated"), (path.read_bytes(), "split.no and split.count are 0 and 1")):
+        rest[1].write_bytes(other)
+        assert words in refused(open_model, first)
+    rest[1].write_bytes(data)
+    open_model(first).checkpoint.close()
+    for change, words in ((lambda i, keys: keys.update({"split.tensors.count": (4, 7)}), "split.tensors.count is 7"),
+                          (lambda i, keys: keys.update({"split.count": (4, 2**31)}), "split model"),
+                          (lambda i, keys: keys.update({"split.no": (8, "x")}), "split.no is 'x'"),
+                          (lambda i, keys: keys.update({"split.count": (4, 1)}), "holds no tensors")):
+        assert words in refused(open_model, split(path, 4, change)[0])

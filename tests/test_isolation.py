@@ -194,7 +194,8 @@ PLAIN = ("genkit.quant.formats", "genkit.quant.codes", "genkit.quant.words")
 
 # A GGUF file is a whole model, its configuration and tokenizer included. SentencePiece's encoders are compiled.
 WHOLE = {"checkpoints/gguf.py": "genkit.text.gguf_vocab", "text/sentencepiece.py": "genkit._core",
-         "checkpoints/gguf_model.py": ("genkit.rope", "genkit.models.llama", "genkit.text.gguf_vocab")}
+         "checkpoints/gguf_model.py": ("genkit.rope", "genkit.models.llama"),
+         "checkpoints/gguf_config.py": ("genkit.rope", "genkit.text.gguf_vocab")}
 
 
 def is_command(name):

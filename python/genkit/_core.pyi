@@ -85,6 +85,11 @@ def pack_weight(codes: Tensor, scales: Tensor, subscales: Optional[Tensor], mini
     """Row-major codes [n, k up to 64s] and what belongs to them (WeightCodes in packed.h). Codes of four bits may be nibbles,
     [n, half of that], the first of two neighbours the low one; then subscales are too. Raises ValueError for codes,
     subscales, minima and zeros out of range."""
+def unpack_blocks(blocks: Tensor, type: str) -> tuple[Tensor, Tensor, Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
+    """Blocks u8 [n, bytes of a row] of a type of GGUF ("Q4_K") -> codes, scales, subscales, minima, zeros, as pack_weight takes
+    them. Raises ValueError for an unknown type and rows that are not whole blocks."""
+def pack_blocks(blocks: Tensor, type: str, gated: bool = False) -> PackedWeight:
+    """pack_weight of unpack_blocks, without the codes between. Raises ValueError."""
 def unpack(ids: Tensor, weight: PackedWeight) -> Tensor:
     """Rows ids i32 [r] of the weight as f32 [r, k]."""
 def turn_words(words: Tensor, bits: int, k: int, down: bool, order: Optional[Tensor] = None) -> Tensor:

@@ -255,7 +255,8 @@ class Weights:
                 raise BadFileError(f"{shown_path(checkpoint.folder)}: tensor '{name}' of shape {list(shape)}, which "
                                    f"{fields.path.name} asks for, is in none of its safetensors files")
             info = checkpoint.tensors[name]
-            turned = name in checkpoint.quantized and tuple(info.shape) == tuple(shape)[::-1]  # codes lie [out, in] always
+            # Codes lie [out, in] always.
+            turned = (name in checkpoint.quantized or name in checkpoint.turned) and tuple(info.shape) == tuple(shape)[::-1]
             if tuple(info.shape) != tuple(shape) and not turned:
                 wrong = [size for size in shape if size not in info.shape]
                 keys = [key for key, value in fields.raw.items() if type(value) is int and value in wrong]
@@ -372,7 +373,7 @@ class Weights:
                rows: Optional[np.ndarray] = None) -> Optional[Weight]:
         """Matrices that the checkpoint has in codes of one format, packed as they are; None for any others."""
         stored = [self.checkpoint.quantized.get(name) for name in names]
-        if self._format is not None or None in stored or not stored[0].format:
+        if self._format is not None or not all(s and s.format for s in stored):
             return None
         if len({(s.format, s.shape[1]) for s in stored}) > 1:
             return self._widen(names, "formats that differ within a product")
@@ -380,10 +381,8 @@ class Weights:
             return self._widen(names, "activation orders that differ within a product")
         shapes = [self.shapes[name][:: -1 if transposed else 1] for name in names]
         try:
-            if rows is None and all(s.as_packed for s in stored):
-                parts = self.checkpoint.packed_parts(names, shapes)
-                return _core.pack_weight(parts["codes"], parts["scales"], parts.get("subscales"), parts.get("minima"),
-                                         parts.get("zeros"), stored[0].shape[1], stored[0].format.core(), gated)
+            if rows is None and stored[0].pack and len({(s.format, s.label) for s in stored}) == 1:
+                return stored[0].pack(self.checkpoint.packed_parts(names, shapes), gated)
             found = [self.checkpoint.rows_to_run(name, shape, 0, shape[0]) for name, shape in zip(names, shapes)]
             if any(isinstance(codes, np.ndarray) for codes in found):
                 return self._widen(names, "scales that float16 has not")

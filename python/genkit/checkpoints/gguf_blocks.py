@@ -1,11 +1,7 @@
-"""The tensor types of GGUF that are known here, and their blocks as Codes and back.
+"""The tensor types of GGUF that are known here, and their blocks as Codes and back. cpp/ops_gguf.cpp has the layouts, and
+reads them; what is written is below.
 
-A block holds 32 weights (Q6_K: 256) that are neighbours along k; a row is whole blocks. d and m are float16.
-  Q4_0  18 bytes  d, u[16]      weight j is d (c - 8), c the low nibble of u[j] for j < 16, else the high one of u[j - 16]
-  Q4_1  20 bytes  d, m, u[16]   d c + m
-  Q8_0  34 bytes  d, i8[32]     d c
-  Q6_K  210 bytes l[128], h[64], i8 s[16], d   d s (c - 32), s for 16 weights. Of each half of 128 weights, 32 r + j has the
-        low four bits of c in nibble r // 2 of its l[32 (r % 2) + j], the high two in bits 2 r of its h[j].
+A block holds 32 or 256 weights that are neighbours along k; a row is whole blocks.
 """
 
 from __future__ import annotations
@@ -15,13 +11,13 @@ from typing import Optional
 
 import numpy as np
 
-from genkit.quant.codes import Codes, depth_of, groups_of
+from genkit.quant.codes import Codes
 from genkit.quant.formats import Format
 
 
 @dataclass(frozen=True)
 class BlockType:
-    """id as the file has it; weights and bytes of a block; what its codes are, None where no kernel takes them."""
+    """id as the file has it; weights and bytes of a block; what its codes are, None for floats."""
 
     id: int
     name: str
@@ -30,16 +26,22 @@ class BlockType:
     format: Optional[Format] = None
 
 
-_KNOWN = (BlockType(0, "F32", 1, 4), BlockType(1, "F16", 1, 2), BlockType(30, "BF16", 1, 2),
-          BlockType(2, "Q4_0", 32, 18, Format("int4", 32)), BlockType(3, "Q4_1", 32, 20, Format("int4", 32, "real")),
-          BlockType(8, "Q8_0", 32, 34, Format("int8", 32)), BlockType(14, "Q6_K", 256, 210))
+_KNOWN = (
+    BlockType(0, "F32", 1, 4), BlockType(1, "F16", 1, 2), BlockType(30, "BF16", 1, 2),
+    BlockType(2, "Q4_0", 32, 18, Format("int4", 32)), BlockType(3, "Q4_1", 32, 20, Format("int4", 32, "real")),
+    BlockType(6, "Q5_0", 32, 22, Format("int8", 32)), BlockType(7, "Q5_1", 32, 24, Format("int8", 32, "real")),
+    BlockType(8, "Q8_0", 32, 34, Format("int8", 32)),
+    BlockType(10, "Q2_K", 256, 84, Format("int4_k", 16, "real")), BlockType(11, "Q3_K", 256, 110, Format("int4_k", 16)),
+    BlockType(12, "Q4_K", 256, 144, Format("int4_k", 32, "real")), BlockType(13, "Q5_K", 256, 176, Format("int8_k", 32, "real")),
+    BlockType(14, "Q6_K", 256, 210, Format("int8_k", 16)),
+    BlockType(20, "IQ4_NL", 32, 18, Format("int8", 32)), BlockType(23, "IQ4_XS", 256, 136, Format("int8_k", 32)),
+    BlockType(39, "MXFP4", 32, 17, Format("int8", 32, scale_dtype="bf16")))
 TYPES = {block.name: block for block in _KNOWN}
 BY_ID = {block.id: block for block in _KNOWN}
-BY_FORMAT = {block.format: block for block in _KNOWN if block.format is not None}
+BY_FORMAT = {TYPES[name].format: TYPES[name] for name in ("Q4_0", "Q4_1", "Q8_0")}  # that `encode` writes
 # Types of the format for messages; those above are read.
-NAMES = {6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 15: "Q8_K", 16: "IQ2_XXS",
-         17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16",
-         26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
+NAMES = {9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 24: "I8",
+         25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 40: "NVFP4"}
 
 
 def encode(codes: Codes) -> np.ndarray:
@@ -59,28 +61,15 @@ def encode(codes: Codes) -> np.ndarray:
     return out.reshape(n, -1)
 
 
-def decode(name: str, blocks: np.ndarray, k: int) -> "Codes | np.ndarray":
-    """u8 [n, bytes of a row] -> Codes, or of Q6_K float32 [n, k], as its makers' reference computes it."""
+def decode(name: str, blocks: np.ndarray) -> Codes:
+    """u8 [n, bytes of a row] -> what the blocks stand for, exactly. Raises MemoryError."""
+    from genkit import _core
+
     block = TYPES[name]
-    n, count = blocks.shape[0], k // block.weights
-    raw = blocks.reshape(n, count, block.nbytes)
-    if name == "Q6_K":
-        return _q6_k(raw.reshape(-1, block.nbytes)).reshape(n, k)
-    groups = groups_of(k, 32)
-    scales = np.zeros((n, groups), np.uint16)
-    scales[:, :count] = _as_u16(raw[:, :, :2])
-    if name == "Q8_0":
-        codes = np.zeros((n, groups, 32), np.int8)
-        codes[:, :count] = raw[:, :, 2:].view(np.int8)
-        return Codes(block.format, k, codes.reshape(n, depth_of(k)), scales)
-    codes = np.zeros((n, groups, 32), np.uint8)
-    np.bitwise_and(raw[:, :, -16:], 15, out=codes[:, :count, :16])
-    np.right_shift(raw[:, :, -16:], 4, out=codes[:, :count, 16:])
-    zeros = None
-    if name == "Q4_1":
-        zeros = np.zeros((n, groups), np.uint16)
-        zeros[:, :count] = _as_u16(raw[:, :, 2:4])
-    return Codes(block.format, k, codes.reshape(n, depth_of(k)), scales, zeros=zeros)
+    parts = [None if part is None else part.numpy() for part in _core.unpack_blocks(_core.Tensor.from_numpy(blocks), name)]
+    codes, scales, subscales, minima, zeros = parts
+    return Codes(block.format, blocks.shape[1] // block.nbytes * block.weights, codes, scales.view(np.uint16),
+                 subscales, minima, None if zeros is None else zeros.view(np.uint16))
 
 
 def round_q6_k(values: np.ndarray) -> np.ndarray:
@@ -132,21 +121,6 @@ def _round_q6_k(rows: np.ndarray, out: np.ndarray) -> None:
     out[:, 208:] = _as_bytes(d.view(np.uint16)).reshape(-1, 2)
 
 
-@np.errstate(invalid="ignore", over="ignore")  # of damaged scales: what they give is NaN
-def _q6_k(raw: np.ndarray) -> np.ndarray:
-    count = raw.shape[0]
-    low, high = raw[:, :128].reshape(count, 2, 1, 64), raw[:, 128:192].reshape(count, 2, 1, 32)
-    codes = (low >> np.array([0, 4], np.uint8)[:, None] & 15).reshape(count, 2, 4, 32)
-    codes |= (high >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3) << 4
-    scales = _as_u16(raw[:, 208:]).view(np.float16).astype(np.float32)[:, None] * raw[:, 192:208].view(np.int8)
-    return scales[:, :, None] * (codes.reshape(count, 16, 16).astype(np.float32) - 32)
-
-
 def _as_bytes(values: np.ndarray) -> np.ndarray:
     """u16 [...] -> u8 [..., 2], little-endian."""
     return np.ascontiguousarray(values, "<u2").view(np.uint8).reshape(*values.shape, 2)
-
-
-def _as_u16(pairs: np.ndarray) -> np.ndarray:
-    """The reverse."""
-    return np.ascontiguousarray(pairs).view("<u2")[..., 0].astype(np.uint16, copy=False)

@@ -1,14 +1,19 @@
-"""GGUF files, version 3: keys with values, then tensors, written by llama.cpp and many others. Nothing here knows models.
+"""GGUF files, versions 2 and 3: keys with values, then tensors, written by llama.cpp and many others. Nothing here knows models.
 
 All little-endian. A string is u64 length, then UTF-8. The file:
   "GGUF", u32 version, u64 number of tensors, u64 number of keys
   keys     string name, u32 type, value; an array is u32 type of its items, u64 count, the items
   tensors  string name, u32 number of sizes, u64 sizes (the innermost first), u32 type, u64 offset
   then, from the next multiple of the alignment on, the tensors' data; offsets count from there and are multiples of it.
+A model may be split: NAME-00001-of-00003.gguf and so on, each a file of this kind with keys split.no (from 0), split.count and
+split.tensors.count (in all files); the first has what else there is to say.
 """
 
 from __future__ import annotations
 
+import math
+import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from genkit.checkpoints.files import failure, read_into, shown, shown_path
+from genkit.checkpoints.files import failure, open_regular, read_into, shown, shown_path
 from genkit.checkpoints.gguf_blocks import BY_ID, NAMES, TYPES
 from genkit.checkpoints.safetensors import TensorInfo
 from genkit.errors import BadFileError
@@ -32,6 +37,7 @@ MAX_STRINGS = 1 << 22  # in all arrays together
 MAX_NAME = 65535  # bytes of a key
 MAX_TENSOR_NAME = 64
 MAX_BYTES = 2**63 - 1
+SPLIT_NAME = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
 
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", U32: "I", I32: "i", F32: "f", BOOL: "?", 10: "Q", 11: "q", 12: "d"}
@@ -39,27 +45,87 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", U32: "I", I32: "i", F32: "f", BOOL: "
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor: type by name ("Q4_0"), shape outermost first, offset from the start of the file."""
+    """A tensor: type by name ("Q4_0"), shape outermost first, offset from the start of its file."""
 
     type: str
     shape: tuple[int, ...]
+    file: Path
     offset: int
     nbytes: int
 
-    def info(self, path: Path) -> TensorInfo:
-        """As a tensor of floats, or its rows of blocks as bytes."""
+    def info(self) -> TensorInfo:
+        """As a tensor of floats, or its rows of blocks as bytes: u8 [all rows, bytes of one]."""
         if self.type in ("F32", "F16", "BF16"):
-            return TensorInfo(self.type.lower(), self.shape, path, self.offset, self.nbytes)
-        return TensorInfo("u8", (self.shape[0], self.nbytes // self.shape[0]), path, self.offset, self.nbytes)
+            return TensorInfo(self.type.lower(), self.shape, self.file, self.offset, self.nbytes)
+        rows = math.prod(self.shape[:-1])
+        return TensorInfo("u8", (rows, self.nbytes // rows), self.file, self.offset, self.nbytes)
 
 
 @dataclass(frozen=True)
 class Container:
-    """keys: numbers, bool, str; arrays are numpy arrays, or lists of bytes where they hold strings."""
+    """keys: numbers, bool, str; arrays are numpy arrays, or lists of bytes where they hold strings. path: the first file."""
 
     path: Path
     keys: Mapping[str, Any]
     tensors: Mapping[str, Entry]
+
+
+def open_container(path: Path, descriptors: dict[Path, int]) -> Container:
+    """A file, or all files of a split model from its first one on; `descriptors` gets what is opened. Raises BadFileError and
+    ResourceError."""
+
+    def opened(path: Path) -> Container:
+        descriptors[path], size = open_regular(path)
+        return read_container(path, descriptors[path], size)
+
+    first = opened(path)
+    count = _split_number(first, "split.count", 1)
+    if count <= 1:
+        if not first.tensors:
+            raise BadFileError(f"{shown_path(path)}: holds no tensors")
+        return first
+    paths = split_paths(path, count, _split_number(first, "split.no", 0))
+    missing = [file for file in paths if not os.path.lexists(file)]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise BadFileError(f"{shown_path(path)}: one of {count} files; {shown_path(missing[0])}{more} not found; download it too")
+    tensors = dict(first.tensors)
+    for i, file in enumerate(paths[1:], 1):
+        part = opened(file)
+        found = _split_number(part, "split.no", 0), _split_number(part, "split.count", 1)
+        if found != (i, count):
+            raise BadFileError(f"{shown_path(file)}: split.no and split.count are {found[0]} and {found[1]}; expected {i} and "
+                               f"{count}, of {shown_path(path.name)}")
+        twice = next((name for name in part.tensors if name in tensors), None)
+        if twice is not None:
+            raise BadFileError(f"{shown_path(file)}: tensor {shown(twice)} is in {shown_path(tensors[twice].file.name)} too")
+        tensors |= part.tensors
+        if len(tensors) > MAX_TENSORS:
+            raise BadFileError(f"{shown_path(path)}: more than {MAX_TENSORS} tensors in its {count} files")
+    if len(tensors) != _split_number(first, "split.tensors.count", len(tensors)) or not tensors:
+        raise BadFileError(f"{shown_path(path)}: split.tensors.count is {shown(first.keys.get('split.tensors.count'))}, the "
+                           f"{count} files hold {len(tensors)}; download them again")
+    return Container(path, first.keys, tensors)
+
+
+def _split_number(container: Container, key: str, default: int) -> int:
+    value = container.keys.get(key, default)
+    if type(value) is not int or value < 0:
+        raise BadFileError(f"{shown_path(container.path)}: {key} is {shown(value)}; expected a number from 0 on")
+    return value
+
+
+def split_paths(path: Path, count: int, number: int) -> list[Path]:
+    """The files of a split model, from the name of its first. Raises BadFileError for another, and for a name that does not say
+    which it is."""
+    match = SPLIT_NAME.fullmatch(path.name)
+    if not match or not 1 <= count < 10**5 or int(match[3]) != count:
+        raise BadFileError(f"{shown_path(path)}: one of {count} files of a split model, which are named NAME-00001-of-{count:05}"
+                           ".gguf; give it the name it had")
+    paths = [path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
+    if int(match[2]) != 1 or number != 0:
+        raise BadFileError(f"{shown_path(path)}: part {number + 1} of a split model; give its first file, {shown_path(paths[0])}")
+    return paths
 
 
 def read_container(path: Path, descriptor: int, size: int) -> Container:
@@ -170,10 +236,10 @@ class _Reader:
             raise self.error(f"begins with {shown(self.data[:4])}, not with GGUF; not a GGUF file, or a damaged one")
         self.at = 4
         version = self.number("I", "the version")
-        if version != 3:
+        if version not in (2, 3):
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big") <= 3
             raise self.error("a big-endian GGUF file; only little-endian ones are read" if swapped and version else
-                             f"GGUF version {version}; version 3 is read. Write it anew with llama.cpp's tools")
+                             f"GGUF version {version}; versions 2 and 3 are read. Write it anew with llama.cpp's tools")
         tensors, keys = self.number("Q", "the number of tensors"), self.number("Q", "the number of keys")
         for what, count, limit, least in (("tensors", tensors, MAX_TENSORS, 24), ("keys", keys, MAX_KEYS, 13)):
             if count > limit or count * least > self.size:
@@ -191,8 +257,6 @@ class _Reader:
             if name in entries:
                 raise self.error(f"tensor {shown(name)} is there twice")
             entries[name] = self.entry(name)
-        if not entries:
-            raise self.error("holds no tensors")
         return Container(self.path, found, self.placed(entries, found.get("general.alignment", ALIGNMENT)))
 
     def entry(self, name: str) -> tuple[str, tuple[int, ...], int]:
@@ -227,7 +291,7 @@ class _Reader:
             if start + offset + nbytes > self.size:
                 raise self.error(f"truncated: tensor {shown(name)} should end at byte {start + offset + nbytes}, the file "
                                  f"ends at {self.size}; download it again")
-            placed[name] = Entry(kind, shape, start + offset, nbytes)
+            placed[name] = Entry(kind, shape, self.path, start + offset, nbytes)
         before, end = "", 0
         for name, entry in sorted(placed.items(), key=lambda item: item[1].offset):
             if entry.offset < end:

@@ -15,6 +15,7 @@ ALLOWED = ("*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja")
 IGNORED = ("*/*", "consolidated*.safetensors")
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_PART = re.compile(r"-[0-9]{5}-(?=of-[0-9]{5}\.gguf$)")
 _REVISION = re.compile(r"[\w][\w./+-]{0,254}", re.ASCII)
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
@@ -48,8 +49,10 @@ def resolve(model: str, *, revision: str | None = None, offline: bool = False,
 
 
 def _only_gguf(folder: Path) -> Path | None:
-    """The one GGUF file of a folder that holds no model in safetensors."""
-    found = [path for path in folder.iterdir() if path.suffix.lower() == ".gguf"]
+    """The one GGUF file of a folder that holds no model in safetensors, or the first of one split model's."""
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
+    if len(found) > 1 and len({_PART.sub("-", path.name) for path in found}) == 1:
+        found = found[:1]
     return found[0] if len(found) == 1 and not (folder / "config.json").exists() else None
 
 

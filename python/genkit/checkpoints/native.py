@@ -14,6 +14,7 @@ from genkit.quant.codes import SUB, Codes, depth_of, from_nibbles, groups_of
 from genkit.quant.formats import Format
 
 if TYPE_CHECKING:
+    from genkit._core import PackedWeight, Tensor
     from genkit.checkpoints.safetensors import TensorInfo
 
 MAX_K = 2**31 - 1
@@ -54,7 +55,8 @@ def _stored(formats: Fields, name: str, tensors: "Mapping[str, TensorInfo]") -> 
             at("minima", "u8", depth // format.group)
     if format.zero != "none":
         at("zeros", format.scale_dtype if format.zero == "real" else "i8" if eight else "u8", groups)
-    return Stored((n, k), format, parts, partial(_decode, format, k), as_packed=format.packing != "int4_k")
+    pack = partial(_pack, format, k) if format.packing != "int4_k" else None
+    return Stored((n, k), format, parts, partial(_decode, format, k), pack=pack)
 
 
 def _format(entry: Fields) -> Format:
@@ -69,6 +71,13 @@ def _format(entry: Fields) -> Format:
     if packing == "int4_two_level" and format != Format("int4_two_level"):
         raise entry.error("packing", "with it a group of 256, no zeros and f16 scales")
     return format
+
+
+def _pack(format: Format, k: int, parts: "Mapping[str, Tensor]", gated: bool) -> "PackedWeight":
+    from genkit import _core
+
+    return _core.pack_weight(parts["codes"], parts["scales"], parts.get("subscales"), parts.get("minima"), parts.get("zeros"),
+                             k, format.core(), gated)
 
 
 def _decode(format: Format, k: int, parts: dict[str, np.ndarray]) -> Codes:

@@ -16,6 +16,7 @@ from genkit.errors import BadFileError
 if TYPE_CHECKING:
     import numpy as np
 
+    from genkit._core import PackedWeight, Tensor
     from genkit.checkpoints.config import Fields
     from genkit.checkpoints.safetensors import TensorInfo
     from genkit.quant.codes import Codes
@@ -39,7 +40,9 @@ class Stored:
     decode: "Callable[[dict[str, np.ndarray]], Codes | np.ndarray]"
 
     label: str = ""  # what people call the type, where no format does
-    as_packed: bool = False  # parts are named and laid out as the core's pack_weight takes them, nibbles included
+    # Straight into the kernels' order: gets the arrays of one or more matrices of this label, one under another, and whether
+    # they are gates and ups. Raises ValueError and MemoryError.
+    pack: "Optional[Callable[[Mapping[str, Tensor], bool], PackedWeight]]" = None
     widened: str = ""  # why format is None, in words: "FP8"
     order: "Optional[np.ndarray]" = None  # i32 [k], that of the Codes
     block: int = 1  # rows for which parts of fewer rows have one

@@ -9,7 +9,7 @@ mapped: a file that is cut while it is being read is an error and not a SIGBUS.
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Collection, Iterable, Mapping, Sequence
 
 from genkit.checkpoints import quantized as schemes
 from genkit.checkpoints.config import LARGE_FILE, parse_json, read_json
@@ -182,6 +182,7 @@ class Checkpoint:
         self.quantized: dict[str, Stored] = {}
         self.widened: dict[str, str] = {}
         self.progress: Callable[[int], None] | None = None
+        self.turned: Collection[str] = ()  # matrices that lie as [out, in] where the model's safetensors have [in, out]
         self._descriptors = descriptors
         self._take(quantized or {})
 
@@ -219,7 +220,7 @@ class Checkpoint:
         return self._decoded_rows(name, shape, 0, shape[0])
 
     def packed_parts(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> "dict[str, Tensor]":
-        """The arrays of matrices whose files have them `as_packed`, by role, one matrix under another."""
+        """The arrays of matrices that are stored alike, by role, one matrix under another."""
         for name, shape in zip(names, shapes, strict=True):
             self._info(name, shape)
         found = {}
@@ -459,9 +460,9 @@ def check_memory(checkpoint: Checkpoint, extra: int = 0, bits: float | None = No
     With `bits`, matrices are rounded to so many bits a weight as they are read: two of the largest are there meanwhile.
     """
     need = checkpoint.nbytes
-    for name in checkpoint.widened:
-        n, k = checkpoint.quantized[name].shape
-        need += 2 * n * k - checkpoint.tensors[name].nbytes
+    for name, stored in checkpoint.quantized.items():  # GGUF's five and six bits take eight, for one
+        width = 16 if name in checkpoint.widened else stored.format.bits
+        need += int(stored.shape[0] * stored.shape[1] * width / 8) - checkpoint.tensors[name].nbytes
     if bits is not None:
         matrices = [info for info in checkpoint.tensors.values() if len(info.shape) == 2]
         rounded = sum(int(info.shape[0] * info.shape[1] * bits / 8) for info in matrices)
