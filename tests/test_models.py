@@ -273,7 +273,7 @@ def test_absurd_gpt2_sizes(key, value, tmp_path):
 
 
 @pytest.mark.parametrize("name, changes, words", [
-    ("llama", {"hidden_act": "relu"}, ["hidden_act", "'relu'", "silu"]),
+    ("llama", {"hidden_act": "relu6"}, ["hidden_act", "'relu6'", "silu"]),
     ("llama", {"rms_norm_eps": -1e-5}, ["rms_norm_eps"]),
     ("llama", {"rms_norm_eps": float("nan")}, ["rms_norm_eps", "NaN"]),
     ("llama", {"max_position_embeddings": 0}, ["max_position_embeddings"]),
@@ -293,7 +293,7 @@ def test_absurd_gpt2_sizes(key, value, tmp_path):
     ("qwen3", {"tie_word_embeddings": False}, ["lm_head.weight"]),
     ("gpt2", {"n_head": 4}, ["n_embd", "multiple", "4"]),
     ("gpt2", {"add_cross_attention": True}, ["add_cross_attention"]),
-    ("gpt2", {"activation_function": "relu"}, ["activation_function", "relu"]),
+    ("gpt2", {"activation_function": "relu6"}, ["activation_function", "relu6"]),
     ("gpt2", {"tie_word_embeddings": False}, ["lm_head.weight"]),
 ])
 def test_refused_configurations(name, changes, words, tmp_path):
