@@ -1,6 +1,8 @@
 """Quantized folders of every form that others write (foreign_files.py): decoded to the bit, run, refused by name."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from gguf_files import SIZES, make_model
 from kernel_helpers import rounds_rows
 from models_run import load, logits
 from test_quantize import widened
+from text_folders import make_folder
 
 from genkit import _core, models
 from genkit.checkpoints import open_checkpoint, read_config
@@ -231,3 +234,19 @@ def test_bitsandbytes_dequantizes_the_same(name):
                                             name[4:], torch.float32)
         got = functional.dequantize_4bit(weight, quant_state)
     assert np.abs(got.numpy() - want).max() <= np.abs(want).max() * 1e-6
+
+
+def test_generate_says_what_is_widened(tmp_path):
+    config = CONFIG | dict(vocab_size=700, num_hidden_layers=1)
+    with open_checkpoint(make_model(tmp_path / "plain", config, np.random.default_rng(3))) as checkpoint:
+        weights = {name: checkpoint.load(name, info.shape).numpy() for name, info in checkpoint.tensors.items()}
+        write_foreign(tmp_path / "out", config, "fp8-block", weights)
+    make_folder("gpt2", tmp_path / "words")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "out" / name).write_bytes((tmp_path / "words" / name).read_bytes())
+    for quiet in ([], ["-q"]):
+        run = subprocess.run([sys.executable, "-m", "genkit", "generate", "a", "-n", "1", "-m", tmp_path / "out", *quiet],
+                             capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        said = "genkit: 7 of 7 matrices in codes are widened to f16: FP8"
+        assert (said in run.stderr.splitlines()) == (not quiet), run.stderr

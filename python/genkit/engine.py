@@ -126,6 +126,7 @@ class LoadedModel:
     def __init__(self, opened: Opened, model: Any, tokenizer: Tokenizer | None, context: int, threads: int, quantize: str,
                  kv_type: str, load_s: float) -> None:
         self.folder = opened.path
+        self.widened = opened.checkpoint.widened_words()  # matrices that run larger than they are in the file, in words
         self.config = model.config
         self.context = context
         self.threads = threads

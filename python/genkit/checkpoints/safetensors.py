@@ -211,6 +211,13 @@ class Checkpoint:
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
+    def widened_words(self) -> str:
+        """For people, one line, or nothing: "14 of 112 matrices in codes are widened to f16: FP8"."""
+        if not self.widened:
+            return ""
+        reasons = ", ".join(sorted(set(self.widened.values())))
+        return f"{len(self.widened)} of {len(self.quantized)} matrices in codes are widened to f16: {reasons}"
+
     def codes(self, name: str, shape: tuple[int, int]) -> "Codes":
         """A matrix of `quantized`, unless its format is None. Raises BadFileError where its scales turn out to be none of the
         format."""

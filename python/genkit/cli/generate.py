@@ -237,6 +237,8 @@ def run(prompt: str, settings: "dict[str, Any]", loading: "dict[str, Any]", targ
         loaded = genkit.load(folder, progress=progress, **loading)
     if threads_note := result.too_many_threads(loaded):
         note(threads_note)
+    if loaded.widened and not quiet:
+        note(f"genkit: {loaded.widened}")
     steps = Steps(interrupts)
     stream = loaded.stream(prompt, cancelled=steps, **settings)
     generation = stream.generation
