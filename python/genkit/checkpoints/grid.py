@@ -13,7 +13,7 @@ import numpy as np
 
 from genkit import _core
 from genkit.checkpoints.parts import GROUPS
-from genkit.quant.codes import Codes, depth_of, from_nibbles, groups_of, widen
+from genkit.quant.codes import Codes, as_tensor, depth_of, from_nibbles, groups_of, widen
 from genkit.quant.formats import Format
 from genkit.quant.words import exact_bits
 
@@ -122,7 +122,7 @@ def ordered(grid: Grid, g_idx: np.ndarray) -> Optional[Grid]:
 
 def turned(words: np.ndarray, bits: int, k: int, down: bool, order: Optional[np.ndarray] = None) -> np.ndarray:
     """The core's turn_words: codes along the columns of a file as rows: nibbles u8, or i8."""
-    found = _core.turn_words(_core.Tensor.from_numpy(words), bits, k, down,
+    found = _core.turn_words(as_tensor(words), bits, k, down,
                              None if order is None else _core.Tensor.from_numpy(order)).numpy()
     if bits == 4:
         return found

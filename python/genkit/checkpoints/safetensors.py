@@ -294,10 +294,13 @@ class Checkpoint:
         """Bytes of the files as they are, f16 and bf16 as uint16 bits. `name` is for what may go wrong."""
         import numpy as np
 
-        try:
-            result = np.empty(info.shape, NUMPY[info.dtype])
-        except MemoryError:
-            raise self._no_memory(info.shape, info.dtype, name) from None
+        if info.dtype == "i32":  # words, which the core may take as they lie
+            result = self._allocate(info.shape, "i32", name).numpy()
+        else:
+            try:
+                result = np.empty(info.shape, NUMPY[info.dtype])
+            except MemoryError:
+                raise self._no_memory(info.shape, info.dtype, name) from None
         self._fill(name, info, memoryview(result.reshape(-1).view(np.uint8)), 0)
         return result
 

@@ -13,7 +13,7 @@ import numpy as np
 from genkit.quant.formats import Format
 
 if TYPE_CHECKING:
-    from genkit._core import PackedWeight
+    from genkit._core import PackedWeight, Tensor
 
 TILE = 64  # codes along k that a row is filled up to
 SUB = 32  # codes that share u and m
@@ -130,12 +130,22 @@ class Codes:
         from genkit import _core
 
         def tensor(array: Optional[np.ndarray], dtype: Optional[str] = None) -> "Optional[_core.Tensor]":
-            return None if array is None else _core.Tensor.from_numpy(np.ascontiguousarray(array), dtype)
+            return None if array is None else as_tensor(array, dtype)
 
         f = self.format
         return _core.pack_weight(tensor(self.codes), tensor(self.scales, f.scale_dtype), tensor(self.subscales),
                                  tensor(self.minima), tensor(self.zeros, f.scale_dtype if f.zero == "real" else None),
                                  self.k, f.core(), gated)
+
+
+def as_tensor(array: np.ndarray, dtype: Optional[str] = None) -> "Tensor":
+    """For the core: a copy, or the tensor itself that the array shows."""
+    from genkit._core import Tensor
+
+    shown = array.base
+    if dtype is None and isinstance(shown, Tensor) and shown.shape == array.shape and array.flags.c_contiguous:
+        return shown
+    return Tensor.from_numpy(np.ascontiguousarray(array), dtype)
 
 
 def same_order(a: Optional[np.ndarray], b: Optional[np.ndarray]) -> bool:
