@@ -60,11 +60,12 @@ def gpt2(dtype="f32", shard="2GB", **changes):
     return Case("gpt2", sizes | changes, dtype, shard)
 
 
-def small(model_type, dtype="f32", shard="2GB", **changes):
+def small(model_type, dtype="f32", shard="2GB", distinct=4, **changes):
     """A case of any other architecture, over keys that most have."""
     sizes = dict(vocab_size=503, hidden_size=96, intermediate_size=151, num_hidden_layers=2, num_attention_heads=6,
                  num_key_value_heads=2, max_position_embeddings=512)
-    return Case(model_type, {key: value for key, value in (sizes | changes).items() if value is not ...}, dtype, shard, 4)
+    given = {key: value for key, value in (sizes | changes).items() if value is not ...}
+    return Case(model_type, given, dtype, shard, distinct)
 
 
 def bloom(dtype="f32", **changes):
@@ -72,8 +73,8 @@ def bloom(dtype="f32", **changes):
 
 
 def falcon(dtype="f32", **changes):
-    return small("falcon", dtype, **dict(hidden_size=112, num_attention_heads=7, num_key_value_heads=..., intermediate_size=...)
-                 | changes)
+    sizes = dict(hidden_size=112, num_attention_heads=7, num_key_value_heads=..., intermediate_size=...)
+    return small("falcon", dtype, **sizes | changes)
 
 
 def longrope(pairs, **changes):
@@ -178,8 +179,8 @@ CASES = {
                                 pad_token_id=0),
     "gpt_neox": small("gpt_neox", num_key_value_heads=..., hidden_size=132),
     "gpt_neox-serial-no-biases-tied": small(
-        "gpt_neox", "bf16", num_key_value_heads=..., use_parallel_residual=False, attention_bias=False, hidden_act="gelu_fast",
-        tie_word_embeddings=True, rope_parameters={"rope_theta": 3e4, "partial_rotary_factor": 0.5}),
+        "gpt_neox", "bf16", num_key_value_heads=..., use_parallel_residual=False, attention_bias=False,
+        hidden_act="gelu_fast", tie_word_embeddings=True, rope_parameters={"rope_theta": 3e4, "partial_rotary_factor": 0.5}),
     "phi": small("phi", hidden_size=120, num_key_value_heads=6),
     "phi-grouped": small("phi", "f16", partial_rotary_factor=0.4, layer_norm_eps=0.1, hidden_act="gelu"),
     "cohere2": small("cohere2", num_hidden_layers=5, sliding_window=40, logit_scale=0.5, pad_token_id=0, bos_token_id=1,
@@ -195,8 +196,13 @@ CASES = {
     "gemma": small("gemma", "bf16", head_dim=24, pad_token_id=0),
     "gemma-untied-biases": small("gemma", head_dim=20, tie_word_embeddings=False, attention_bias=True, pad_token_id=0,
                                  num_key_value_heads=6),
-    "gemma3_text": small("gemma3_text", "bf16", num_hidden_layers=7, head_dim=24, sliding_window=50, pad_token_id=0,
-                         query_pre_attn_scalar=20),
+    "gemma2": small("gemma2", distinct=1, num_hidden_layers=3, head_dim=24, sliding_window=50, query_pre_attn_scalar=20,
+                    pad_token_id=0, attn_logit_softcapping=5.0, final_logit_softcapping=20.0),
+    "gemma2-layer-types-untied": small(
+        "gemma2", "bf16", head_dim=16, sliding_window=33, pad_token_id=0, tie_word_embeddings=False, attention_bias=True,
+        layer_types=["full_attention", "sliding_attention"]),
+    "gemma3_text": small("gemma3_text", "bf16", distinct=1, num_hidden_layers=7, head_dim=24, sliding_window=50,
+                         pad_token_id=0, query_pre_attn_scalar=20),
     "gemma3_text-linear-capped": small(
         "gemma3_text", head_dim=20, sliding_window=33, pad_token_id=0, final_logit_softcapping=9.0,
         layer_types=["sliding_attention", "full_attention"], tie_word_embeddings=False,
@@ -222,7 +228,8 @@ CASES = {
     "falcon-grouped-one-norm": falcon("f16", new_decoder_architecture=True, num_attention_heads=8, num_kv_heads=4,
                                       num_ln_in_parallel_attn=1, ffn_hidden_size=201, bias=True),
     # 8 heads: transformers has these biases in bfloat16, where a power of two times a small position is exact.
-    "falcon-alibi-serial-biases": falcon(alibi=True, multi_query=False, parallel_attn=False, bias=True, num_attention_heads=8),
+    "falcon-alibi-serial-biases": falcon(alibi=True, multi_query=False, parallel_attn=False, bias=True,
+                                         num_attention_heads=8),
 }
 
 # The published sizes, from the models' own config.json files.
@@ -267,6 +274,7 @@ PUBLISHED = {
     "gpt2-xl": ("gpt2", dict(n_embd=1600, n_head=25, n_layer=48)),
     "gemma-2b": ("gemma", dict(hidden_size=2048, intermediate_size=16384, num_hidden_layers=18, num_attention_heads=8,
                                num_key_value_heads=1, head_dim=256)),
+    "gemma-2-2b": ("gemma2", {}),
     "gemma-3-1b": ("gemma3_text", dict(hidden_size=1152, intermediate_size=6912, num_attention_heads=4,
                                        num_key_value_heads=1, vocab_size=262144, max_position_embeddings=32768,
                                        sliding_window=512)),

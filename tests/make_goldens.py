@@ -45,7 +45,7 @@ PROMPT = 75  # tokens: more than a page of the KV cache
 CONTINUATION = 64
 
 
-def randomize(model: torch.nn.Module, seed: int) -> None:
+def randomize(model: torch.nn.Module, seed: int, hidden: int | None = None) -> None:
     """Weights such that every part shows in the logits: scores and logits a few units wide, norms and biases unlike.
 
     Freshly made transformers models are near uniform (logits of 0.02) with norms of 1 and biases of 0, which hides most
@@ -56,7 +56,7 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
     def normal(like: torch.Tensor, scale: float) -> torch.Tensor:
         return torch.randn(like.shape, generator=generator) * scale
 
-    hidden = model.config.hidden_size
+    hidden = hidden or model.config.hidden_size
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if name.endswith(EMBEDDINGS):

@@ -54,7 +54,7 @@ def case(request, tmp_path_factory):
     prompt, tokens = reference.save_clear_checkpoint(make_config(made), folder, DTYPES[made.dtype],
                                                      zlib.crc32(request.param.encode()) % 1000, PROMPT, made.shard, made.distinct)
     assert (folder / "model.safetensors.index.json").exists() == (made.shard != "2GB")
-    return SimpleNamespace(folder=folder, prompt=prompt, tokens=tokens, model=models_run.load(folder))
+    return SimpleNamespace(name=request.param, folder=folder, prompt=prompt, tokens=tokens, model=models_run.load(folder))
 
 
 every_case = pytest.mark.parametrize("case", CASES, indirect=True)
@@ -212,6 +212,65 @@ def as_published(model_type, held):
         if not module:
             apart[name] = value
     return apart
+
+
+SU = {"type": "su", "short_factor": [1 + 0.05 * i for i in range(8)], "long_factor": [2 + 0.9 * i for i in range(8)]}
+OLD_SPELLINGS = {
+    # case: keys that go, keys that come, whether transformers 5 still reads it so
+    "gpt_neox": (["rope_parameters", "attention_bias"], {"rotary_pct": 0.25, "rotary_emb_base": 10000}, True),
+    "gpt_neox-serial-no-biases-tied": (["rope_parameters"], {"rotary_pct": 0.5, "rotary_emb_base": 30000.0}, True),
+    "phi-grouped": (["rope_parameters"], {"rope_theta": 10000.0, "partial_rotary_factor": 0.4, "rope_scaling": None}, True),
+    "phi3-longrope-short": (["rope_parameters"], {"rope_theta": 10000.0, "rope_scaling": SU | {"attention_factor": 1.3}}, False),
+    "phi3-longrope-outgrown-while-writing": (["rope_parameters"], {"rope_scaling": SU | {"type": "longrope"}}, True),
+    "stablelm": (["rope_parameters"], {"rope_theta": 10000, "partial_rotary_factor": 0.25}, True),
+    "glm4-biases": (["rope_parameters"], {"rope_theta": 10000.0, "partial_rotary_factor": 0.25}, True),
+    "glm": (["rope_parameters", "attention_bias"], {"rope_theta": 10000.0, "partial_rotary_factor": 0.5}, False),
+    "starcoder2": (["rope_parameters"], {"rope_theta": 10000.0}, True),
+    "smollm3": (["rope_parameters", "layer_types"], {"rope_theta": 2000000.0, "rope_scaling": None}, True),
+    "cohere2": (["rope_parameters", "layer_types"], {"rope_theta": 10000.0, "sliding_window_pattern": 4}, True),
+    "gemma": ([], {"hidden_act": "gelu", "hidden_activation": None}, True),
+    "gemma3_text": (["rope_parameters", "layer_types", "attn_logit_softcapping", "final_logit_softcapping"],
+                    {"rope_theta": 1000000, "rope_local_base_freq": 10000, "rope_scaling": None,
+                     "sliding_window_pattern": 6}, True),
+    "gemma3_text-linear-capped": (["rope_parameters"], {"rope_theta": 1e5, "rope_local_base_freq": 1e3, "rope_scaling":
+                                                        {"rope_type": "linear", "factor": 4.0}}, False),
+    "bloom": (["hidden_size", "n_head"], {"n_embed": 96, "num_attention_heads": 6}, True),
+    "falcon": (["num_hidden_layers", "num_attention_heads", "hidden_size", "num_kv_heads"],
+               {"n_layer": 2, "n_head": 7, "n_embed": 112}, False),
+    "falcon-grouped": (["num_hidden_layers", "num_attention_heads", "num_kv_heads"],
+                       {"n_layer": 2, "n_head": 14, "n_head_kv": 2}, False),
+}
+
+
+@pytest.mark.parametrize("case", OLD_SPELLINGS, indirect=True)
+def test_old_spellings_of_published_files(case, tmp_path):
+    go, come, still_read = OLD_SPELLINGS[case.name]
+    fields = json.loads((case.folder / "config.json").read_text())
+    fields = {key: value for key, value in fields.items() if key not in go} | come
+    for path in case.folder.iterdir():
+        if path.name != "config.json":
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    got = models_run.logits(models_run.load(tmp_path), case.prompt)
+    assert np.array_equal(got, models_run.logits(case.model, case.prompt))
+    if still_read:
+        assert distance(got, reference.reference_logits(tmp_path, case.prompt)) < TOLERANCE
+
+
+def test_gemma3_beside_a_vision_tower(tmp_path):
+    """Its text model gives transformers' logits; the rest of the file is not looked at."""
+    case = CASES["gemma3_text"]
+    config = transformers.Gemma3Config(
+        text_config=case.sizes, mm_tokens_per_image=4, image_token_index=501, boi_token_index=500, eoi_token_index=499,
+        vision_config=dict(hidden_size=32, intermediate_size=40, num_hidden_layers=1, num_attention_heads=2, image_size=28,
+                           patch_size=14))
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    reference.randomize(model, 3, hidden=case.sizes["hidden_size"])
+    model.save_pretrained(tmp_path)
+    prompt = reference.random_prompt(499, PROMPT, 3)
+    with torch.no_grad():
+        expected = model.eval()(torch.tensor([prompt])).logits[0].float().numpy()
+    assert distance(models_run.logits(models_run.load(tmp_path), prompt), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -17,7 +17,7 @@ from genkit.checkpoints.config import parse_json, read_json
 from genkit.checkpoints.files import open_regular, read_into, shown_path
 from genkit.engine import choose_kv_type, choose_quantize
 from genkit.errors import BadFileError, UsageError
-from genkit.models import read_model_config
+from genkit.models import read_model_config, unread
 from genkit.opening import Opened, open_model
 from genkit.quant.formats import BY_NAME, Format
 from genkit.quant.roles import survey
@@ -46,6 +46,7 @@ def examine(path: Path, context: Optional[int] = None) -> dict[str, Any]:
         config = read_model_config(opened.fields, opened.checkpoint)
         rounded = BY_NAME.get(choose_quantize(None, opened.fields))
         reasons, problem = _runs(opened)
+        left_alone = unread(opened.fields, opened.checkpoint)
         types, tensors, weights = _types(opened, rounded, reasons)
         tokenizer, fault = _tokenizer(opened)
         kv_type = choose_kv_type("auto", opened.checkpoint, "int4" if rounded else "none")
@@ -65,6 +66,7 @@ def examine(path: Path, context: Optional[int] = None) -> dict[str, Any]:
         "tensor_list": tensors,
         "bits_per_weight": round(8 * opened.checkpoint.nbytes / parameters, 4),
         "rounded_on_loading_to": rounded.words if rounded else None,
+        "left_alone": left_alone,
         "weight_bytes": config.weight_bytes,
         "disk_bytes": sum(file.stat().st_size for file in files if file.is_file()),
         "layers": config.layers,

@@ -111,8 +111,8 @@ class Decoder:
 
     @property
     def varies(self) -> bool:
-        """Whether steps so far have asked for the length of the context: rows of unlike lengths cannot share one."""
-        return any(rows.varies for rows in self._recorded.values())
+        """Whether steps look at the length of the context: rows of unlike lengths cannot share one."""
+        return self._model.config.varies(self._longest)
 
     def _rows(self, count: int, draws: bool) -> _Rows:
         key = count, draws

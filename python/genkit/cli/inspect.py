@@ -64,6 +64,8 @@ def inspect(
 
 
 def report(facts: "dict[str, Any]") -> str:
+    from genkit.checkpoints.files import shown
+
     memory = facts["memory"]
     rows = [
         ("model", f"{facts['model']} ({facts['path']})" if facts["model"] != facts["path"] else facts["path"]),
@@ -89,6 +91,8 @@ def report(facts: "dict[str, Any]") -> str:
                    f" full KV cache {format_bytes(memory['kv_cache'])}"),
         *origin(facts),
     ]
+    if facts["left_alone"]:
+        rows.append(("left alone", f"{', '.join(map(shown, facts['left_alone']))}: only text is read and written here"))
     if facts["problem"]:
         rows.append(("does not run", facts["problem"]))
     return "\n".join([*table(rows), "", *columns(type_lines(facts["tensors"]), right=(1, 2, 3, 4))])

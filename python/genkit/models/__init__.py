@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # model_type -> module
 ARCHITECTURES = {
-    "bloom": "bloom", "cohere2": "cohere2", "falcon": "falcon", "gemma": "gemma", "gemma3": "gemma",
+    "bloom": "bloom", "cohere2": "cohere2", "falcon": "falcon", "gemma": "gemma", "gemma2": "gemma", "gemma3": "gemma",
     "gemma3_text": "gemma", "glm": "glm4", "glm4": "glm4", "gpt2": "gpt2", "gpt_neox": "gpt_neox", "granite": "granite",
     "llama": "llama", "mistral": "llama", "olmo2": "olmo2", "phi": "phi", "phi3": "phi3", "qwen2": "qwen2", "qwen3": "qwen3",
     "mixtral": "mixtral", "olmoe": "olmoe", "qwen2_moe": "qwen2_moe", "qwen3_moe": "qwen3_moe",
@@ -66,6 +66,13 @@ def open_model(fields: "Fields", checkpoint: "Checkpoint", weights: "Callable[..
     """The same without its blocks, its weights read by another kind of Weights."""
     module, config = _module(fields), read_model_config(fields, checkpoint)
     return module.Model(config, weights(fields, checkpoint, module.tensor_shapes(config), module.layers_prefix(config)))
+
+
+def unread(fields: "Fields", checkpoint: "Checkpoint") -> list[str]:
+    """What the model leaves alone in its files, by the first word of the tensors' names: a vision tower, say."""
+    shapes = _module(fields).tensor_shapes(read_model_config(fields, checkpoint))
+    return sorted({name.removeprefix("model.").split(".")[0] for name in checkpoint.tensors
+                   if name not in shapes and not name.endswith((*Weights.BUFFERS, "lm_head.weight"))})
 
 
 def folds(fields: "Fields", config: "ModelConfig", i: int) -> "list[Fold]":

@@ -34,6 +34,10 @@ class ModelConfig:
         """The length at which a growing context outgrows its keys: one longer needs all of them anew. 0: never."""
         return 0
 
+    def varies(self, longest: int) -> bool:
+        """Whether the same token at the same place is another in contexts of other lengths, up to `longest` tokens."""
+        return False
+
 
 @dataclass(frozen=True)
 class Fold:

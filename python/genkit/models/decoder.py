@@ -17,7 +17,7 @@ from genkit import _core
 from genkit.models.config import (MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, MAX_WIDTH, Fold,
                                   ModelConfig, check_multiple)
 from genkit.nn import MLP, Attention, GatedMLP, Norm, RoPE, Tensor, Weights, select_rows
-from genkit.rope import Rope
+from genkit.rope import Rope, read_rope
 
 if TYPE_CHECKING:
     from genkit.checkpoints.config import Fields
@@ -128,6 +128,9 @@ class DecoderConfig(ModelConfig):
     def fresh_keys_beyond(self) -> int:
         return max((rope.fresh_keys_beyond for rope in self.ropes), default=0)
 
+    def varies(self, longest: int) -> bool:
+        return any(rope.varies(longest) for rope in self.ropes)
+
 
 # The kinds of norm: whether there is a bias, and the making.
 NORMS: dict[str, tuple[bool, Callable[[Weights, str, float], Norm]]] = {
@@ -181,7 +184,9 @@ def folds(c: DecoderConfig, i: int) -> list[Fold]:
     that lie fused with others, have biases, or go through a function."""
     layer, prefix, found = c.layer[i], f"{c.layers_name}{i}.", []
     gated = isinstance(layer.mlp, Feed) and layer.mlp.gated
-    consumers = [(layer.attention_norm, layer.qkv)] + ([(layer.mlp_norm, layer.mlp.up)] if isinstance(layer.mlp, Feed) else [])
+    consumers = [(layer.attention_norm, layer.qkv)]
+    if isinstance(layer.mlp, Feed):
+        consumers.append((layer.mlp_norm, layer.mlp.up))
     bias, plus_one = NORMS[c.norm][0], c.norm == "rms_plus_one"
     if not c.residual_is_normed and not (c.parallel and not layer.mlp_norm):
         for name, product in consumers:
@@ -211,7 +216,8 @@ class Block:
                 return weights.layer_norm_heads(_head_names(prefix + name, heads), c.norm_eps)
             return norm(name) if c.qk_norm else None
 
-        self.rope, self.parallel, self.scale, self.residual_is_normed = layer.rope, c.parallel, c.residual_scale, c.residual_is_normed
+        self.rope, self.parallel = layer.rope, c.parallel
+        self.scale, self.residual_is_normed = c.residual_scale, c.residual_is_normed
         self.attention_norm, self.mlp_norm = norm(layer.attention_norm), norm(layer.mlp_norm)
         self.post_attention_norm, self.post_mlp_norm = norm(layer.post_attention_norm), norm(layer.post_mlp_norm)
         slopes = Tensor.from_numpy(np.array(c.alibi_slopes, np.float32)) if c.alibi_slopes else None
@@ -308,6 +314,13 @@ def read_sizes(fields: "Fields", checkpoint: "Checkpoint", *, width: str = "hidd
                 max_positions=fields.integer(positions, 1, MAX_POSITIONS, default=2048), weight_bytes=checkpoint.nbytes)
 
 
+def read_rotary(fields: "Fields", sizes: dict[str, Any], **defaults: Any) -> Rope:
+    """read_rope for these sizes, whose max_positions becomes what the rope is meant for."""
+    rope = read_rope(fields, sizes["head_dim"], sizes["max_positions"], **defaults)
+    sizes["max_positions"] = rope.max_positions
+    return rope
+
+
 def separate_qkv(sizes: dict[str, Any], bias: bool, prefix: str = "self_attn.") -> Product:
     q, kv = sizes["heads"] * sizes["head_dim"], sizes["kv_heads"] * sizes["head_dim"]
     return Product(((prefix + "q_proj", q), (prefix + "k_proj", kv), (prefix + "v_proj", kv)), sizes["hidden_size"], bias)
@@ -320,7 +333,8 @@ def output(sizes: dict[str, Any], bias: bool, name: str = "self_attn.o_proj") ->
 def gated_feed(sizes: dict[str, Any], inner: int, activation: str, bias: bool = False, fused: bool = False) -> Feed:
     """gate_proj and up_proj, or fused in gate_up_proj; down_proj."""
     up = (("mlp.gate_up_proj", 2 * inner),) if fused else (("mlp.gate_proj", inner), ("mlp.up_proj", inner))
-    return Feed(Product(up, sizes["hidden_size"], bias), Product((("mlp.down_proj", sizes["hidden_size"]),), inner, bias), activation)
+    down = Product((("mlp.down_proj", sizes["hidden_size"]),), inner, bias)
+    return Feed(Product(up, sizes["hidden_size"], bias), down, activation)
 
 
 def plain_feed(sizes: dict[str, Any], inner: int, activation: str, up: str, down: str, bias: bool = True) -> Feed:

@@ -10,12 +10,15 @@ import numpy as np
 from genkit._core import Tensor, convert
 from genkit.models.config import MAX_HEADS, activation
 from genkit.models.decoder import (DecoderConfig, Layer, Model, Product, alibi_slopes,  # noqa: F401 some offered here too
-                                   folds, layers_prefix, output, plain_feed, read_inner, read_sizes, tensor_shapes)
-from genkit.rope import read_rope
+                                   folds, layers_prefix, output, plain_feed, read_inner, read_rotary, read_sizes,
+                                   tensor_shapes)
 
 if TYPE_CHECKING:
     from genkit.checkpoints.config import Fields
     from genkit.checkpoints.safetensors import Checkpoint
+
+OLD_NAMES = {"hidden_size": "n_embed", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+             "num_kv_heads": "n_head_kv"}
 
 
 def _slopes(heads: int, head_dim: int) -> tuple[float, ...]:
@@ -29,9 +32,7 @@ def read_config(fields: "Fields", checkpoint: "Checkpoint") -> DecoderConfig:
     parallel = fields.boolean("parallel_attn", default=True)
     if new and not parallel:
         raise fields.error("parallel_attn", "true with new_decoder_architecture")
-    names = {key: older if older in fields else key
-             for key, older in (("hidden_size", "n_embed"), ("num_hidden_layers", "n_layer"), ("num_attention_heads", "n_head"),
-                                ("num_kv_heads", "n_head_kv"))}
+    names = {key: old if old in fields else key for key, old in OLD_NAMES.items()}
     multi_query = fields.boolean("multi_query", default=True)
     heads = fields.integer(names["num_attention_heads"], 1, MAX_HEADS)
     kv_heads = fields.integer(names["num_kv_heads"], 1, MAX_HEADS, default=heads) if new else 1 if multi_query else heads
@@ -46,11 +47,11 @@ def read_config(fields: "Fields", checkpoint: "Checkpoint") -> DecoderConfig:
     if new and fields.integer("num_ln_in_parallel_attn", 1, 2, default=2) == 2:
         norms = ("ln_attn", "ln_mlp")
     alibi = fields.boolean("alibi", default=False)
-    rope = None if alibi else read_rope(fields, head_dim, sizes["max_positions"])
+    rope = None if alibi else read_rotary(fields, sizes)
     layer = Layer(qkv, output(sizes, bias, "self_attention.dense"), mlp, *norms, rope=None if alibi else 0)
     slopes = _slopes(heads, head_dim) if alibi else ()
     return DecoderConfig(
-        **sizes | ({"max_positions": rope.max_positions} if rope else {}), layer=(layer,) * sizes["layers"],
+        **sizes, layer=(layer,) * sizes["layers"],
         ropes=(rope,) if rope else (), norm="layer", norm_eps=fields.number("layer_norm_epsilon", 0.0, 1.0, default=1e-5),
         alibi_slopes=slopes, parallel=parallel, tied=fields.boolean("tie_word_embeddings", default=True),
         layers_name="transformer.h.", embedding_name="transformer.word_embeddings", norm_name="transformer.ln_f")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from genkit.models.config import activation
 from genkit.models.decoder import (DecoderConfig, Layer, Model, folds, gated_feed,  # noqa: F401 some offered here too
-                                   layers_prefix, output, read_inner, read_sizes, read_sliding, read_window, separate_qkv,
-                                   tensor_shapes)
+                                   layers_prefix, output, read_inner, read_rotary, read_sizes, read_sliding, read_window,
+                                   separate_qkv, tensor_shapes)
 from genkit.rope import Rope, read_rope
 
 if TYPE_CHECKING:
@@ -42,17 +42,18 @@ def _common(fields: "Fields", sizes: dict[str, Any]) -> dict[str, Any]:
 
 def _gemma(fields: "Fields", checkpoint: "Checkpoint") -> DecoderConfig:
     sizes = read_sizes(fields.filled(head_dim=256), checkpoint)
-    rope = read_rope(fields, sizes["head_dim"], sizes["max_positions"])
+    rope = read_rotary(fields, sizes)
     bias = fields.boolean("attention_bias", default=False)
     function = activation(fields, "hidden_act", "gelu_pytorch_tanh")
     if function == "gelu":  # as the first files have it, which mean the other
         function = "gelu_tanh"
     layer = Layer(separate_qkv(sizes, bias), output(sizes, bias), gated_feed(sizes, read_inner(fields), function))
-    return DecoderConfig(**_common(fields, sizes) | {"max_positions": rope.max_positions}, layer=(layer,) * sizes["layers"],
+    return DecoderConfig(**_common(fields, sizes), layer=(layer,) * sizes["layers"],
                          ropes=(rope,))
 
 
-def _four_norms(fields: "Fields", checkpoint: "Checkpoint", pattern: int, prefix: str = "model.", **more: Any) -> DecoderConfig:
+def _four_norms(fields: "Fields", checkpoint: "Checkpoint", pattern: int, prefix: str = "model.",
+                **more: Any) -> DecoderConfig:
     """Of Gemma 2 and 3: a layer with a window has the last of the ropes."""
     sizes = read_sizes(fields.filled(head_dim=256), checkpoint)
     bias, window = fields.boolean("attention_bias", default=False), read_window(fields, default=4096)

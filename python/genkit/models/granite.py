@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from genkit.models.config import activation
 from genkit.models.decoder import (DecoderConfig, Layer, Model, folds, gated_feed,  # noqa: F401 some offered here too
-                                   layers_prefix, output, read_inner, read_sizes, separate_qkv, tensor_shapes)
-from genkit.rope import read_rope
+                                   layers_prefix, output, read_inner, read_rotary, read_sizes, separate_qkv,
+                                   tensor_shapes)
 
 if TYPE_CHECKING:
     from genkit.checkpoints.config import Fields
@@ -17,13 +17,13 @@ def read_config(fields: "Fields", checkpoint: "Checkpoint") -> DecoderConfig:
         return fields.number(key, 0.0, 1e6, default=1.0, above=True)
 
     sizes = read_sizes(fields, checkpoint)
-    rope = read_rope(fields, sizes["head_dim"], sizes["max_positions"])
+    rope = read_rotary(fields, sizes)
     bias = fields.boolean("attention_bias", default=False)
     layer = Layer(separate_qkv(sizes, bias), output(sizes, bias),
                   gated_feed(sizes, read_inner(fields), activation(fields, "hidden_act", "silu"),
                              fields.boolean("mlp_bias", default=False)))
     return DecoderConfig(
-        **sizes | {"max_positions": rope.max_positions}, layer=(layer,) * sizes["layers"], ropes=(rope,), norm="rms",
+        **sizes, layer=(layer,) * sizes["layers"], ropes=(rope,), norm="rms",
         norm_eps=fields.number("rms_norm_eps", 0.0, 1.0, default=1e-6),
         attention_scale=multiplier("attention_multiplier"), residual_scale=multiplier("residual_multiplier"),
         embedding_scale=multiplier("embedding_multiplier"), logit_scale=1 / multiplier("logits_scaling"),

@@ -36,6 +36,9 @@ class LlamaConfig(ModelConfig):
     def fresh_keys_beyond(self) -> int:
         return self.rope.fresh_keys_beyond
 
+    def varies(self, longest: int) -> bool:
+        return self.rope.varies(longest)
+
 
 def llama_config(fields: "Fields", checkpoint: "Checkpoint", *, qkv_bias: Optional[bool] = None,
                  out_bias: Optional[bool] = None, mlp_bias: Optional[bool] = None, qk_norm: bool = False,

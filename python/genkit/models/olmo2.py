@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from genkit.models.config import activation
 from genkit.models.decoder import (DecoderConfig, Layer, Model, folds, gated_feed,  # noqa: F401 some offered here too
-                                   layers_prefix, output, read_inner, read_sizes, separate_qkv, tensor_shapes)
-from genkit.rope import read_rope
+                                   layers_prefix, output, read_inner, read_rotary, read_sizes, separate_qkv,
+                                   tensor_shapes)
 
 if TYPE_CHECKING:
     from genkit.checkpoints.config import Fields
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 def read_config(fields: "Fields", checkpoint: "Checkpoint") -> DecoderConfig:
     sizes = read_sizes(fields, checkpoint)
-    rope = read_rope(fields, sizes["head_dim"], sizes["max_positions"])
+    rope = read_rotary(fields, sizes)
     bias = fields.boolean("attention_bias", default=False)
     layer = Layer(separate_qkv(sizes, bias), output(sizes, bias),
                   gated_feed(sizes, read_inner(fields), activation(fields, "hidden_act", "silu")),
                   attention_norm="", mlp_norm="", post_attention_norm="post_attention_layernorm",
                   post_mlp_norm="post_feedforward_layernorm")
     return DecoderConfig(
-        **sizes | {"max_positions": rope.max_positions}, layer=(layer,) * sizes["layers"], ropes=(rope,), norm="rms",
+        **sizes, layer=(layer,) * sizes["layers"], ropes=(rope,), norm="rms",
         norm_eps=fields.number("rms_norm_eps", 0.0, 1.0, default=1e-5), qk_norm="whole",
         tied=fields.boolean("tie_word_embeddings", default=False))

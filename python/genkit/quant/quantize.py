@@ -117,7 +117,7 @@ def make_plan(path: Path, fields: "Fields", checkpoint: "Checkpoint", recipe: Re
               calibrated: bool = False, files: Optional[Mapping[str, bytes]] = None) -> Plan:
     """kinds: a type for each of some matrices, from --fit. Raises UsageError, and BadFileError for a checkpoint that lacks
     what its config.json speaks of."""
-    from genkit.models import read_model_config
+    from genkit.models import read_model_config, unread
 
     recipe.check()
     source = Source(path, fields, read_model_config(fields, checkpoint), files or {})
@@ -133,6 +133,8 @@ def make_plan(path: Path, fields: "Fields", checkpoint: "Checkpoint", recipe: Re
     _head_note(plan)
     if found.experts and plan.method in ("gptq", "awq"):
         plan.notes.append(f"experts are rounded by search, not by {plan.method}: calibration text sends too few rows to some of them")
+    if left := unread(fields, checkpoint):
+        plan.notes.append(f"left out, as text does not need it: {', '.join(shown(part) for part in left)}")
     plan.same = {name for name, stored in checkpoint.quantized.items()
                  if isinstance(kind := plan.kinds.get(name), Format) and stored.writable and possible(stored.format, kind)}
     lay_out(plan)
