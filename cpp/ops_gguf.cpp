@@ -148,7 +148,9 @@ void q5_k(const uint8_t* b, const Target& t) {
     six_bits(b + 4, t.subscales, t.minima);
     for (int run = 0; run < 8; run++) {
         const uint8_t* q = b + 48 + run / 2 * 32;
-        for (int j = 0; j < 32; j += 8) put(t.codes + 32 * run + j, bits(q + j, run % 2 * 4, 15) | bits(b + 16 + j, run, 1) << 4);
+        for (int j = 0; j < 32; j += 8) {
+            put(t.codes + 32 * run + j, bits(q + j, run % 2 * 4, 15) | bits(b + 16 + j, run, 1) << 4);
+        }
     }
 }
 
@@ -186,8 +188,12 @@ struct BlockType {
     bool real_zero() const { return format.zero == Zero::real; }
 };
 
-constexpr WeightFormat plain(Packing packing, Zero zero = Zero::none, DType scales = DType::f16) { return {packing, 32, zero, scales}; }
-constexpr WeightFormat nested(Packing packing, int64_t group, Zero zero = Zero::none) { return {packing, group, zero, DType::f16}; }
+constexpr WeightFormat plain(Packing packing, Zero zero = Zero::none, DType scales = DType::f16) {
+    return {packing, 32, zero, scales};
+}
+constexpr WeightFormat nested(Packing packing, int64_t group, Zero zero = Zero::none) {
+    return {packing, group, zero, DType::f16};
+}
 
 constexpr BlockType block_types[] = {
     {"Q4_0", q4_0, 32, 18, plain(Packing::int4)},
@@ -227,7 +233,8 @@ struct Rows {
     Rows(const BlockType& type, int64_t k, int64_t n)
         : depth(round_up(k, tile_depth)), groups((depth + type.weights - 1) / type.weights),
           subs(of_k(type.format.packing) ? depth / type.format.group : 0),
-          codes({n, depth}, eight_bits(type.format.packing) ? DType::i8 : DType::u8), scales({n, groups}, type.format.scale_dtype) {
+          codes({n, depth}, eight_bits(type.format.packing) ? DType::i8 : DType::u8),
+          scales({n, groups}, type.format.scale_dtype) {
         if (subs > 0) subscales = Tensor({n, subs}, DType::i8);
         if (type.real_zero()) zeros = Tensor({n, groups}, type.format.scale_dtype);
         if (type.real_zero() && subs > 0) minima = Tensor({n, subs}, DType::u8);
@@ -236,7 +243,8 @@ struct Rows {
         auto part = [row](const OptionalTensor& t) {
             return t ? t->data<uint8_t>() + row * t->dim(1) * dtype_size(t->dtype()) : nullptr;
         };
-        return {codes.data<uint8_t>() + row * depth, scales.data<uint16_t>() + row * groups, part(subscales), part(minima), part(zeros)};
+        return {codes.data<uint8_t>() + row * depth, scales.data<uint16_t>() + row * groups, part(subscales), part(minima),
+                part(zeros)};
     }
     int64_t depth, groups, subs;
     Tensor codes, scales;
@@ -244,7 +252,8 @@ struct Rows {
 };
 
 // Rows of blocks that follow one another, into rows from `out` on.
-void unpack_rows(const BlockType& type, const uint8_t* blocks, int64_t count, int64_t k, const Rows& sizes, const WeightCodes& out) {
+void unpack_rows(const BlockType& type, const uint8_t* blocks, int64_t count, int64_t k, const Rows& sizes,
+                 const WeightCodes& out) {
     const int64_t whole = k / type.weights;
     uint16_t* const zeros = static_cast<uint16_t*>(out.zeros);
     uint16_t unused = 0;

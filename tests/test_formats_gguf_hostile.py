@@ -54,14 +54,16 @@ def test_mutants(tmp_path, small):
 
 
 def test_mutants_of_every_type(tmp_path):
-    """A model of all types of blocks, and one split in three."""
+    """A model of all types of blocks, the same split in three, and one of experts."""
     path = tmp_path / "model.gguf"
     head = mixed_file(path)
     seeds = {"types": Seed({"model.gguf": path.read_bytes()}, open="model.gguf", dense={"model.gguf": [(0, head)]})}
     parts = {part.name: part.read_bytes() for part in split(path, 3)}
     seeds["split"] = Seed(parts, open=min(parts), dense={name: [(0, 1000)] for name in parts})
-    refusals = hunt(seeds, 1000, tmp_path)
-    assert all(100 < count / TIMES < 1000 for count in refusals.values()), refusals
+    head = mixed_file(path, experts=3)
+    seeds["experts"] = Seed({"model.gguf": path.read_bytes()}, open="model.gguf", dense={"model.gguf": [(0, head)]})
+    refusals = hunt(seeds, 800, tmp_path)
+    assert all(80 < count / TIMES < 800 for count in refusals.values()), refusals
 
 
 def built(keys=(), tensors=b"", count=0, keys_count=None, version=3, magic=b"GGUF", data=b""):

@@ -54,7 +54,8 @@ CASES = {
     "bloom": ("bloom", "bloom", dict(n_layer=3, n_head=4)),
     "gpt2": ("gpt2", "gpt2", dict(n_embd=64, n_layer=3, n_head=4, n_positions=256)),
 }
-GELU = {"gemma2", "gemma3", "phi", "starcoder2", "gpt_neox", "falcon", "falcon-multi-query", "bloom", "gpt2"}  # a table of f16 there
+# llama.cpp takes it from a table of float16.
+GELU = {"gemma2", "gemma3", "phi", "starcoder2", "gpt_neox", "falcon", "falcon-multi-query", "bloom", "gpt2"}
 # Sizes that go by other names, or are none of the configuration's.
 OTHER_SIZES = {"gpt2": [key for key in SMALL if key != "vocab_size"], "gpt_neox": ["num_key_value_heads"],
                "bloom": ["num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size"],

@@ -262,7 +262,8 @@ def _rope_of(keys: Keys, architecture: Architecture, config: Mapping[str, Any], 
         raise keys.error(f"{keys.prefix}{prefix}type {shown(kind)} is not supported; known: none, linear, yarn")
     rope = {key: value for key, value in rope.items() if value is not None}
     if "rope_local_base_freq" in config:  # of the layers with a window
-        rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": config["rope_local_base_freq"]}}
+        local = {"rope_type": "default", "rope_theta": config["rope_local_base_freq"]}
+        rope = {"full_attention": rope, "sliding_attention": local}
     return {"rope_parameters": rope}
 
 

@@ -1,4 +1,4 @@
-"""GGUF files, versions 2 and 3: keys with values, then tensors, written by llama.cpp and many others. Nothing here knows models.
+"""GGUF files, versions 2 and 3: keys with values, then tensors, written by llama.cpp and others. Nothing here knows models.
 
 All little-endian. A string is u64 length, then UTF-8. The file:
   "GGUF", u32 version, u64 number of tensors, u64 number of keys
@@ -88,7 +88,8 @@ def open_container(path: Path, descriptors: dict[Path, int]) -> Container:
     missing = [file for file in paths if not os.path.lexists(file)]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise BadFileError(f"{shown_path(path)}: one of {count} files; {shown_path(missing[0])}{more} not found; download it too")
+        raise BadFileError(f"{shown_path(path)}: one of {count} files; {shown_path(missing[0])}{more} not found; download it "
+                           "too")
     tensors = dict(first.tensors)
     for i, file in enumerate(paths[1:], 1):
         part = opened(file)
@@ -120,11 +121,12 @@ def split_paths(path: Path, count: int, number: int) -> list[Path]:
     which it is."""
     match = SPLIT_NAME.fullmatch(path.name)
     if not match or not 1 <= count < 10**5 or int(match[3]) != count:
-        raise BadFileError(f"{shown_path(path)}: one of {count} files of a split model, which are named NAME-00001-of-{count:05}"
-                           ".gguf; give it the name it had")
+        raise BadFileError(f"{shown_path(path)}: one of {count} files of a split model, which are named "
+                           f"NAME-00001-of-{count:05}.gguf; give it the name it had")
     paths = [path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
     if int(match[2]) != 1 or number != 0:
-        raise BadFileError(f"{shown_path(path)}: part {number + 1} of a split model; give its first file, {shown_path(paths[0])}")
+        raise BadFileError(f"{shown_path(path)}: part {number + 1} of a split model; give its first file, "
+                           f"{shown_path(paths[0])}")
     return paths
 
 

@@ -1,9 +1,9 @@
 """The architectures of GGUF that are known here: what their tensors are called in Hugging Face's files, and where rows of
 matrices lie in another order.
 
-llama.cpp's "llama" and what derives from it rotate neighbouring channels of a head where Hugging Face's files rotate its halves,
-so rows of q and k lie in another order there. Fused matrices that Hugging Face's files interleave by head lie as all of q, all of
-k, all of v. Gemma's norms lie with one added.
+llama.cpp's "llama" and what derives from it rotate neighbouring channels of a head where Hugging Face's files rotate its
+halves, so rows of q and k lie in another order there. Fused matrices that Hugging Face's files interleave by head lie as all
+of q, all of k, all of v. Gemma's norms lie with one added.
 """
 
 from __future__ import annotations
@@ -77,23 +77,27 @@ ARCHITECTURES = {
     "gpt-oss": Architecture("gpt_oss", ATTENTION | EXPERTS | {
         "attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm", "attn_sinks": "self_attn.sinks",
         "ffn_gate_inp": "mlp.router"}),
-    "gptneox": Architecture("gpt_neox", {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-                                 "attn_qkv": "attention.query_key_value", "attn_output": "attention.dense", **_NEOX_MLP},
-                    {"token_embd": "gpt_neox.embed_in", "output_norm": "gpt_neox.final_layer_norm", "output": "embed_out"},
-                    "gpt_neox.layers.", fused="attention.query_key_value"),
-    "falcon": Architecture("falcon", {"attn_norm": "input_layernorm", "attn_norm_2": "ln_attn",
-                              "attn_qkv": "self_attention.query_key_value", "attn_output": "self_attention.dense", **_NEOX_MLP},
-                   {"token_embd": "transformer.word_embeddings", "output_norm": "transformer.ln_f", "output": "lm_head"},
-                   "transformer.h.", fused="self_attention.query_key_value"),
-    "bloom": Architecture("bloom", {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-                            "attn_qkv": "self_attention.query_key_value", "attn_output": "self_attention.dense", **_NEOX_MLP},
-                  {"token_embd": "transformer.word_embeddings", "token_embd_norm": "transformer.word_embeddings_layernorm",
-                   "output_norm": "transformer.ln_f", "output": "lm_head"},
-                  "transformer.h.", fused="self_attention.query_key_value"),
-    "gpt2": Architecture("gpt2", {"attn_norm": "ln_1", "ffn_norm": "ln_2", "attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj",
-                          "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
-                 {"token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f",
-                  "output": "lm_head"}, "transformer.h.", transposed=True),
+    "gptneox": Architecture(
+        "gpt_neox", {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+                     "attn_qkv": "attention.query_key_value", "attn_output": "attention.dense", **_NEOX_MLP},
+        {"token_embd": "gpt_neox.embed_in", "output_norm": "gpt_neox.final_layer_norm", "output": "embed_out"},
+        "gpt_neox.layers.", fused="attention.query_key_value"),
+    "falcon": Architecture(
+        "falcon", {"attn_norm": "input_layernorm", "attn_norm_2": "ln_attn", "attn_qkv": "self_attention.query_key_value",
+                   "attn_output": "self_attention.dense", **_NEOX_MLP},
+        {"token_embd": "transformer.word_embeddings", "output_norm": "transformer.ln_f", "output": "lm_head"},
+        "transformer.h.", fused="self_attention.query_key_value"),
+    "bloom": Architecture(
+        "bloom", {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+                  "attn_qkv": "self_attention.query_key_value", "attn_output": "self_attention.dense", **_NEOX_MLP},
+        {"token_embd": "transformer.word_embeddings", "token_embd_norm": "transformer.word_embeddings_layernorm",
+         "output_norm": "transformer.ln_f", "output": "lm_head"},
+        "transformer.h.", fused="self_attention.query_key_value"),
+    "gpt2": Architecture(
+        "gpt2", {"attn_norm": "ln_1", "ffn_norm": "ln_2", "attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj",
+                 "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+        {"token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f",
+         "output": "lm_head"}, "transformer.h.", transposed=True),
 }
 _NAME = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.([a-z0-9_]+)")
 
