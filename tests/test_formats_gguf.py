@@ -25,6 +25,7 @@ from genkit.checkpoints.gguf_blocks import BY_FORMAT, TYPES, decode, encode, rou
 from genkit.checkpoints.gguf_model import gguf_name, interleave
 from genkit.checkpoints.gguf_names import ARCHITECTURES, tensor_name
 from genkit.errors import UsageError
+from genkit.inspection import examine
 from genkit.quant.codes import Codes, groups_of
 from genkit.quant.formats import Format
 from genkit.quant.writers.base import Source
@@ -164,6 +165,7 @@ def test_split_files_are_one_model(tmp_path, small):
     for name in (first, folder):
         found = genkit.load(name, kv_type="f32")
         assert np.array_equal(found.logits(ids), model.logits(ids)) and found.tokenizer.encode(TEXTS[2]) == ids
+    assert examine(first)["disk_bytes"] == sum(part.stat().st_size for part in folder.iterdir())
 
 
 def test_version_2_is_laid_out_alike(tmp_path, small):

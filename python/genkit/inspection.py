@@ -56,7 +56,8 @@ def examine(path: Path, context: Optional[int] = None) -> dict[str, Any]:
         raise UsageError(f"context {context} is outside 1 to {config.max_positions}, what the model was made for")
     cache = kv_cache.pages_for(context) * kv_cache.page_bytes(config.layers, config.kv_heads, config.head_dim, kv_type)
     parameters = sum(entry["parameters"] for entry in types.values())
-    card, files = path / CARD, list(path.iterdir()) if path.is_dir() else [path]
+    card = path / CARD
+    files = path.iterdir() if path.is_dir() else {path} | {tensor.file for tensor in opened.checkpoint.tensors.values()}
     return {
         "path": str(path),
         "container": "folder" if path.is_dir() else "gguf",
