@@ -134,18 +134,32 @@ void tile_by_panel(const WeightFormat& f, const Unpacked& w, int64_t tiles, int3
     }
 }
 
-// Rows [m0, m1) by panels [begin, end), at most panels_at_once.
+// How a block of plain groups is unpacked, and what tiles of rows then do with it.
 template <Packing packing, Zero zeros>
+struct Plain {
+    using Block = Unpacked;
+    static constexpr int32_t offset = packing == Packing::int4 ? (zeros == Zero::none ? -8 : 0) : -128;
+
+    INLINE static void unpack(const WeightFormat& f, const uint8_t* block, int64_t tiles, const uint8_t* next, Block& to) {
+        unpack_block<packing>(f, block, tiles, next, to);
+    }
+    template <int64_t rows>
+    static void tile(const WeightFormat& f, const Block& w, int64_t tiles, const TileRows& x) {
+        tile_by_panel<zeros, rows>(f, w, tiles, offset, x);
+    }
+};
+
+// Rows [m0, m1) by panels [begin, end), at most panels_at_once.
+template <class Way>
 void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t end, int64_t m0, int64_t m1) {
-    Unpacked unpacked[panels_at_once];
+    typename Way::Block unpacked[panels_at_once];
     alignas(64) float acc[panels_at_once][slab_rows][32];
     const WeightFormat& f = a.format;
-    const int64_t depth = round_up(a.k, tile_depth), subs = depth / sub_depth, blocks = (a.k + block_depth - 1) / block_depth;
+    const int64_t depth = round_up(a.k, tile_depth), subs = depth / sum_depth(f), blocks = (a.k + block_depth - 1) / block_depth;
     const int64_t rows = m1 - m0, panels = end - begin, panel_size = panel_bytes(f, a.k);
-    const int32_t offset = packing == Packing::int4 ? (zeros == Zero::none ? -8 : 0) : -128;
-    void (*const tile_of[])(const WeightFormat&, const Unpacked&, int64_t, int32_t, const TileRows&) = { tile_by_panel<zeros, 3>,
-        tile_by_panel<zeros, 4>, tile_by_panel<zeros, 5>, tile_by_panel<zeros, 6>, tile_by_panel<zeros, 7>,
-        tile_by_panel<zeros, 8>};
+    void (*const tile_of[])(const WeightFormat&, const typename Way::Block&, int64_t, const TileRows&) = {
+        Way::template tile<3>, Way::template tile<4>, Way::template tile<5>, Way::template tile<6>, Way::template tile<7>,
+        Way::template tile<8>};
     for (int64_t p = 0; p < panels; p++) {
         for (int64_t i = 0; i < rows * 32; i += 16) store(&acc[p][i / 32][i % 32], zero());
     }
@@ -157,15 +171,15 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t end, int64
         for (int64_t p = 0; p < panels; p++) {
             const uint8_t* at = a.weight + (begin + p) * panel_size + block * block_bytes(f);
             next[p] = block + 1 < blocks ? at + block_bytes(f) : a.weight + (end + p) * panel_size;
-            unpack_block<packing>(f, at, tiles, next[p], unpacked[p]);
+            Way::unpack(f, at, tiles, next[p], unpacked[p]);
         }
         for (int64_t t = 0; t < row_tiles; t++) {  // as even as can be, so of four rows or more where there are nine
             const int64_t first = rows * t / row_tiles, count = rows * (t + 1) / row_tiles - first, m = m0 + first;
             const int64_t fetched = header_bytes(f) + 64 + t * 8 * fetches * 128;
             for (int64_t p = 0; p < panels; p++) {
-                tile_of[count - 3](f, unpacked[p], tiles, offset,
+                tile_of[count - 3](f, unpacked[p], tiles,
                                    {a.codes + m * a.codes_stride + block * block_depth,
-                                    a.sums + m * subs + block * (block_depth / sub_depth), a.scales + m * blocks + block,
+                                    a.sums + m * subs + block * (block_depth / sum_depth(f)), a.scales + m * blocks + block,
                                     acc[p][first], next[p] + fetched, fetched < block_bytes(f) ? fetches : 0, a.codes_stride,
                                     subs, blocks});
             }
@@ -176,13 +190,13 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t end, int64
     }
 }
 
-template <Packing packing, Zero zeros>
+template <class Way>
 void many_rows(const PackedLinearArgs& a, int64_t begin, int64_t end) {
     const int64_t slabs = (a.rows + slab_rows - 1) / slab_rows, step = a.rows <= single_rows ? 1 : panels_at_once;
     for (int64_t panel = begin; panel < end; panel += step) {
         const int64_t stop = panel + step < end ? panel + step : end;
         for (int64_t s = 0; s < slabs; s++) {
-            slab_by_panels<packing, zeros>(a, panel, stop, a.rows * s / slabs, a.rows * (s + 1) / slabs);
+            slab_by_panels<Way>(a, panel, stop, a.rows * s / slabs, a.rows * (s + 1) / slabs);
         }
     }
 }
@@ -195,20 +209,23 @@ void packed_linear_of(const PackedLinearArgs& a, int64_t begin, int64_t end) {
         }
         return few_rows<packing, false>(a, begin, end);
     }
-    if constexpr (packing == Packing::int4_two_level) return many_rows<packing, Zero::none>(a, begin, end);
+    if constexpr (packing == Packing::int4_two_level) return many_rows<Plain<packing, Zero::none>>(a, begin, end);
     else switch (a.format.zero) {
-        case Zero::none: return many_rows<packing, Zero::none>(a, begin, end);
-        case Zero::integer: return many_rows<packing, Zero::integer>(a, begin, end);
-        case Zero::real: return many_rows<packing, Zero::real>(a, begin, end);
+        case Zero::none: return many_rows<Plain<packing, Zero::none>>(a, begin, end);
+        case Zero::integer: return many_rows<Plain<packing, Zero::integer>>(a, begin, end);
+        case Zero::real: return many_rows<Plain<packing, Zero::real>>(a, begin, end);
     }
 }
+
+template <Packing packing>
+void packed_linear_k(const PackedLinearArgs& a, int64_t begin, int64_t end);  // packed_k_vnni_many.inl
 
 void packed_linear(const PackedLinearArgs& a, int64_t begin, int64_t end) {
     switch (a.format.packing) {
         case Packing::int4_two_level: return packed_linear_of<Packing::int4_two_level>(a, begin, end);
         case Packing::int4: return packed_linear_of<Packing::int4>(a, begin, end);
         case Packing::int8: return packed_linear_of<Packing::int8>(a, begin, end);
-        case Packing::int4_k:
-        case Packing::int8_k: return below.packed_linear(a, begin, end);
+        case Packing::int4_k: return packed_linear_k<Packing::int4_k>(a, begin, end);
+        case Packing::int8_k: return packed_linear_k<Packing::int8_k>(a, begin, end);
     }
 }

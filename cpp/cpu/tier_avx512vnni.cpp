@@ -14,18 +14,17 @@
 namespace genkit {
 namespace {
 
-Kernels below{};  // the slots as they were, for weights of int4_k and int8_k
-
 #include "vec_avx512.h"
 #include "functions.inl"
 #include "packed_vnni.inl"
+#include "packed_k_vnni.inl"
 #include "packed_vnni_many.inl"
+#include "packed_k_vnni_many.inl"
 #include "measure_vnni.inl"
 
 }  // namespace
 
 void install_avx512vnni(Kernels& k) {
-    below = k;
     k.packed_linear = packed_linear;
     k.measure_int8 = measure_int8;
 }
