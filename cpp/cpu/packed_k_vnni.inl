@@ -76,7 +76,7 @@ void few_rows_k(const PackedLinearArgs& a, int64_t panel) {
                         }
                         fetch_ahead<lines_of, rows>(line + (eight ? 2 : 1) * l * 64);
                         if (eight) fetch_ahead<lines_of, rows>(line + (2 * l + 1) * 64);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                         for (int64_t m = 0; m < rows; m++) {
                             const int8_t* x = a.codes + m * a.codes_stride + k + l * 4;
                             part[m][0] = _mm512_dpbusd_epi32(part[m][0], w[0], broadcast4(x));
@@ -122,7 +122,11 @@ void few_rows_k(const PackedLinearArgs& a, int64_t begin, int64_t end) {
             case 1: few_rows_k<packing, group, 1>(a, panel); break;
             case 2: few_rows_k<packing, group, 2>(a, panel); break;
             case 3: few_rows_k<packing, group, 3>(a, panel); break;
-            default: few_rows_k<packing, group, 4>(a, panel); break;
+            case 4: few_rows_k<packing, group, 4>(a, panel); break;
+            case 5: few_rows_k<packing, group, 5>(a, panel); break;
+            case 6: few_rows_k<packing, group, 6>(a, panel); break;
+            case 7: few_rows_k<packing, group, 7>(a, panel); break;
+            default: few_rows_k<packing, group, 8>(a, panel); break;
         }
     }
 }

@@ -1,8 +1,6 @@
 // More rows by int4_k and int8_k: as packed_vnni_many.inl, with a group's sums in registers and a block's in the first-level
 // cache.
 
-constexpr int64_t few_k_rows = 4;
-
 struct UnpackedK {
     alignas(64) uint8_t codes[block_depth / 4][2][64];  // steps of 4 along k, 16 outputs x 4
     alignas(64) int32_t scales[block_depth / 16][2][16];     // sc by group
@@ -104,7 +102,7 @@ struct OfK {
 
 template <Packing packing>
 void packed_linear_k(const PackedLinearArgs& a, int64_t begin, int64_t end) {
-    const bool few = a.rows <= few_k_rows;
+    const bool few = a.rows <= untiled_rows;
     if (a.format.group == 16) return few ? few_rows_k<packing, 16>(a, begin, end) : many_rows<OfK<packing, 16>>(a, begin, end);
     return few ? few_rows_k<packing, 32>(a, begin, end) : many_rows<OfK<packing, 32>>(a, begin, end);
 }
