@@ -127,6 +127,7 @@ PYBIND11_MODULE(_core, m) {
           "x"_a, nogil());
     m.def("packed_linear", &packed_linear, "x"_a, "weight"_a, "bias"_a = std::nullopt, "residual"_a = std::nullopt,
           "kind"_a = "", nogil());
+    m.def("linears", &linears, "x"_a, "weights"_a, "bias"_a = std::nullopt, "residual"_a = std::nullopt, nogil());
     m.def("quantize_weight", &quantize_weight, "weight"_a, "format"_a, "gated"_a = false, nogil());
     m.def("round_weight", [](const Tensor& weight, const WeightFormat& format, bool search, const OptionalTensor& h) {
         RoundedWeight w = round_weight(weight, format, search, h);

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "tensor.h"
@@ -20,6 +21,8 @@ struct PackedWeight {
     int64_t n, k;
     bool gated;  // rows are gates then ups, panels hold both: packed_linear gives f(gate) * up
 };
+
+using AnyWeight = std::variant<const Tensor*, const PackedWeight*>;
 
 // A weight in row-major codes (WeightCodes): subscales and minima for int4_two_level, zeros where the format has them.
 struct RoundedWeight {
@@ -67,6 +70,9 @@ std::string packing_name(const WeightFormat& format);
 Quantized quantize(const Tensor& x);
 Tensor packed_linear(const Tensor& x, const PackedWeight& weight, const OptionalTensor& bias, const OptionalTensor& residual,
                      const std::string& kind);
+// Linears of one input: their outputs side by side, [rows, sum of n]; bias and residual are as wide.
+Tensor linears(const Tensor& x, const std::vector<AnyWeight>& weights, const OptionalTensor& bias,
+               const OptionalTensor& residual);
 PackedWeight quantize_weight(const Tensor& weight, const WeightFormat& format, bool gated);
 RoundedWeight round_weight(const Tensor& weight, const WeightFormat& format, bool search, const OptionalTensor& importance);
 PackedWeight pack_weight(const Tensor& codes, const Tensor& scales, const OptionalTensor& subscales,

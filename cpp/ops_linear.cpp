@@ -18,24 +18,36 @@ int64_t packed_grain(int64_t panels, int64_t rows, int64_t k) {
     return std::max<int64_t>(1, std::max(grain, std::min(shared, panels / (4 * get_threads()))));
 }
 
-}  // namespace
+// What a product adds and where it goes: columns of the op's arguments.
+struct Target {
+    const float *bias, *residual;  // or null
+    float* out;
+    int64_t stride;  // of out and residual
 
-Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& residual) {
-    const char* op = "linear";
-    check_f32(op, "x", x, {-1, -1});
-    check_dtype(op, "weight", weight, {DType::f32, DType::f16, DType::bf16});
-    check_shape(op, "weight", weight, {-1, x.dim(1)});
-    check_contiguous(op, "weight", weight);
-    int64_t rows = x.dim(0), k = x.dim(1), n = weight.dim(0);
+    Target columns(int64_t begin) const {
+        return {bias ? bias + begin : nullptr, residual ? residual + begin : nullptr, out + begin, stride};
+    }
+};
+
+Target make_target(const char* op, const OptionalTensor& bias, const OptionalTensor& residual, const Tensor& out, int64_t n) {
     if (bias) check_vector(op, "bias", *bias, DType::f32, n);
     if (residual) {
-        check_f32(op, "residual", *residual, {rows, n});
+        check_f32(op, "residual", *residual, {out.dim(0), out.dim(1)});
         check_contiguous(op, "residual", *residual);
     }
-    Tensor out({rows, n}, DType::f32);
-    if (rows == 0) return out;
-    LinearArgs a{x.data<float>(), weight.bytes(), optional_data(bias), optional_data(residual), out.data<float>(),
-                 rows, n, k, x.row_stride(), n, weight.dtype()};
+    return {optional_data(bias), optional_data(residual), out.data<float>(), out.dim(1)};
+}
+
+void check_dense(const char* op, const Tensor& weight, int64_t k) {
+    check_dtype(op, "weight", weight, {DType::f32, DType::f16, DType::bf16});
+    check_shape(op, "weight", weight, {-1, k});
+    check_contiguous(op, "weight", weight);
+}
+
+void dense_product(const Tensor& x, const Tensor& weight, const Target& to) {
+    int64_t rows = x.dim(0), k = x.dim(1), n = weight.dim(0);
+    LinearArgs a{x.data<float>(), weight.bytes(), to.bias, to.residual, to.out,
+                 rows, n, k, x.row_stride(), to.stride, weight.dtype()};
     int64_t grain = (grain_for(products_a_piece, rows * k) + linear_tile - 1) / linear_tile * linear_tile;
     OptionalTensor rounded;
     if (weight.dtype() == DType::bf16 && kernels().row_input != RowInput::f32) {
@@ -52,10 +64,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
         else grain = round_up(grain_for(products_a_piece, k), 4);
     }
     submit(kernels().linear, a, n, grain);
-    return out;
 }
-
-namespace {
 
 Quantized quantize(const char* op, const Tensor& x, bool tiled, bool sums, int64_t sum_depth) {
     check_f32(op, "x", x, {-1, -1});
@@ -72,7 +81,39 @@ Quantized quantize(const char* op, const Tensor& x, bool tiled, bool sums, int64
     return q;
 }
 
+// Rows in codes as the kernels of some formats want them.
+struct Coded {
+    bool tiled = false, sums = false;
+    int64_t sum_depth = 0;
+    std::optional<Quantized> codes;
+};
+
+void packed_product(const char* op, const Tensor& x, const PackedWeight& weight, const Target& to, Activation kind, Coded& coded) {
+    const int64_t rows = x.dim(0);
+    const bool tiled = kernels().code_tiles && rows > untiled_rows && !of_k(weight.format.packing);
+    const bool sums = !tiled || weight.format.zero != Zero::none;
+    const int64_t depth = sum_depth(weight.format);
+    if (!coded.codes || coded.tiled != tiled || (sums && (!coded.sums || coded.sum_depth != depth)))
+        coded = {tiled, sums, depth, quantize(op, x, tiled, sums, depth)};
+    const Quantized& q = *coded.codes;
+    PackedLinearArgs a{q.codes.data<int8_t>(), q.scales.data<float>(), q.sums.data<int16_t>(), weight.panels.data<uint8_t>(),
+                       to.bias, to.residual, to.out, rows, weight.n, weight.k, q.codes.row_stride(), to.stride, weight.format,
+                       weight.gated, kind, tiled};
+    submit(kernels().packed_linear, a, weight.panels.dim(0),
+           packed_grain(weight.panels.dim(0), rows, weight.k));
+}
+
 }  // namespace
+
+Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& residual) {
+    const char* op = "linear";
+    check_f32(op, "x", x, {-1, -1});
+    check_dense(op, weight, x.dim(1));
+    Tensor out({x.dim(0), weight.dim(0)}, DType::f32);
+    const Target to = make_target(op, bias, residual, out, weight.dim(0));
+    if (x.dim(0) > 0) dense_product(x, weight, to);
+    return out;
+}
 
 Quantized quantize(const Tensor& x) { return quantize("quantize", x, false, true, sub_depth); }
 
@@ -80,24 +121,49 @@ Tensor packed_linear(const Tensor& x, const PackedWeight& weight, const Optional
                      const std::string& kind) {
     const char* op = "packed_linear";
     check_f32(op, "x", x, {-1, weight.k});
-    if (bias) check_vector(op, "bias", *bias, DType::f32, weight.n);
     if (weight.gated == kind.empty()) fail(op, "a gated weight needs its activation, and no other has one");
     if (weight.gated && residual) fail(op, "a gated weight takes no residual");
-    const int64_t rows = x.dim(0), n = weight.gated ? weight.n / 2 : weight.n;
-    if (residual) {
-        check_f32(op, "residual", *residual, {rows, n});
-        check_contiguous(op, "residual", *residual);
+    Tensor out({x.dim(0), weight.gated ? weight.n / 2 : weight.n}, DType::f32);
+    const Target to = make_target(op, bias, residual, out, weight.n);
+    Coded coded;
+    if (x.dim(0) > 0)
+        packed_product(op, x, weight, to, weight.gated ? activation_from_name(op, kind, true) : Activation::silu, coded);
+    return out;
+}
+
+Tensor linears(const Tensor& x, const std::vector<AnyWeight>& weights, const OptionalTensor& bias,
+               const OptionalTensor& residual) {
+    const char* op = "linears";
+    check_f32(op, "x", x, {-1, -1});
+    int64_t n = 0;
+    for (const AnyWeight& weight : weights) {
+        const bool missing = std::visit([](const auto* w) { return w == nullptr; }, weight);
+        if (missing) fail(op, "a weight is None");
+        if (auto* dense = std::get_if<const Tensor*>(&weight)) {
+            check_dense(op, **dense, x.dim(1));
+            n += (*dense)->dim(0);
+        } else {
+            const PackedWeight& packed = *std::get<const PackedWeight*>(weight);
+            check_f32(op, "x", x, {-1, packed.k});
+            if (packed.gated) fail(op, "a gated weight has no place beside others");
+            n += packed.n;
+        }
     }
-    Tensor out({rows, n}, DType::f32);
-    if (rows == 0) return out;
-    const bool tiled = kernels().code_tiles && rows > untiled_rows && !of_k(weight.format.packing);
-    const Quantized q = quantize(op, x, tiled, !tiled || weight.format.zero != Zero::none, sum_depth(weight.format));
-    PackedLinearArgs a{q.codes.data<int8_t>(), q.scales.data<float>(), q.sums.data<int16_t>(), weight.panels.data<uint8_t>(),
-                       optional_data(bias), optional_data(residual), out.data<float>(), rows, weight.n, weight.k,
-                       q.codes.row_stride(), n, weight.format, weight.gated,
-                       weight.gated ? activation_from_name(op, kind, true) : Activation::silu, tiled};
-    submit(kernels().packed_linear, a, weight.panels.dim(0),
-           packed_grain(weight.panels.dim(0), rows, weight.k));
+    Tensor out({x.dim(0), n}, DType::f32);
+    const Target to = make_target(op, bias, residual, out, n);
+    if (x.dim(0) == 0) return out;
+    Coded coded;  // once for all that take the same
+    int64_t column = 0;
+    for (const AnyWeight& weight : weights) {
+        if (auto* dense = std::get_if<const Tensor*>(&weight)) {
+            dense_product(x, **dense, to.columns(column));
+            column += (*dense)->dim(0);
+        } else {
+            const PackedWeight& packed = *std::get<const PackedWeight*>(weight);
+            packed_product(op, x, packed, to.columns(column), Activation::silu, coded);
+            column += packed.n;
+        }
+    }
     return out;
 }
 

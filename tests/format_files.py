@@ -125,7 +125,8 @@ def read_back(folder, names):
 def assert_same(got, want):
     """All that means something is equal to the bit."""
     assert (got.format, got.k, got.codes.shape) == (want.format, want.k, want.codes.shape)
-    subs, groups = -(-want.k // SUB), -(-want.k // want.format.group)
+    subs = -(-want.k // (want.format.group if want.format.of_k else SUB))
+    groups = -(-want.k // want.format.scale_group)
     used = {"codes": want.k, "scales": groups, "zeros": groups, "subscales": subs, "minima": subs}
     assert got.parts().keys() == want.parts().keys()
     for name, array in want.parts().items():

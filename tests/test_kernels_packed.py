@@ -295,6 +295,28 @@ def test_every_tier_rows_and_threads_have_the_same_bits(spec):
         _core.use_tier(_core.tiers()[-1])
 
 
+def test_linears_side_by_side(tier):
+    """The bits of each alone, in columns; rows in codes are made anew where a format wants other sums."""
+    rng = np.random.default_rng(12)
+    for rows in (1, 5, 20):
+        weights = [RandomCodes(rng, n, 300, spec).packed() for n, spec in ((40, TWO_LEVEL), (33, K_SPECS[0]), (1, K_SPECS[-1]))]
+        weights[1:1] = [tensor(rng.standard_normal((7, 300)), "bf16")]
+        x, total = strided(rng.standard_normal((rows, 300)).astype(np.float32), 2, 3), 40 + 7 + 33 + 1
+        bias, residual = tensor(rng.standard_normal(total)), tensor(rng.standard_normal((rows, total)))
+        got, at = _core.linears(x, weights, bias, residual).numpy(), 0
+        for weight in weights:
+            op = _core.packed_linear if isinstance(weight, _core.PackedWeight) else _core.linear
+            part = slice(at, at + weight.shape[0])
+            want = op(x, weight, tensor(bias.numpy()[part]), tensor(residual.numpy()[:, part])).numpy()
+            assert same_bits(got[:, part], want), (rows, weight.shape)
+            at = part.stop
+    gated = RandomCodes(rng, 4, 300, TWO_LEVEL).packed(gated=True)
+    for wrong, words in (([gated], "gated weight has no place"), ([weights[0], None], "a weight is None"),
+                         ([RandomCodes(rng, 4, 64, TWO_LEVEL).packed()], "expected")):
+        with pytest.raises(ValueError, match=words):
+            _core.linears(x, wrong)
+
+
 def test_extremes_stay_exact(tier):
     """The largest sums the formats allow: nothing saturates, nothing wraps."""
     for spec in FEW_FORMATS:

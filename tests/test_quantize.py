@@ -36,13 +36,17 @@ def widened(model):
     seen = {}
 
     def wide(weight):
+        if isinstance(weight, tuple):
+            return tuple(map(wide, weight))
+        if not isinstance(weight, _core.PackedWeight):
+            return weight
         if id(weight) not in seen:
             ids = _core.Tensor.from_numpy(np.arange(weight.shape[0], dtype=np.int32))
             seen[id(weight)] = weight, _core.unpack(ids, weight)
         return seen[id(weight)][1]
 
     def visit(thing):
-        if isinstance(thing, (nn.Linear, nn.GatedLinear, nn.Embedding)) and isinstance(thing.weight, _core.PackedWeight):
+        if isinstance(thing, (nn.Linear, nn.GatedLinear, nn.Embedding)) and isinstance(thing.weight, (tuple, _core.PackedWeight)):
             if isinstance(thing, nn.Linear):
                 order = thing.order
                 thing.__init__(wide(thing.weight), thing.bias)

@@ -72,6 +72,9 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def packed_linear(x: Tensor, weight: PackedWeight, bias: Optional[Tensor] = None, residual: Optional[Tensor] = None,
                   kind: str = "") -> Tensor:
     """As linear, with x rounded to int8. A gated weight needs its activation's name and gives f(gate) * up, [n, m / 2]."""
+def linears(x: Tensor, weights: Sequence[Tensor | PackedWeight], bias: Optional[Tensor] = None,
+            residual: Optional[Tensor] = None) -> Tensor:
+    """linear or packed_linear by each weight [n, k], outputs side by side: [m, sum of n]. No gated weights."""
 def quantize_weight(weight: Tensor, format: WeightFormat, gated: bool = False) -> PackedWeight:
     """weight [n, k] f32|f16|bf16, rounded to nearest; a row with a NaN or an infinity becomes NaN."""
 def round_weight(weight: Tensor, format: WeightFormat, search: bool = False, importance: Optional[Tensor] = None

@@ -6,6 +6,7 @@ Activations are float32 [n, width], one row a token, rows of any sequences mixed
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, Optional, Union
 
 import numpy as np
@@ -46,12 +47,14 @@ class Ordered(NamedTuple):
 
 
 class Linear:
-    """x [n, in] -> x @ weight.T + bias + residual, [n, out]. weight [out, in]; bias f32 [out] or None."""
+    """x [n, in] -> x @ weight.T + bias + residual, [n, out]. weight [out, in], or several, one under another, of forms that
+    differ; bias f32 [out] or None."""
 
-    def __init__(self, weight: Union[Weight, Ordered], bias: Optional[Tensor] = None) -> None:
+    def __init__(self, weight: Union[Weight, Ordered, Sequence[Weight]], bias: Optional[Tensor] = None) -> None:
         self.weight, self.order = weight if isinstance(weight, Ordered) else (weight, None)
         self.bias = bias
-        self._op = _core.packed_linear if isinstance(self.weight, _core.PackedWeight) else _core.linear
+        self._op = _core.packed_linear if isinstance(self.weight, _core.PackedWeight) else \
+            _core.linears if isinstance(self.weight, tuple) else _core.linear
 
     def __call__(self, x: Tensor, residual: Optional[Tensor] = None) -> Tensor:
         if self.order is not None:
@@ -60,9 +63,10 @@ class Linear:
 
 
 class GatedLinear:
-    """x [n, in] -> f(gate(x)) * up(x), [n, out] (Shazeer 2020, arXiv:2002.05202). One weight [2 * out, in]: gates, ups."""
+    """x [n, in] -> f(gate(x)) * up(x), [n, out] (Shazeer 2020, arXiv:2002.05202). One weight [2 * out, in]: gates, ups; or
+    two of different forms."""
 
-    def __init__(self, weight: Union[Weight, Ordered], bias: Optional[Tensor], activation: str) -> None:
+    def __init__(self, weight: Union[Weight, Ordered, Sequence[Weight]], bias: Optional[Tensor], activation: str) -> None:
         self.weight, self.order = weight if isinstance(weight, Ordered) else (weight, None)
         self.bias = bias
         self.activation = activation
@@ -72,7 +76,8 @@ class GatedLinear:
             x = _core.gather_columns(x, self.order)
         if isinstance(self.weight, _core.PackedWeight):
             return _core.packed_linear(x, self.weight, self.bias, None, self.activation)
-        return _core.gated(_core.linear(x, self.weight, self.bias), self.activation)
+        op = _core.linears if isinstance(self.weight, tuple) else _core.linear
+        return _core.gated(op(x, self.weight, self.bias), self.activation)
 
 
 class ExpertLinear:
@@ -273,11 +278,11 @@ class Weights:
     def linear(self, *names: str, rows: Optional[np.ndarray] = None) -> Linear:
         """One linear of the outputs of each `name`, in order; rows i64 [outputs]: in this order instead. Biases are taken
         when the model's table lists them."""
-        return Linear(self._weight(names, rows=rows), self._biases(names, rows))
+        return Linear(self._parts(names, rows=rows), self._biases(names, rows))
 
     def gated_linear(self, *names: str, activation: str) -> GatedLinear:
         """names: of the gates and of the ups, or of one matrix that holds both, gates first."""
-        return GatedLinear(self._weight(names, gated=True), self._biases(names), activation)
+        return GatedLinear(self._parts(names, gated=True), self._biases(names), activation)
 
     def router(self, name: str) -> Linear:
         """A linear that stays float32: which experts a row goes to hangs on it."""
@@ -342,6 +347,17 @@ class Weights:
         self.shapes = dict(self.shapes) | {weight: embedding.weight.shape}
         head = self._weight([name])
         return Linear(embedding.weight if _same(head, embedding.weight) else head, self._biases([name]))
+
+    def _parts(self, names: Sequence[str], gated: bool = False, rows: Optional[np.ndarray] = None
+               ) -> Union[Weight, tuple[Weight, ...]]:
+        """The matrices one under another; where the checkpoint has them in forms that differ, one weight for each form and
+        run of names, each multiplied as it is."""
+        stored = [self.checkpoint.quantized.get(name + ".weight") for name in names]
+        runs = [[name for name, _ in run] for _, run in groupby(zip(names, stored), lambda pair: pair[1] and pair[1].format)]
+        ordered = any(s is not None and s.order is not None for s in stored)
+        if len(runs) == 1 or self._format is not None or rows is not None or ordered:
+            return self._weight(names, gated, rows)
+        return tuple(self._weight(run) for run in runs)
 
     def _weight(self, names: Sequence[str], gated: bool = False, rows: Optional[np.ndarray] = None) -> Weight:
         """The matrices one under another."""
