@@ -361,26 +361,34 @@ __attribute__((noinline)) void rows_by_unpacked(const WeightFormat& f, const Unp
     }
 }
 
+#include "packed_k_avx2.inl"
+
 // Rows [m0, m1), at most slab_rows, by one panel.
 template <Packing packing>
 void slab_by_panel(const PackedLinearArgs& a, int64_t panel, int64_t m0, int64_t m1) {
     alignas(64) float acc[slab_rows][panel_outputs];
     Unpacked unpacked;
     __builtin_memset(acc, 0, size_t(m1 - m0) * sizeof acc[0]);
-    const int64_t depth = round_up(a.k, tile_depth), subs = depth / sub_depth, blocks = (a.k + block_depth - 1) / block_depth;
-    const bool many = packing != Packing::int8 && a.rows >= many_rows_least;
+    const int64_t depth = round_up(a.k, tile_depth), run = sum_depth(a.format), subs = depth / run;
+    const int64_t blocks = (a.k + block_depth - 1) / block_depth;
+    const bool many = !eight_bits(packing) && !of_k(packing) && a.rows >= many_rows_least;
     const int64_t tall = many ? 3 : 4;
     Block b{a.weight + panel * panel_bytes(a.format, a.k), 0, 4};
     for (; b.index < blocks; b.index++, b.at += block_bytes(a.format)) {
         const int64_t left = depth - b.index * block_depth;
         if (left < block_depth) b.tiles = left / tile_depth;
         for (int64_t i = 0; i < header_bytes(a.format); i += 64) __builtin_prefetch(b.at + i + prefetch_ahead);
-        if (many) unpack_block<packing>(a.format, b, unpacked);
+        if constexpr (!of_k(packing)) {
+            if (many) unpack_block<packing>(a.format, b, unpacked);
+        }
         for (int64_t m = m0; m < m1; m += tall) {
-            const Rows x{a.codes + m * a.codes_stride + b.index * block_depth, a.sums + m * subs + b.index * (block_depth / sub_depth),
+            const Rows x{a.codes + m * a.codes_stride + b.index * block_depth, a.sums + m * subs + b.index * (block_depth / run),
                          a.scales + m * blocks + b.index, a.codes_stride, subs, blocks, acc[m - m0]};
             auto meet = [&](auto rows) {
-                if constexpr (packing != Packing::int8) {
+                if constexpr (of_k(packing)) {
+                    if (a.format.group == 16) rows_by_k<packing, 16, rows()>(a.format, b, x, m == m0);
+                    else rows_by_k<packing, 32, rows()>(a.format, b, x, m == m0);
+                } else if constexpr (packing != Packing::int8) {
                     if constexpr (rows() < 4) {
                         if (many) return rows_by_unpacked<packing, rows()>(a.format, unpacked, b.tiles, x);
                     }
@@ -414,7 +422,7 @@ void packed_linear(const PackedLinearArgs& a, int64_t begin, int64_t end) {
         case Packing::int4_two_level: return packed_linear_of<Packing::int4_two_level>(a, begin, end);
         case Packing::int4: return packed_linear_of<Packing::int4>(a, begin, end);
         case Packing::int8: return packed_linear_of<Packing::int8>(a, begin, end);
-        case Packing::int4_k:
-        case Packing::int8_k: return below.packed_linear(a, begin, end);
+        case Packing::int4_k: return packed_linear_of<Packing::int4_k>(a, begin, end);
+        case Packing::int8_k: return packed_linear_of<Packing::int8_k>(a, begin, end);
     }
 }

@@ -140,23 +140,32 @@ __attribute__((noinline)) void rows_by_block(const WeightFormat& f, const Block&
     }
 }
 
+#include "packed_k_neon.inl"
+
+template <Packing packing, int64_t rows>
+void rows_by_any(const WeightFormat& f, const Block& b, const Rows& x, bool prefetch) {
+    if constexpr (of_k(packing)) rows_by_k<packing, rows>(f, b, x, prefetch);
+    else rows_by_block<packing, rows>(f, b, x, prefetch);
+}
+
 // Rows [m0, m1), at most slab_rows, by one panel.
 template <Packing packing>
 void slab_by_panel(const PackedLinearArgs& a, int64_t panel, int64_t m0, int64_t m1) {
     alignas(64) float acc[slab_rows][panel_outputs];
     __builtin_memset(acc, 0, size_t(m1 - m0) * sizeof acc[0]);
     const int64_t subs = round_up(a.k, tile_depth) / sub_depth, blocks = (a.k + block_depth - 1) / block_depth;
+    const int64_t run = sum_depth(a.format), row_sums = subs * sub_depth / run;
     constexpr int64_t block_subs = block_depth / sub_depth;
     void (*const tall[])(const WeightFormat&, const Block&, const Rows&, bool) = {
-        rows_by_block<packing, 1>, rows_by_block<packing, 2>, rows_by_block<packing, 3>, rows_by_block<packing, 4>,
-        rows_by_block<packing, 5>, rows_by_block<packing, 6>, rows_by_block<packing, 7>, rows_by_block<packing, 8>};
+        rows_by_any<packing, 1>, rows_by_any<packing, 2>, rows_by_any<packing, 3>, rows_by_any<packing, 4>,
+        rows_by_any<packing, 5>, rows_by_any<packing, 6>, rows_by_any<packing, 7>, rows_by_any<packing, 8>};
     Block b{a.weight + panel * panel_bytes(a.format, a.k), 0, block_subs};
     for (; b.index < blocks; b.index++, b.at += block_bytes(a.format)) {
         const int64_t left = subs - b.index * block_subs;
         if (left < block_subs) b.subs = left;
         for (int64_t m = m0; m < m1; m += rows_at_once) {
-            const Rows x{a.codes + m * a.codes_stride + b.index * block_depth, a.sums + m * subs + b.index * block_subs,
-                         a.scales + m * blocks + b.index, a.codes_stride, subs, blocks, acc[m - m0]};
+            const Rows x{a.codes + m * a.codes_stride + b.index * block_depth, a.sums + m * row_sums + b.index * (block_depth / run),
+                         a.scales + m * blocks + b.index, a.codes_stride, row_sums, blocks, acc[m - m0]};
             tall[(m1 - m < rows_at_once ? m1 - m : rows_at_once) - 1](a.format, b, x, m == m0);
         }
     }
@@ -177,7 +186,7 @@ void packed_linear(const PackedLinearArgs& a, int64_t begin, int64_t end) {
         case Packing::int4_two_level: return packed_linear_of<Packing::int4_two_level>(a, begin, end);
         case Packing::int4: return packed_linear_of<Packing::int4>(a, begin, end);
         case Packing::int8: return packed_linear_of<Packing::int8>(a, begin, end);
-        case Packing::int4_k:
-        case Packing::int8_k: return below.packed_linear(a, begin, end);
+        case Packing::int4_k: return packed_linear_of<Packing::int4_k>(a, begin, end);
+        case Packing::int8_k: return packed_linear_of<Packing::int8_k>(a, begin, end);
     }
 }

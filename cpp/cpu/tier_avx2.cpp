@@ -9,8 +9,6 @@
 namespace genkit {
 namespace {
 
-Kernels below{};  // the slots as they were, for weights of int4_k and int8_k
-
 #include "vec_avx2.h"
 #include "functions.inl"
 #include "simd.inl"
@@ -30,7 +28,6 @@ Kernels below{};  // the slots as they were, for weights of int4_k and int8_k
 }  // namespace
 
 void install_avx2(Kernels& k) {
-    below = k;
     install(k);
     k.packed_linear = packed_linear;
     k.measure_int8 = measure_int8;

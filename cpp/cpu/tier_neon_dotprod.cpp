@@ -10,8 +10,6 @@
 namespace genkit {
 namespace {
 
-Kernels below{};  // the slots as they were, for weights of int4_k and int8_k
-
 #include "vec_neon.h"
 #include "functions.inl"
 #include "packed.inl"
@@ -25,9 +23,6 @@ INLINE int32x4_t dot(int32x4_t sums, int8x16_t w, int8x16_t x) {
 
 }  // namespace
 
-void install_neon_dotprod(Kernels& k) {
-    below = k;
-    k.packed_linear = packed_linear;
-}
+void install_neon_dotprod(Kernels& k) { k.packed_linear = packed_linear; }
 
 }  // namespace genkit
