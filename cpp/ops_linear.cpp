@@ -90,7 +90,7 @@ struct Coded {
 
 void packed_product(const char* op, const Tensor& x, const PackedWeight& weight, const Target& to, Activation kind, Coded& coded) {
     const int64_t rows = x.dim(0);
-    const bool tiled = kernels().code_tiles && rows > untiled_rows && !of_k(weight.format.packing);
+    const bool tiled = kernels().code_tiles && rows > untiled_rows;
     const bool sums = !tiled || weight.format.zero != Zero::none;
     const int64_t depth = sum_depth(weight.format);
     if (!coded.codes || coded.tiled != tiled || (sums && (!coded.sums || coded.sum_depth != depth)))

@@ -613,7 +613,7 @@ void check_packed(int64_t n, int64_t k, const WeightFormat& f, bool gated, std::
         plain.packed_linear(a, 0, panels);
         a.out = got.data();
         if (!gated) a.residual = got.data();
-        if (fast.code_tiles && rows > untiled_rows && !of_k(f.packing)) {
+        if (fast.code_tiles && rows > untiled_rows) {
             codes.assign(size_t(round_up(rows, code_tile_rows) * stride), 77);
             scales.assign(size_t(round_up(rows, code_tile_rows) * ((k + block_depth - 1) / block_depth)), 9);
             plain.quantize({x.data(), codes.data(), scales.data(), sums.data(), k, k, stride, rows, true, sum_depth(f)}, 0, rows);

@@ -67,14 +67,16 @@ inline void check_product(int c, int a, int b, const uint8_t* code) {
         refuse("shapes of a product disagree", code);
 }
 
-inline void dot_i8(int c, int a, int b) {
+// Signed bytes of a by those of b, which are T.
+template <class T>
+void dot_i8(int c, int a, int b) {
     const int columns = state.row_bytes[c] / 4, depth = state.rows[b];
     for (int m = 0; m < state.rows[c]; m++) {
         int32_t sums[16];
         memcpy(sums, state.tiles[c].row[m], 64);
         for (int k = 0; k < depth; k++) {
             const int8_t* x = reinterpret_cast<const int8_t*>(state.tiles[a].row[m]) + 4 * k;
-            const int8_t* w = reinterpret_cast<const int8_t*>(state.tiles[b].row[k]);
+            const T* w = reinterpret_cast<const T*>(state.tiles[b].row[k]);
             for (int n = 0; n < columns; n++) {
                 for (int i = 0; i < 4; i++) sums[n] += int32_t(x[i]) * w[4 * n + i];
             }
@@ -128,7 +130,8 @@ inline void trap(int, siginfo_t*, void* context) {
     if (opcode == 0x5e || opcode == 0x5c) {
         if (mod != 3) refuse("illegal instruction", code);
         check_product(reg, rm, vvvv, code);
-        if (opcode == 0x5e && prefix == 3) dot_i8(reg, rm, vvvv);
+        if (opcode == 0x5e && prefix == 3) dot_i8<int8_t>(reg, rm, vvvv);
+        else if (opcode == 0x5e && prefix == 2) dot_i8<uint8_t>(reg, rm, vvvv);
         else if (opcode == 0x5c && prefix == 2) dot_bf16(reg, rm, vvvv);
         else refuse("a product that is not emulated", code);
     } else if (opcode == 0x49 && mod == 3) {

@@ -257,11 +257,12 @@ struct Workspace {
 
 // Row by row, a row's panels together: panel by panel costs three times as much. Whole cache lines go past the caches: to
 // fetch them first, from the memory or from the core that wrote them last, takes as long as the products of a block.
-INLINE void write_rows(const PackedLinearArgs& a, int64_t begin, int64_t panels, int64_t m0, int64_t rows, const Workspace& s) {
+INLINE void write_rows(const PackedLinearArgs& a, int64_t begin, int64_t panels, int64_t m0, int64_t rows,
+                       const float (*acc)[slab_rows][32]) {
     const bool whole = (begin + panels) * 32 <= a.n && a.out_stride % 16 == 0 && reinterpret_cast<uintptr_t>(a.out) % 64 == 0;
     for (int64_t m = 0; m < rows; m++) {
         for (int64_t p = 0; p < panels; p++) {
-            vec first = load(s.acc[p][m]), second = load(s.acc[p][m] + 16);
+            vec first = load(acc[p][m]), second = load(acc[p][m] + 16);
             if (!whole) {
                 write_row(a, begin + p, m0 + m, first, second);
                 continue;
@@ -360,7 +361,7 @@ void slab_by_panels(const PackedLinearArgs& a, int64_t begin, int64_t panels, in
         }
     }
     finish();
-    write_rows(a, begin, panels, m0, rows, s);
+    write_rows(a, begin, panels, m0, rows, s.acc);
 }
 
 template <Packing packing, Correction correction>
@@ -474,8 +475,11 @@ void many_rows_of(const PackedLinearArgs& a, int64_t begin, int64_t end) {
     many_rows<packing, Correction::none>(a, begin, end);
 }
 
+#include "packed_k_amx.inl"
+
 void packed_linear(const PackedLinearArgs& a, int64_t begin, int64_t end) {
-    if (of_k(a.format.packing)) return below.packed_linear(a, begin, end);
+    if (a.format.packing == Packing::int4_k) return packed_linear_k<Packing::int4_k>(a, begin, end);
+    if (a.format.packing == Packing::int8_k) return packed_linear_k<Packing::int8_k>(a, begin, end);
     if (!a.tiled) {
         const bool corrected = a.format.zero == Zero::real || (a.format.packing == Packing::int8 && a.format.zero != Zero::none);
         if (a.rows < tile_rows_least(a.format.packing) || corrected || a.format.group == sub_depth || begin == end) return below.packed_linear(a, begin, end);

@@ -26,6 +26,7 @@ Kernels below{};  // the slots as they were: tiles do not pay everywhere
 #include "attention_amx.inl"
 #include "attention_units.inl"
 #include "packed_vnni.inl"
+#include "packed_k_vnni.inl"
 #include "packed_amx.inl"
 #include "linear_amx.inl"
 #include "measure_amx.inl"
