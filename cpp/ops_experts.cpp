@@ -33,7 +33,7 @@ struct ByTiles {
 };
 
 void quantize_tiles(const ByTiles<QuantizeArgs>& a, int64_t begin, int64_t end) {
-    const int64_t blocks = (a.all.k + block_depth - 1) / block_depth, subs = round_up(a.all.k, tile_depth) / sub_depth;
+    const int64_t blocks = (a.all.k + block_depth - 1) / block_depth, sums = round_up(a.all.k, tile_depth) / a.all.sum_depth;
     for (int64_t tile = begin; tile < end; tile++) {
         const TilePart part = part_of(a.regions, a.tiles, tile);
         if (part.to == 0) return;
@@ -42,7 +42,7 @@ void quantize_tiles(const ByTiles<QuantizeArgs>& a, int64_t begin, int64_t end) 
         q.x += first * q.x_stride;
         q.codes += first * q.codes_stride;
         q.scales += first * blocks;
-        q.sums += first * subs;
+        q.sums += first * sums;
         q.rows = part.region.rows;
         q.tiled = a.code_tiles && q.rows > untiled_rows;
         a.kernel(q, part.from, part.to);
@@ -91,7 +91,7 @@ struct ByRegions {
 void move_to(PackedLinearArgs& p, const Region& r, bool code_tiles) {
     p.codes += r.first * p.codes_stride;
     p.scales += r.first * ((p.k + block_depth - 1) / block_depth);
-    p.sums += r.first * (round_up(p.k, tile_depth) / sub_depth);
+    p.sums += r.first * (round_up(p.k, tile_depth) / sum_depth(p.format));
     p.tiled = code_tiles && r.rows > untiled_rows;
 }
 
@@ -163,9 +163,10 @@ void packed_linear_regions(const char* op, const Tensor& x, const Groups& g, con
                            const std::string& kind, Tensor& out) {
     const int64_t places = x.dim(0), depth = round_up(w.k, tile_depth), blocks = (w.k + block_depth - 1) / block_depth;
     const int64_t stride = kernels().code_tiles || depth / tile_depth % 2 ? depth : depth + tile_depth;
-    Tensor codes({places, stride}, DType::i8), scales({places, blocks}, DType::f32), sums({places, depth / sub_depth}, DType::i16);
+    Tensor codes({places, stride}, DType::i8), scales({places, blocks}, DType::f32);
+    Tensor sums({places, depth / sum_depth(*w.format)}, DType::i16);
     submit_tiles(quantize_tiles, kernels().quantize, {x.data<float>(), codes.data<int8_t>(), scales.data<float>(),
-                 sums.data<int16_t>(), w.k, x.row_stride(), stride, 0, false}, g);
+                 sums.data<int16_t>(), w.k, x.row_stride(), stride, 0, false, sum_depth(*w.format)}, g);
     const PackedLinearArgs a{codes.data<int8_t>(), scales.data<float>(), sums.data<int16_t>(), w.weights->data<uint8_t>(), bias,
                              nullptr, out.data<float>(), 0, w.n, w.k, stride, out.dim(1), *w.format, w.gated,
                              w.gated ? activation_from_name(op, kind, true) : Activation::silu, false};

@@ -3,9 +3,11 @@ experts, whoever else is there, at once and from a plan."""
 
 import numpy as np
 import pytest
+from format_files import random_codes
 from kernel_helpers import EPS, assert_within, ints, pytest_tier, same_bits, strided, tensor
 
 from genkit import _core
+from genkit.quant.formats import Format
 
 tier = pytest_tier()
 WORDS = [("int4_two_level", 256), ("int4", 32), ("int8", 128)]
@@ -101,7 +103,9 @@ class Layer:
         self.weights = _core.ExpertWeights(experts)
         for e in range(experts):
             weight = rng.standard_normal((n, k)).astype(np.float32)
-            if isinstance(dtype, tuple):
+            if isinstance(dtype, Format):
+                weight = random_codes(rng, n, k, dtype).pack(gated)
+            elif isinstance(dtype, tuple):
                 weight = _core.quantize_weight(tensor(weight), _core.WeightFormat(*dtype), gated)
             else:
                 weight = tensor(weight, dtype)
@@ -120,7 +124,7 @@ class Layer:
         return _core.expert_linear(x, groups, self.weights, self.bias, self.kind)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", *WORDS], ids=str)
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", *WORDS, Format("int4_k", 16, "real"), Format("int8_k", 32)], ids=str)
 @pytest.mark.parametrize("gated", [False, True])
 def test_each_row_gets_what_its_expert_gives_alone(tier, dtype, gated):
     rng = np.random.default_rng(7)
