@@ -109,6 +109,22 @@ def olmoe(dtype="f32", **changes):
     return Case("olmoe", sizes | changes, dtype)
 
 
+def gpt_oss(dtype="f32", shard="2GB", **changes):
+    sizes = dict(vocab_size=1003, hidden_size=80, intermediate_size=50, num_hidden_layers=3, num_attention_heads=6,
+                 num_key_value_heads=2, head_dim=24, max_position_embeddings=512, num_local_experts=9, num_experts_per_tok=4,
+                 sliding_window=33, rope_parameters={"rope_type": "yarn", "rope_theta": 150000.0, "factor": 8.0,
+                                                     "original_max_position_embeddings": 64, "truncate": False})
+    return Case("gpt_oss", sizes | changes, dtype, shard)
+
+
+def deepseek_v3(dtype="f32", shard="2GB", **changes):
+    sizes = dict(vocab_size=1003, hidden_size=96, intermediate_size=131, moe_intermediate_size=27, num_hidden_layers=3,
+                 num_attention_heads=5, num_key_value_heads=5, n_routed_experts=12, num_experts_per_tok=4, n_group=4,
+                 topk_group=2, first_k_dense_replace=1, kv_lora_rank=36, q_lora_rank=44, qk_rope_head_dim=12,
+                 qk_nope_head_dim=22, v_head_dim=18, max_position_embeddings=512)
+    return Case("deepseek_v3", sizes | changes, dtype, shard)
+
+
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 CASES = {
     "llama-head80-7-a-kv-head": llama(),
@@ -147,6 +163,16 @@ CASES = {
         rms_norm_eps=0.1, tie_word_embeddings=True),
     "qwen3-layer-types": qwen3(use_sliding_window=True, sliding_window=29, num_attention_heads=4,
                                layer_types=["full_attention", "sliding_attention", "full_attention"]),
+    "gpt_oss": gpt_oss(),
+    "gpt_oss-one-kv-head-without-biases": gpt_oss(
+        "bf16", "90KB", num_key_value_heads=1, attention_bias=False, num_local_experts=4, num_experts_per_tok=1,
+        layer_types=["full_attention", "sliding_attention", "full_attention"]),
+    "deepseek_v3": deepseek_v3(),
+    "deepseek_v3-plain-queries-yarn": deepseek_v3(
+        "bf16", q_lora_rank=None, n_group=1, topk_group=1, n_shared_experts=2, norm_topk_prob=False, rope_interleave=False,
+        attention_bias=True, first_k_dense_replace=0, v_head_dim=34,
+        rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64,
+                         "mscale": 1.0, "mscale_all_dim": 0.8}),
     "mixtral": mixtral(),
     "mixtral-window-one-expert-tied": mixtral("bf16", "90KB", sliding_window=31, num_local_experts=1, num_experts_per_tok=1,
                                               tie_word_embeddings=True, head_dim=None),
@@ -256,6 +282,10 @@ PUBLISHED = {
     "qwen3-0.6b": ("qwen3", dict(hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, vocab_size=151936,
                                  num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
                                  max_position_embeddings=40960)),
+    "gpt-oss-20b": ("gpt_oss", dict(num_hidden_layers=24, num_local_experts=32)),
+    "deepseek-v3": ("deepseek_v3", dict(max_position_embeddings=163840, rope_parameters={
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0,
+        "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096})),
     "mixtral-8x7b": ("mixtral", dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, vocab_size=32000,
                                      num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=32768,
                                      num_local_experts=8, num_experts_per_tok=2)),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Optional, Union
 import numpy as np
 
 from genkit import _core
+from genkit.checkpoints import mxfp4
 from genkit.checkpoints.files import shown, shown_path
 from genkit.errors import BadFileError, ResourceError
 from genkit.quant.codes import Codes, same_order
@@ -295,7 +296,40 @@ class Weights:
             self._set_expert(experts, i, self._weight(parts, gated=bool(activation)), parts[0] + ".weight")
         return ExpertLinear(experts, activation=activation)
 
+    def fused_experts(self, name: str, rows: Optional[np.ndarray] = None, activation: str = "") -> ExpertLinear:
+        """The same from one tensor of all experts, floats [experts, in, out] or MXFP4 (checkpoints/mxfp4.py), with the biases
+        name_bias. rows i64 [out]: the outputs in this order."""
+        bias = self.vector(name + "_bias").numpy()
+        order = np.arange(bias.shape[1]) if rows is None else rows
+        experts = _core.ExpertWeights(len(bias))
+        for i in range(len(bias)):
+            self._set_expert(experts, i, self._fused_expert(name, i, order, bool(activation)), name)
+        return ExpertLinear(experts, _core.Tensor.from_numpy(bias[:, order]), activation)
+
+    def _fused_expert(self, name: str, i: int, order: np.ndarray, gated: bool) -> Weight:
+        if name in self.shapes:
+            one = self.checkpoint.load_rows(name, self.shapes[name], i, i + 1)
+            return self._rounded(_core.Tensor.from_numpy(one.numpy()[0].T[order], one.dtype), name, gated)
+        blocks, scales = (self.checkpoint.raw_rows(name + part, i, i + 1)[0] for part in ("_blocks", "_scales"))
+        try:
+            codes = mxfp4.codes(blocks[order], scales[order])
+        except ValueError as error:
+            raise BadFileError(f"{shown_path(self.checkpoint.folder)}: tensor {shown(name, 200)}: expert {i}: {error}") from None
+        if self._format is not None:
+            return self._rounded(_core.Tensor.from_numpy(codes.dequantize()), name, gated)
+        try:
+            return codes.pack(gated)
+        except MemoryError:
+            raise self._no_memory(name) from None
+
+    def vector(self, name: str) -> Tensor:
+        """A tensor of few numbers as f32."""
+        return self._vector(name)
+
     def _set_expert(self, experts: _core.ExpertWeights, i: int, weight: Weight, name: str) -> None:
+        if isinstance(weight, Ordered):
+            raise BadFileError(f"{shown_path(self.checkpoint.folder)}: tensor {shown(name, 200)} is in GPTQ's activation order, which "
+                               "experts cannot be in; take a model quantized without desc_act")
         try:
             experts.set(i, weight)
         except ValueError:

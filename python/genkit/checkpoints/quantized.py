@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # quant_method -> module in this folder
 SCHEMES = {"genkit": "native", "compressed-tensors": "compressed_tensors", "gptq": "gptq", "awq": "awq", "mlx": "mlx",
            "auto-round": "autoround", "intel/auto-round": "autoround", "bitsandbytes": "bitsandbytes", "fp8": "fp8",
-           "fbgemm_fp8": "fp8"}
+           "fbgemm_fp8": "fp8", "mxfp4": "mxfp4"}
 
 
 @dataclass(frozen=True)

@@ -304,6 +304,10 @@ class Checkpoint:
         self._fill(name, info, memoryview(result.reshape(-1).view(np.uint8)), 0)
         return result
 
+    def raw_rows(self, name: str, begin: int, end: int) -> "np.ndarray":
+        """Along the first axis [begin, end) of a tensor of any type, as `array` gives it."""
+        return self.array(_rows_of(self.tensors[name], begin, end), name)
+
     def load(self, name: str, shape: tuple[int, ...]) -> "Tensor":
         """The tensor in the type it has on disk: f32, f16 or bf16. Codes become f16, or f32 where that is too small."""
         info = self._info(name, shape)

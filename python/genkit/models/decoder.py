@@ -211,22 +211,27 @@ class Block:
         def norm(name: str) -> Optional[Norm]:
             return NORMS[c.norm][1](weights, prefix + name, c.norm_eps) if name else None
 
-        def qk_norm(name: str, heads: int) -> Optional[Norm]:
-            if c.qk_norm == "heads":
-                return weights.layer_norm_heads(_head_names(prefix + name, heads), c.norm_eps)
-            return norm(name) if c.qk_norm else None
-
         self.rope, self.parallel = layer.rope, c.parallel
         self.scale, self.residual_is_normed = c.residual_scale, c.residual_is_normed
         self.attention_norm, self.mlp_norm = norm(layer.attention_norm), norm(layer.mlp_norm)
         self.post_attention_norm, self.post_mlp_norm = norm(layer.post_attention_norm), norm(layer.post_mlp_norm)
+        self.attention = self.make_attention(c, weights, i)
+        self.mlp = layer.mlp.build(weights, prefix)
+
+    def make_attention(self, c: DecoderConfig, weights: Weights, i: int) -> Any:
+        layer, prefix = c.layer[i], f"{c.layers_name}{i}."
+
+        def qk_norm(name: str, heads: int) -> Optional[Norm]:
+            if c.qk_norm == "heads":
+                return weights.layer_norm_heads(_head_names(prefix + name, heads), c.norm_eps)
+            return NORMS[c.norm][1](weights, prefix + name, c.norm_eps) if c.qk_norm else None
+
         slopes = Tensor.from_numpy(np.array(c.alibi_slopes, np.float32)) if c.alibi_slopes else None
-        self.attention = Attention(
+        return Attention(
             layer.qkv.linear(weights, prefix), layer.out.linear(weights, prefix), heads=c.heads, kv_heads=c.kv_heads,
             head_dim=c.head_dim, scale=c.attention_scale, window=layer.window, softcap=c.attention_softcap,
             alibi_slopes=slopes, interleaved=c.interleaved, q_norm=qk_norm(c.q_norm, c.heads),
             k_norm=qk_norm(c.k_norm, c.kv_heads))
-        self.mlp = layer.mlp.build(weights, prefix)
 
     def __call__(self, x: Tensor, step: "Step", pages: "LayerPages", *rope_tables: Tensor) -> Tensor:
         table = None if self.rope is None else rope_tables[self.rope]

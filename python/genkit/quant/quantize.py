@@ -122,6 +122,9 @@ def make_plan(path: Path, fields: "Fields", checkpoint: "Checkpoint", recipe: Re
     recipe.check()
     source = Source(path, fields, read_model_config(fields, checkpoint), files or {})
     found = roles.survey(fields, checkpoint)
+    if found.fused:
+        raise UsageError(f"{shown_path(source.folder)}: experts that lie in one tensor, {found.fused[0]}, cannot be written in "
+                         "codes; load the model with --quantize instead, which rounds them as they are read")
     made = writer(recipe.format, source)
     plan = Plan(source, checkpoint, recipe, choose_method(recipe, calibrated), found, made, {}, {}, [])
     for name, shape in found.matrices.items():

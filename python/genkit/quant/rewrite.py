@@ -81,6 +81,8 @@ def plan_conversion(model: Opened, format: str, type: str = "keep", allow_loss: 
     for names in found.together:
         for some in _alike(model.checkpoint, names):
             _matrices(made_of, some, type)
+    if any(name + "_blocks" in model.checkpoint for name in found.fused):
+        raise UsageError(f"{shown_path(source.folder)}: experts in MXFP4 have no place in the forms that are written")
     for name, shape in found.others.items():
         dtype = _dtype(model.checkpoint, name)
         plan.kinds[name] = made.plain(name, shape, dtype if type == "keep" else type)

@@ -30,6 +30,7 @@ class Roles:
     embedding: str = ""
     head: str | None = None
     experts: set[str] = field(default_factory=set)  # matrices that only some rows go through
+    fused: list[str] = field(default_factory=list)  # tensors that hold all experts of a layer
     layers: dict[str, int] = field(default_factory=dict)  # which block a matrix belongs to
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -71,6 +72,13 @@ class _Survey(Weights):
         self._note(every)
         self.roles.experts |= {name + ".weight" for name in every}
         return ExpertLinear(None)
+
+    def fused_experts(self, name: str, rows: Optional[np.ndarray] = None, activation: str = "") -> ExpertLinear:
+        self.roles.fused.append(name)
+        return ExpertLinear(None)
+
+    def vector(self, name: str) -> None:
+        return None
 
     def linear_transposed(self, name: str) -> Linear:
         self._note([name], transposed=True)
