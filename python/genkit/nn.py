@@ -294,7 +294,9 @@ class Weights:
         experts = _core.ExpertWeights(len(names))
         for i, parts in enumerate(names):
             self._set_expert(experts, i, self._weight(parts, gated=bool(activation)), parts[0] + ".weight")
-        return ExpertLinear(experts, activation=activation)
+        biases = [self._biases(parts) for parts in names]
+        bias = None if biases[0] is None else _core.Tensor.from_numpy(np.stack([one.numpy() for one in biases]))
+        return ExpertLinear(experts, bias, activation)
 
     def fused_experts(self, name: str, rows: Optional[np.ndarray] = None, activation: str = "") -> ExpertLinear:
         """The same from one tensor of all experts, floats [experts, in, out] or MXFP4 (checkpoints/mxfp4.py), with the biases

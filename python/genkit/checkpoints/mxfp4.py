@@ -14,7 +14,7 @@ from genkit.quant.formats import Format
 
 if TYPE_CHECKING:
     from genkit.checkpoints.config import Fields
-    from genkit.checkpoints.quantized import Stored
+    from genkit.checkpoints.quantized import Read, Stored
     from genkit.checkpoints.safetensors import TensorInfo
 
 GROUP = 32
@@ -22,7 +22,7 @@ VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4,
 FORMAT = Format("int8", GROUP, "none", "bf16")
 
 
-def find(fields: "Fields", tensors: "Mapping[str, TensorInfo]") -> "dict[str, Stored]":
+def find(fields: "Fields", tensors: "Mapping[str, TensorInfo]", read: "Read") -> "dict[str, Stored]":
     """No matrices: the model reads its experts itself, all of a layer from one tensor."""
     return {}
 

@@ -18,12 +18,16 @@ from genkit.quant.codes import Codes
 from genkit.quant.formats import Format
 from genkit.quant.words import scales_to_file, to_words
 from genkit.quant.writers.base import Array, File, Kind, array
-from genkit.quant.writers.linears import LinearsWriter, bits, is_linear, module
+from genkit.quant.writers.linears import ARCHITECTURES, LinearsWriter, bits, is_linear, module
+
+MIXTURES = ("deepseek_v3", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")  # their experts are linears of their own
+ROUTERS = (".gate.weight", ".shared_expert_gate.weight")
 
 
 class Model(LinearsWriter):
     label = "compressed-tensors"
-    in_codes = ("_proj.weight", "lm_head.weight")
+    architectures = (*ARCHITECTURES, *MIXTURES)
+    in_codes = ("_proj.weight", "lm_head.weight", ".w1.weight", ".w2.weight", ".w3.weight")  # the last ones are Mixtral's
 
     def zero(self, kind: str, asymmetric: bool) -> str:
         if asymmetric and kind == "int8":
@@ -70,7 +74,8 @@ class Model(LinearsWriter):
                 groups.setdefault(kind, []).append(module(name))
         if not groups:
             return {}
-        kept = [module(name) for name, kind in kinds.items() if isinstance(kind, str) and is_linear(name)]
+        kept = [module(name) for name, kind in kinds.items() if isinstance(kind, str)
+                and (is_linear(name) or name.endswith((*ROUTERS, *self.in_codes[2:])))]
         if not isinstance(kinds.get("lm_head.weight"), Format):
             kept.append("lm_head")  # of a tied model too: transformers has the layer
         config_groups = {f"group_{i}": {"targets": ["Linear"] if len(groups) == 1 else names, "weights": weights(format),

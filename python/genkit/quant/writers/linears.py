@@ -20,13 +20,14 @@ GROUPS = (32, 64, 128)
 
 class LinearsWriter(SafetensorsWriter):
     label: str  # what --format calls it
+    architectures: tuple[str, ...] = ARCHITECTURES
     in_codes: tuple[str, ...] = ("_proj.weight",)  # how names end that may be
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         model_type = source.fields.model_type
-        if model_type not in ARCHITECTURES:
-            raise UsageError(f"--format {self.label} holds {', '.join(ARCHITECTURES)}, not {model_type}; "
+        if model_type not in self.architectures:
+            raise UsageError(f"--format {self.label} holds {', '.join(self.architectures)}, not {model_type}; "
                              "use --format genkit")
         named = source.fields.optional("dtype") or source.fields.optional("torch_dtype")
         # A file without either key means float32; said again in the output, because loaders differ.
