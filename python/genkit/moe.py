@@ -10,8 +10,8 @@ from genkit.nn import ExpertLinear, GatedMLP, Linear, Tensor
 
 
 class Router:
-    """x [n, in] -> where the rows of each expert lie, and weights [n, k] of each row's, by a linear over experts in float32: what
-    is rounded here sends rows elsewhere. scoring, correction and groups: RouteArgs in cpp/experts.h."""
+    """x [n, in] -> where the rows of each expert lie, and weights [n, k] of each row's, by a linear over experts in float32:
+    what is rounded here sends rows elsewhere. scoring, correction and groups: RouteArgs in cpp/experts.h."""
 
     def __init__(self, linear: Linear, k: int, *, scoring: str = "softmax", correction: Optional[Tensor] = None,
                  groups: int = 1, groups_kept: int = 1, normalize: bool = False, scale: float = 1.0) -> None:

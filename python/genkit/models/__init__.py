@@ -25,7 +25,8 @@ ARCHITECTURES = {
     "bloom": "bloom", "cohere2": "cohere2", "falcon": "falcon", "gemma": "gemma", "gemma2": "gemma", "gemma3": "gemma",
     "gemma3_text": "gemma", "glm": "glm4", "glm4": "glm4", "gpt2": "gpt2", "gpt_neox": "gpt_neox", "granite": "granite",
     "llama": "llama", "mistral": "llama", "olmo2": "olmo2", "phi": "phi", "phi3": "phi3", "qwen2": "qwen2", "qwen3": "qwen3",
-    "deepseek_v3": "deepseek_v3", "gpt_oss": "gpt_oss", "mixtral": "mixtral", "olmoe": "olmoe", "qwen2_moe": "qwen2_moe", "qwen3_moe": "qwen3_moe",
+    "deepseek_v3": "deepseek_v3", "gpt_oss": "gpt_oss", "mixtral": "mixtral", "olmoe": "olmoe", "qwen2_moe": "qwen2_moe",
+    "qwen3_moe": "qwen3_moe",
     "smollm3": "smollm3", "stablelm": "stablelm", "starcoder2": "starcoder2",
 }
 

@@ -24,8 +24,9 @@ def windows(fields: "Fields") -> tuple[int, ...]:
 
 
 def read_config(fields: "Fields", checkpoint: "Checkpoint") -> SparseConfig:
-    base = llama_config(fields, checkpoint, qkv_bias=fields.boolean("qkv_bias", default=True), out_bias=False, mlp_bias=False,
-                        windows=windows(fields))
+    base = llama_config(fields, checkpoint, qkv_bias=fields.boolean("qkv_bias", default=True), out_bias=False,
+                        mlp_bias=False, windows=windows(fields))
     return sparse_config(base, fields, "num_experts", expert_size=expert_size(fields, 1408),
-                         normalize=fields.boolean("norm_topk_prob", default=False), sparse=sparse_layers(fields, base.layers),
+                         normalize=fields.boolean("norm_topk_prob", default=False),
+                         sparse=sparse_layers(fields, base.layers),
                          shared_size=fields.integer("shared_expert_intermediate_size", 1, MAX_WIDTH, default=5632))

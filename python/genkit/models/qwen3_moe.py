@@ -21,4 +21,5 @@ def read_config(fields: "Fields", checkpoint: "Checkpoint") -> SparseConfig:
     # transformers 5 calls the number so, and has the old name still.
     count = "num_experts" if "num_local_experts" not in fields else "num_local_experts"
     return sparse_config(base, fields, count, expert_size=expert_size(fields, 768),
-                         normalize=fields.boolean("norm_topk_prob", default=False), sparse=sparse_layers(fields, base.layers))
+                         normalize=fields.boolean("norm_topk_prob", default=False),
+                         sparse=sparse_layers(fields, base.layers))
