@@ -120,3 +120,12 @@ def texts_of(value: Any) -> Iterable[str]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from texts_of(item)
+
+
+def is_text(text: str) -> bool:
+    """JSON can spell half of a surrogate pair, which is no character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -12,7 +12,7 @@ from genkit.checkpoints.files import read_small, shown, shown_path
 from genkit.errors import BadFileError, UsageError
 from genkit.text import piece_files
 from genkit.text.cutters import JsonCutter
-from genkit.text.special import StandIns, texts_of
+from genkit.text.special import StandIns, is_text, texts_of
 from genkit.text.utf8 import TextStream, decoder_kinds
 
 if TYPE_CHECKING:
@@ -101,9 +101,9 @@ class Tokenizer:
         Raises UsageError for anything else than such an id.
         """
         checked = [_checked_id(token_id) for token_id in ids]
-        return _guarded(
-            lambda: self._tokenizer.decode(checked, skip_special_tokens=skip_special), self.path, "cannot decode"
-        )
+        if skip_special:
+            checked = [token_id for token_id in checked if token_id not in self.special_ids]
+        return _guarded(lambda: self._tokenizer.decode(checked, skip_special_tokens=False), self.path, "cannot decode")
 
     def token(self, token_id: int, skip_special: bool = False) -> str:
         """Text of one token as inside a text, for lists of likely tokens; U+FFFD for a part of a character."""
@@ -292,7 +292,7 @@ def _special_tokens(folder: Path, config: Fields) -> dict[str, str]:
 def _content(source: Fields, key: str, value: Any) -> str:
     """A token's text, written as a string or as an object with "content"."""
     content = value.get("content") if isinstance(value, dict) else value
-    if not isinstance(content, str) or not content:
+    if not isinstance(content, str) or not content or not is_text(content):
         raise source.error(key, 'a token: a string, or an object with "content"')
     return content
 
