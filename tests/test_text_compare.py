@@ -21,7 +21,7 @@ def test_the_texts_are_of_every_kind():
     rng = random.Random(5)
     text = "".join(random_text(rng) for _ in range(3000))
     assert {ord(c) >> 16 for c in text} == set(range(17)) and all(token in text for token in SPECIAL)
-    assert len({unicodedata.category(c) for c in text}) > 27 and "      " in text and "1234567" in text
+    assert len({unicodedata.category(c) for c in text}) > 25 and "      " in text and "1234567" in text
 
 
 @pytest.mark.parametrize("kind", ["spm-bpe", "unigram", "unigram-bytes", "llama3"])
