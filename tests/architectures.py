@@ -219,7 +219,7 @@ CASES = {
                      logits_scaling=0.8, pad_token_id=0),
     "granite-biases-tied": small("granite", "bf16", attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
                                  attention_multiplier=0.2, residual_multiplier=1.7, pad_token_id=0, num_key_value_heads=6),
-    "gemma": small("gemma", "bf16", head_dim=24, pad_token_id=0),
+    "gemma": small("gemma", "bf16", distinct=1, head_dim=24, pad_token_id=0),
     "gemma-untied-biases": small("gemma", head_dim=20, tie_word_embeddings=False, attention_bias=True, pad_token_id=0,
                                  num_key_value_heads=6),
     "gemma2": small("gemma2", distinct=1, num_hidden_layers=3, head_dim=24, sliding_window=50, query_pre_attn_scalar=20,

@@ -57,6 +57,7 @@ def randomize(model: torch.nn.Module, seed: int, hidden: int | None = None) -> N
         return torch.randn(like.shape, generator=generator) * scale
 
     hidden = hidden or model.config.hidden_size
+    middle = 0 if model.config.model_type.startswith("gemma") else 1  # of norms: Gemma adds the one itself
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if name.endswith(EMBEDDINGS):
@@ -72,7 +73,7 @@ def randomize(model: torch.nn.Module, seed: int, hidden: int | None = None) -> N
             elif name.endswith(("_bias", ".bias")):
                 tensor.copy_(normal(tensor, 0.3))
             else:
-                tensor.copy_(1 + normal(tensor, 0.25))
+                tensor.copy_(middle + normal(tensor, 0.25))
         for name, tensor in model.named_buffers():
             if name.endswith("_correction_bias"):
                 tensor.copy_(normal(tensor, 0.2))

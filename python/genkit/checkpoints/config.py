@@ -304,8 +304,8 @@ def rope_parameters(fields: Fields, default_theta: float = 10000.0, default_part
         if result["high_freq_factor"] <= result["low_freq_factor"]:
             raise inner.error("high_freq_factor", f"more than low_freq_factor, {result['low_freq_factor']:g}")
     if kind == "longrope":
-        result["short_factor"] = inner.numbers("short_factor", 0.0, 1e6)
-        result["long_factor"] = inner.numbers("long_factor", 0.0, 1e6)
+        result["short_factor"] = inner.numbers("short_factor", 1e-3, 1e6)
+        result["long_factor"] = inner.numbers("long_factor", 1e-3, 1e6)
         if "attention_factor" in inner:
             result["attention_factor"] = inner.number("attention_factor", 0.0, 1e6)
     if kind == "yarn":

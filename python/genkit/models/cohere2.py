@@ -25,5 +25,5 @@ def read_config(fields: "Fields", checkpoint: "Checkpoint") -> DecoderConfig:
     return DecoderConfig(
         **sizes, layer=layers, ropes=(rope,), interleaved=True, norm="layer_no_bias",
         norm_eps=fields.number("layer_norm_eps", 0.0, 1.0, default=1e-5), parallel=True,
-        logit_scale=fields.number("logit_scale", 0.0, 1e6, default=0.0625, above=True),
+        logit_scale=fields.number("logit_scale", 1e-6, 1e6, default=0.0625),
         tied=fields.boolean("tie_word_embeddings", default=True))

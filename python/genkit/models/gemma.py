@@ -65,7 +65,7 @@ def _four_norms(fields: "Fields", checkpoint: "Checkpoint", pattern: int, prefix
                    for sliding in read_sliding(fields, sizes["layers"], pattern))
     return DecoderConfig(
         **_common(fields, sizes) | {"max_positions": ropes[0].max_positions}, layer=layers, ropes=ropes,
-        attention_scale=fields.number("query_pre_attn_scalar", 0.0, 1e6, default=256.0, above=True)**-0.5,
+        attention_scale=fields.number("query_pre_attn_scalar", 1e-6, 1e6, default=256.0)**-0.5,
         layers_name=prefix + "layers.", embedding_name=prefix + "embed_tokens", norm_name=prefix + "norm", **more)
 
 
@@ -73,7 +73,7 @@ def _softcap(fields: "Fields", key: str, default: float) -> float:
     """0 where the file says null."""
     if key not in fields.raw:
         return default
-    return fields.number(key, 0.0, 1e6, default=0.0)
+    return fields.number(key, 1e-3, 1e6, default=0.0)
 
 
 def _gemma2(fields: "Fields", checkpoint: "Checkpoint") -> DecoderConfig:

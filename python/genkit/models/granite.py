@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def read_config(fields: "Fields", checkpoint: "Checkpoint") -> DecoderConfig:
     def multiplier(key: str) -> float:
-        return fields.number(key, 0.0, 1e6, default=1.0, above=True)
+        return fields.number(key, 1e-6, 1e6, default=1.0)
 
     sizes = read_sizes(fields, checkpoint)
     rope = read_rotary(fields, sizes)
