@@ -261,7 +261,7 @@ def write_foreign(folder, config, name, weights):
     maker, arguments = FOREIGN[name][:2]
     arrays, values = {}, {}
     for tensor, w in weights.items():
-        if tensor.endswith("_proj.weight"):
+        if tensor.endswith("_proj.weight") or (name.startswith("mlx") and w.ndim == 2):  # MLX's embeddings and head too
             made, values[tensor] = maker(tensor.removesuffix(".weight"), w, **arguments)
             arrays |= made
         else:

@@ -10,13 +10,15 @@ from format_files import Q, Raw, hostile
 from foreign_files import FOREIGN, write_foreign
 from gguf_files import SIZES, make_model
 from kernel_helpers import rounds_rows
-from models_run import load, logits
+from models_run import greedy, load, logits
 from test_quantize import widened
 from text_folders import make_folder
 
+import genkit
 from genkit import _core, models
 from genkit.checkpoints import open_checkpoint, read_config
 from genkit.errors import BadFileError
+from genkit.quant.streaming import Streamed
 
 CONFIG = SIZES | dict(model_type="llama", hidden_size=192, intermediate_size=320, head_dim=48)
 TAILS = ("ct-channel", "ct-channel-asym", "ct-8-channel", "ct-w8a8", "ct-w8a8-asym", "ct-w8a8-tensor", "ct-fp8-channel",
@@ -112,6 +114,23 @@ def test_orders_that_differ_are_widened(model, tmp_path):
         assert len(checkpoint.widened) == 3
         assert set(checkpoint.widened.values()) == {"activation orders that differ within a product"}
     assert values
+
+
+def test_the_engine_gathers_as_well(model, tmp_path):
+    """Inputs in activation order, in the plan that decoding runs by, and in the layers that calibration streams."""
+    write_foreign(tmp_path / "out", CONFIG, "gptq-order", model)
+    loaded = genkit.load(tmp_path / "out", threads=2)
+    prompt = list(range(3, 20))
+    made = loaded.generate(prompt, max_tokens=24, temperature=0, ignore_eos=True).tokens
+    assert list(made) == greedy(load(tmp_path / "out"), prompt, 24)[0]
+    fields = read_config(tmp_path / "out")
+    with open_checkpoint(tmp_path / "out", fields) as checkpoint:
+        streamed = Streamed(fields, checkpoint, [prompt], loaded.kv_type)
+        for i in range(CONFIG["num_hidden_layers"]):
+            streamed.apply(streamed.block(i))
+        got = streamed.logits(0, 0, len(prompt)).numpy()
+    want = loaded.logits(prompt)
+    assert np.abs(got - want).max() < 1e-3 * np.abs(want).max()
 
 
 def test_biases_of_zeros_and_scales_of_activations_are_no_matter(model, tmp_path):
