@@ -68,17 +68,18 @@ INLINE void unpack_k(const WeightFormat& f, const uint8_t* block, int64_t tiles,
                 for (int64_t l = first / 4; l < (first + group) / 4; l++) {
                     if (packing == Packing::int8_k) {
                         const ivec a = load_line(line + l * 64), b = load_line(line + 512 + l * 64);
-                        const ivec even[2] = {_mm512_srai_epi16(_mm512_slli_epi16(a, 8), 8), _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8)};
-                        store_planes(out + l * 64, _mm512_mullo_epi16(even[0], low), _mm512_mullo_epi16(_mm512_srai_epi16(a, 8), low));
-                        store_planes(out + (l + 8) * 64, _mm512_mullo_epi16(even[1], high),
-                                     _mm512_mullo_epi16(_mm512_srai_epi16(b, 8), high));
+                        auto even = [](ivec x) { return _mm512_srai_epi16(_mm512_slli_epi16(x, 8), 8); };
+                        auto odd = [](ivec x) { return _mm512_srai_epi16(x, 8); };
+                        store_planes(out + l * 64, _mm512_mullo_epi16(even(a), low), _mm512_mullo_epi16(odd(a), low));
+                        store_planes(out + (l + 8) * 64, _mm512_mullo_epi16(even(b), high), _mm512_mullo_epi16(odd(b), high));
                         continue;
                     }
                     const ivec bytes = load_line(line + l * 64);
                     auto product = [&](ivec code, ivec scale, ivec less) __attribute__((always_inline)) {
                         return _mm512_sub_epi16(_mm512_mullo_epi16(_mm512_and_si512(code, nibble), scale), less);
                     };
-                    store_planes(out + l * 64, product(bytes, low, less_low), product(_mm512_srli_epi16(bytes, 8), low, less_low));
+                    store_planes(out + l * 64, product(bytes, low, less_low),
+                                 product(_mm512_srli_epi16(bytes, 8), low, less_low));
                     store_planes(out + (l + 8) * 64, product(_mm512_srli_epi16(bytes, 4), high, less_high),
                                  product(_mm512_srli_epi16(bytes, 12), high, less_high));
                 }
@@ -104,7 +105,8 @@ INLINE void gather_k_sums(const PackedLinearArgs& a, int64_t m, int64_t count, i
 
 // ---- products ---------------------------------------------------------------------------------------------------
 
-// Adds staged rows [first, end): tile 0 has the low bytes' sums of rows 0 .. 15 and 1 the high bytes', 2 and 3 those of 16 .. 31.
+// Adds staged rows [first, end): tile 0 has the low bytes' sums of rows 0 .. 15 and 1 the high bytes', 2 and 3 those of
+// 16 .. 31.
 template <bool real, int64_t group, int first, int end>
 INLINE void drain_k(const KPending& p, const int32_t* staged) {
 #pragma GCC unroll 32
@@ -183,7 +185,9 @@ template <bool real, int64_t group, int tiles, int spread>
 void sum_block(const int8_t* x, int64_t second, const uint8_t* w, int64_t steps, const KPending& pending, int32_t* staged,
                FetchCodes fetch) {
     const KPending p = pending;  // in registers: what lies in memory is read again after every tile instruction
-    auto ahead = [&](int64_t step) __attribute__((always_inline)) { return FetchCodes{fetch.at ? fetch.at + step * 512 : nullptr}; };
+    auto ahead = [&](int64_t step) __attribute__((always_inline)) {
+        return FetchCodes{fetch.at ? fetch.at + step * 512 : nullptr};
+    };
     k_step<real, group, tiles, spread, 0>(x, second, w, p, staged, fetch);
     if constexpr (spread >= 2) k_step<real, group, tiles, spread, 1>(x + code_tile_bytes, second, w + 2048, p, staged, ahead(1));
     if constexpr (spread >= 4) {
@@ -264,9 +268,9 @@ void k_slab(const PackedLinearArgs& a, int64_t begin, int64_t panels, int64_t m0
                 }
                 for (int64_t c = 0; c < 2; c++) {
                     // A quarter of the tiles that come after these: of the next rows, or the next block's of the first ones.
-                    const int8_t* next_x = (pair + 1 < pairs ? x + 2 * second : x_slab + (block + 1) * block_depth * code_tile_rows) +
-                                           p * second + c * 2048;
-                    const FetchCodes fetch{far ? next_x : nullptr};
+                    const int8_t* next_block = x_slab + (block + 1) * block_depth * code_tile_rows;
+                    const int8_t* next_x = pair + 1 < pairs ? x + 2 * second : next_block;
+                    const FetchCodes fetch{far ? next_x + p * second + c * 2048 : nullptr};
                     const uint8_t* w = s.panels[p].planes[c][0][0];
                     if (now_tiles == 4) sum_block_of<real, group, 4>(x, second, w, tiles, pending, s.staged, fetch);
                     else sum_block_of<real, group, 2>(x, second, w, tiles, pending, s.staged, fetch);
