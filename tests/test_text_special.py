@@ -23,6 +23,21 @@ def unigram_folder(folder):
     return folder
 
 
+def merging_folder(folder):
+    """A BPE whose merges make a special token of its letters, and which takes words whole that are tokens."""
+    folder.mkdir()
+    vocab = {token: i for i, token in enumerate(["<s>", "<", "s", ">", "a", "b", "<s", "ab"])}
+    (folder / "tokenizer.json").write_text(json.dumps(
+        {"version": "1.0", "added_tokens": [{"id": 0, "content": "<s>", "single_word": False, "lstrip": False, "rstrip": False,
+                                             "normalized": False, "special": True}],
+         "normalizer": None, "pre_tokenizer": None, "decoder": {"type": "Fuse"},
+         "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
+                                                                     {"Sequence": {"id": "A", "type_id": 0}}], "pair": [],
+                            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}},
+         "model": {"type": "BPE", "vocab": vocab, "merges": [["<", "s"], ["<s", ">"], ["a", "b"]], "ignore_merges": True}}))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
     root = tmp_path_factory.mktemp("special")
@@ -48,6 +63,12 @@ def test_a_name_in_a_text_is_text(tokenizers, kind):
             assert ids == tokenizer.encode(text, add_special=False, parse_special=True)
     text = "a" + next(iter(special.values())) + "b"
     assert set(tokenizer.encode(text, parse_special=True)) & set(special) - {unknown} or kind == "unigram"
+
+
+def test_merges_that_make_a_special_token(tmp_path):
+    tokenizer = Tokenizer(merging_folder(tmp_path / "merging"))
+    assert tokenizer.encode("ab") == [0, 7] and tokenizer.encode("<s>", parse_special=True) == [0, 0]
+    assert tokenizer.encode("<s>") == [0, 6, 3] and tokenizer.encode("ab<s>", False) == [7, 6, 3]
 
 
 def test_what_stands_around_a_text_stays(tokenizers):

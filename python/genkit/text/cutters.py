@@ -22,7 +22,6 @@ class JsonCutter:
         self._parsing, self._guard = tokenizer, guard
         added = tokenizer.get_added_tokens_decoder()
         self._special = {i: token.content for i, token in added.items() if token.special}
-        self._unknown = getattr(tokenizer.model, "unk_token", None)
         self.names = Names({token: i for i, token in self._special.items()})
         self._plain: _Plain | None = None
         self._inner: _Plain | None = None
@@ -52,7 +51,7 @@ class JsonCutter:
         if first:
             return self._text(text, False)
         if self._inner is None:
-            self._inner = self._made(lambda part: _never_first(part))
+            self._inner = self._made(_never_first)
         return self._guard(lambda: self._inner.encode(text, False))
 
     def _text(self, text: str, add_special: bool) -> list[int]:
@@ -96,15 +95,14 @@ class _Plain:
                 self._ids[tokenizer.token_to_id(token.content)] = i
 
     def encode(self, text: str, add_special: bool) -> list[int]:
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        encoding = self._tokenizer.encode(text, add_special_tokens=add_special)
+        ids = encoding.ids
         if not self._renamed and not self._special.isdisjoint(ids):
-            found = self._special.intersection(ids)
-            if found - {self._unknown}:
+            of_text = {i for i, around in zip(ids, encoding.special_tokens_mask) if not around}
+            if self._special & of_text - {self._unknown}:
                 self._renamed = True
                 self._tokenizer = self._rename()
-                ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        if add_special:
-            ids = self._tokenizer.encode(text, add_special_tokens=True).ids
+                ids = self._tokenizer.encode(text, add_special_tokens=add_special).ids
         return [self._ids.get(i, i) for i in ids] if self._ids else ids
 
     def _rename(self) -> tokenizers.Tokenizer:
@@ -121,8 +119,8 @@ class _Plain:
         if model.get("unk_token") in names:
             model["unk_token"] = names[model["unk_token"]]
         if "merges" in model:
-            model["merges"] = [pair for pair in model["merges"]
-                               if special.isdisjoint([*pair, "".join(pair)] if isinstance(pair, list) else pair.split(" ") + [pair.replace(" ", "")])]
+            pairs = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
+            model["merges"] = [pair for pair in pairs if special.isdisjoint([*pair, "".join(pair)])]
         data["added_tokens"] = []
         self._tokenizer = Tokenizer.from_str(json.dumps(data))
         self._set_up()
