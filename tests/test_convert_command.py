@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_files import CONFIGS, WIDE, make_model, read_keys
+from gguf_files import CONFIGS, WIDE, make_model, mixed_file, read_keys
 from checkpoint_files import write_tensors
 
 import genkit
@@ -147,6 +147,23 @@ def test_offsets_that_are_eight_scales_are_symmetric_again(floats, tmp_path):
         assert entry["error"] == pytest.approx(np.linalg.norm(change) / np.linalg.norm(before.numbers[name]), rel=1e-4)
 
 
+def test_every_type_of_gguf_has_a_place_in_genkit_s_form(tmp_path):
+    """Codes of all, K-quants' two levels of scales too; other forms have none for those."""
+    mixed_file(tmp_path / "a.gguf")
+    report = convert(tmp_path / "a.gguf", tmp_path / "b", "genkit")
+    a, b = Held(tmp_path / "a.gguf"), Held(tmp_path / "b")
+    b.same_numbers(a), b.same_codes(a, a.formats)
+    assert a.formats == b.formats and len(set(a.formats.values())) > 6
+    assert {entry["how"] for entry in report["classes"]} == {"same"}
+    ids = [3, 1, 4, 1, 5]
+    assert np.array_equal(*(genkit.load(path, kv_type="f32").logits(ids) for path in (tmp_path / "a.gguf", tmp_path / "b")))
+    refusal(run(tmp_path / "b", tmp_path / "c.gguf"), 2, "int8 per 32 with minimum", "7 more", "--allow-loss")
+    report = convert(tmp_path / "b", tmp_path / "c.gguf", allow_loss=True)
+    for entry in report["classes"]:
+        exact = entry["from"] in ("int4 per 32", "int4 per 32 with minimum", "int8 per 32", "f16", "f32")
+        assert entry["how"] == ("same" if exact else "rounded again") and (entry["error"] == 0) == exact, entry
+
+
 def test_candidates_begin_with_what_it_is():
     for source in (Format("int4", 64, "integer", "bf16"), Format("int8"), BY_NAME["int4"], Format("int8_k", 16)):
         found = candidates(source)
@@ -175,7 +192,8 @@ def test_floats_to_gguf_and_back(kind, floats, tmp_path):
     named = json.loads((tmp_path / "b" / "config.json").read_text())["dtype"]
     assert named == {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[kind]
     first, last = read_keys(tmp_path / "a.gguf"), read_keys(tmp_path / "c.gguf")
-    assert first.tensors == last.tensors  # types, shapes and places
+    assert [(n, e.type, e.shape, e.offset) for n, e in first.tensors.items()] == [
+        (n, e.type, e.shape, e.offset) for n, e in last.tensors.items()]
     assert {k: str(v) for k, v in first.keys.items()} == {k: str(v) for k, v in last.keys.items()}
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "c.gguf").read_bytes()
 
