@@ -19,6 +19,7 @@ from genkit.engine import choose_kv_type, choose_quantize
 from genkit.errors import BadFileError, UsageError
 from genkit.models import read_model_config, unread
 from genkit.opening import Opened, open_model
+from genkit.quant.codes import same_order
 from genkit.quant.formats import BY_NAME, Format
 from genkit.quant.roles import survey
 from genkit.text.utf8 import decoder_kinds
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 CARD = "MODEL_CARD.md"
 QUANTIZATION, CONVERSION = "quantization.json", "conversion.json"
-MIXED = "one product reads it with matrices of other types"
+MIXED = "formats that differ within a product"  # as nn.py says it when it does so
 # What the chat templates of well-known families write, most particular first.
 FAMILIES = (("<|start_header_id|>", "Llama 3"), ("<start_of_turn>", "Gemma"), ("<|START_OF_TURN_TOKEN|>", "Command"),
             ("<|start_of_role|>", "Granite"), ("<|channel|>", "Harmony (gpt-oss)"), ("<\uff5cUser\uff5c>", "DeepSeek"),
@@ -105,8 +106,13 @@ def _runs(opened: Opened) -> tuple[dict[str, str], Optional[str]]:
         return reasons, str(error)
     for names in roles.together:
         stored = [checkpoint.quantized.get(name) for name in names]
+        reason = ""
         if len({one and (one.format, one.shape[1]) for one in stored}) > 1:
-            reasons |= {name: MIXED for name, one in zip(names, stored) if one and name not in reasons}
+            reason = MIXED
+        elif stored[0] and not all(same_order(one.order, stored[0].order) for one in stored):
+            reason = "activation orders that differ within a product"
+        if reason:
+            reasons |= {name: reason for name, one in zip(names, stored) if one and name not in reasons}
     return reasons, None
 
 
