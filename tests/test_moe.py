@@ -197,3 +197,6 @@ def test_experts_of_unlike_types_are_refused(mixtral, tmp_path):
         folder = rewritten(mixtral, tmp_path / f"{key}{value}", lambda tensors: tensors, {key: value})
         with pytest.raises(BadFileError, match=words):
             genkit.load(folder)
+    folder = rewritten(mixtral, tmp_path / "many", lambda tensors: tensors, {"num_hidden_layers": 4096, "num_local_experts": 1000})
+    with pytest.raises(BadFileError, match="num_local_experts is 1000; expected an integer from 1 to 16"):
+        genkit.load(folder)

@@ -6,6 +6,7 @@ length, the header (JSON: name -> dtype, shape, data_offsets), then the tensors 
 mapped: a file that is cut while it is being read is an error and not a SIGBUS.
 """
 
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -477,10 +478,15 @@ def check_memory(checkpoint: Checkpoint, extra: int = 0, bits: float | None = No
     for name, stored in checkpoint.quantized.items():  # GGUF's five and six bits take eight, for one
         width = 16 if name in checkpoint.widened else stored.format.bits
         need += int(stored.shape[0] * stored.shape[1] * width / 8) - checkpoint.tensors[name].nbytes
-    if bits is not None:
+    experts = [info for info in checkpoint.tensors.values() if len(info.shape) > 2]  # of a layer in one tensor, read one by one
+    if bits is None:
+        need += sum(info.nbytes for info in experts if info.dtype == "u8")  # MXFP4 takes eight bits
+    else:
         matrices = [info for info in checkpoint.tensors.values() if len(info.shape) == 2]
-        rounded = sum(int(info.shape[0] * info.shape[1] * bits / 8) for info in matrices)
-        need += rounded - sum(info.nbytes for info in matrices) + 2 * max((info.nbytes for info in matrices), default=0)
+        weights = sum(info.shape[0] * info.shape[1] for info in matrices)
+        weights += sum(info.nbytes * 2 if info.dtype == "u8" else math.prod(info.shape) for info in experts)
+        largest = max((info.nbytes // (info.shape[0] if len(info.shape) > 2 else 1) for info in matrices + experts), default=0)
+        need += int(weights * bits / 8) - sum(info.nbytes for info in matrices + experts) + 2 * largest
     available = memory_available()
     if need + extra > available:
         more = f" and {size_words(extra)} more" if extra else ""

@@ -11,6 +11,7 @@ MAX_WIDTH = 2**20
 MAX_LAYERS = 2**12
 MAX_HEADS = 2**12
 MAX_EXPERTS = 2**10  # what the core routes to
+MAX_ALL_EXPERTS = 2**16  # of all layers: their names are made before the file is looked at
 MAX_HEAD_DIM = 512  # the attention kernels' limit
 MAX_POSITIONS = 2**30
 
@@ -49,6 +50,11 @@ class Fold:
     norm_bias: str = ""
     rows: str = ""
     offset: float = 0.0  # what the norm adds to its weight
+
+
+def read_experts(fields: Fields, key: str, layers: int) -> int:
+    """How many experts a layer has."""
+    return fields.integer(key, 1, min(MAX_EXPERTS, MAX_ALL_EXPERTS // layers))
 
 
 def activation(fields: Fields, key: str, default: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from genkit import _core
 from genkit.checkpoints.config import rope_parameters
 from genkit.models import decoder
-from genkit.models.config import MAX_EXPERTS, MAX_HEAD_DIM, MAX_LAYERS, MAX_WIDTH, Fold, activation
+from genkit.models.config import MAX_HEAD_DIM, MAX_LAYERS, MAX_WIDTH, Fold, activation, read_experts
 from genkit.models.decoder import DecoderConfig, Layer, Shapes, gated_feed, read_inner, read_sizes, tensor_shapes  # noqa: F401
 from genkit.models.sparse import gated_mlp, mlp_shapes
 from genkit.moe import Router, SparseMLP
@@ -182,7 +182,7 @@ def read_config(fields: "Fields", checkpoint: "Checkpoint") -> DecoderConfig:
     attention = Latent(sizes["hidden_size"], sizes["heads"], rotated, others, values, q_rank,
                        fields.integer("kv_lora_rank", 1, MAX_WIDTH, default=512), fields.boolean("attention_bias", default=False))
     function = activation(fields, "hidden_act", "silu")
-    experts = fields.integer("n_routed_experts", 1, MAX_EXPERTS)
+    experts = read_experts(fields, "n_routed_experts", sizes["layers"])
     inner = fields.integer("moe_intermediate_size", 1, MAX_WIDTH, default=2048)
     groups = fields.integer("n_group", 1, experts, default=8)
     if experts % groups:

@@ -10,7 +10,7 @@ import numpy as np
 
 from genkit.checkpoints import mxfp4
 from genkit.models import decoder
-from genkit.models.config import MAX_EXPERTS
+from genkit.models.config import read_experts
 from genkit.models.decoder import (DecoderConfig, Layer, Shapes, folds, layers_prefix,  # noqa: F401 some offered here too
                                    output, read_inner, read_sizes, read_window, separate_qkv)
 from genkit.models.sparse import mlp_shapes
@@ -92,7 +92,7 @@ def read_config(fields: "Fields", checkpoint: "Checkpoint") -> DecoderConfig:
         fields = fields.filled(rope_parameters=YARN)
     rope = read_rope(fields, sizes["head_dim"], sizes["max_positions"])
     bias, window = fields.boolean("attention_bias", default=True), read_window(fields, default=128)
-    experts = fields.integer("num_local_experts", 1, MAX_EXPERTS)
+    experts = read_experts(fields, "num_local_experts", sizes["layers"])
     inner, first = read_inner(fields), "model.layers.0.mlp.experts."
     form = "mxfp4" if first + "gate_up_proj_blocks" in checkpoint else "apart" if first + "0.gate_proj.weight" in checkpoint else "fused"
     if form == "mxfp4" and (inner % mxfp4.GROUP or sizes["hidden_size"] % mxfp4.GROUP):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields as fields_of
 from typing import TYPE_CHECKING, Any, Union
 
 from genkit.models import llama
-from genkit.models.config import MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, Fold
+from genkit.models.config import MAX_LAYERS, MAX_WIDTH, Fold, read_experts
 from genkit.models.llama import LlamaConfig, LlamaModel
 from genkit.moe import Router, SparseMLP
 from genkit.nn import GatedMLP, Weights
@@ -28,7 +28,7 @@ class SparseConfig(LlamaConfig):
 
 def sparse_config(base: LlamaConfig, fields: "Fields", experts_key: str, **settings: Any) -> SparseConfig:
     """The settings config.json shares with Llama, and the experts'."""
-    experts = fields.integer(experts_key, 1, MAX_EXPERTS)
+    experts = read_experts(fields, experts_key, base.layers)
     given = {f.name: getattr(base, f.name) for f in fields_of(base)}
     settings.setdefault("sparse", (True,) * base.layers)
     return SparseConfig(**given, experts=experts, chosen=fields.integer("num_experts_per_tok", 1, experts), **settings)
