@@ -35,17 +35,18 @@ void down_bytes(const TurnArgs& a, int64_t p, int64_t first, int64_t count, uint
     for (int64_t j = 0; j < count; j++) out[j] = uint8_t(out[j] | (v[j] >> up & 15) << 4);
 }
 
-// The same of words along n: bits 4 i of a word hold output 0, 2, 4, 6, 1, 3, 5, 7 of its eight.
+// The same of words along n, whose bits 4 i hold output 0, 2, 4, 6, 1, 3, 5, 7 of eight. Those of the low nibbles of bytes
+// come first, then those of the high ones: in the order of `places`.
+constexpr int places[] = {0, 4, 1, 5, 2, 6, 3, 7}, in_order[] = {0, 1, 2, 3, 4, 5, 6, 7};
+
 void along_bytes(const TurnArgs& a, int64_t p, int64_t first, int64_t count, uint8_t* out) {
     const int64_t row = a.n / 8;
     const uint32_t* low = a.words + 2 * p * row + first / 8;
     const uint32_t* high = 2 * p + 1 < a.k ? low + row : nullptr;
-    for (int64_t j = 0; j < count; j += 8, out += 8) {
-        const uint32_t x = low[j / 8], y = high ? high[j / 8] : 0;
-        const uint32_t even = (x & 0x0F0F0F0Fu) | (y & 0x0F0F0F0Fu) << 4;       // bytes: outputs 0, 4, 1, 5
-        const uint32_t odd = (x >> 4 & 0x0F0F0F0Fu) | (y & 0xF0F0F0F0u);        // 2, 6, 3, 7
-        out[0] = uint8_t(even), out[4] = uint8_t(even >> 8), out[1] = uint8_t(even >> 16), out[5] = uint8_t(even >> 24);
-        out[2] = uint8_t(odd), out[6] = uint8_t(odd >> 8), out[3] = uint8_t(odd >> 16), out[7] = uint8_t(odd >> 24);
+    for (int64_t j = 0; j < count / 8; j++) {
+        const uint32_t x = low[j], y = high ? high[j] : 0;
+        const uint32_t halves[] = {(x & 0x0F0F0F0Fu) | (y & 0x0F0F0F0Fu) << 4, (x >> 4 & 0x0F0F0F0Fu) | (y & 0xF0F0F0F0u)};
+        std::memcpy(out + 8 * j, halves, 8);
     }
 }
 
@@ -65,6 +66,7 @@ void transpose8(uint64_t (&x)[8]) {
 void turn(const TurnArgs& a, int64_t begin, int64_t end) {
     uint8_t tile[tile_bytes_of_row][tile_outputs];
     const int64_t used = (a.k * a.bits + 7) / 8;  // bytes of a row; the rest is padding
+    const int* place = a.down ? in_order : places;
     for (int64_t unit = begin; unit < end; unit++) {
         const int64_t first = unit * tile_bytes_of_row, bytes = std::min(tile_bytes_of_row, a.row_bytes - first);
         for (int64_t j = 0; j < a.n; j += tile_outputs) {
@@ -80,7 +82,7 @@ void turn(const TurnArgs& a, int64_t begin, int64_t end) {
                     for (int64_t b = 0; b < 8; b++) std::memcpy(&x[b], &tile[p + b][i], 8);
                     transpose8(x);
                     for (int64_t r = 0; r < std::min<int64_t>(8, count - i); r++)
-                        std::memcpy(a.out + (j + i + r) * a.row_bytes + first + p, &x[r], 8);
+                        std::memcpy(a.out + (j + i + place[r]) * a.row_bytes + first + p, &x[r], 8);
                 }
         }
     }
@@ -96,7 +98,7 @@ Tensor turn_words(const Tensor& words, int64_t bits, int64_t k, bool down, const
     if (bits != 4 && !(bits == 8 && down)) fail(op, "bits is " + std::to_string(bits) + "; expected 4, or 8 down");
     const int64_t rows = down ? (k * bits + 31) / 32 : k;
     if (k < 1 || words.dim(0) != rows)
-        fail(op, "words is " + words.shape_text() + "; k of " + std::to_string(k) + " asks for " + std::to_string(rows) + " rows");
+        fail(op, "words is " + words.shape_text() + "; " + std::to_string(k) + " codes ask for " + std::to_string(rows) + " rows");
     if (order) {
         if (!down) fail(op, "order is for words down the columns");
         check_vector(op, "order", *order, DType::i32, k);
@@ -106,7 +108,8 @@ Tensor turn_words(const Tensor& words, int64_t bits, int64_t k, bool down, const
     }
     const int64_t n = down ? words.dim(1) : words.dim(1) * 8, row_bytes = round_up(k, tile_depth) * bits / 8;
     Tensor out({n, row_bytes}, DType::u8);
-    TurnArgs a{words.data<uint32_t>(), order ? order->data<int32_t>() : nullptr, out.data<uint8_t>(), n, k, bits, row_bytes, down};
+    TurnArgs a{words.data<uint32_t>(), order ? order->data<int32_t>() : nullptr, out.data<uint8_t>(), n, k, bits, row_bytes,
+               down};
     parallel_for((row_bytes + tile_bytes_of_row - 1) / tile_bytes_of_row, 1, [](const void* job, int64_t begin, int64_t end) {
         turn(*static_cast<const TurnArgs*>(job), begin, end);
     }, &a);

@@ -55,7 +55,8 @@ def foreign(name):
     return make
 
 
-SEEDS = {"floats": plain, "native-int8": written("genkit", "int8"), "compressed-tensors": written("compressed-tensors", "int4", 32, True),
+SEEDS = {"floats": plain, "native-int8": written("genkit", "int8"),
+         "compressed-tensors": written("compressed-tensors", "int4", 32, True),
          "gptq": written("gptq", "int4", 32), "mlx": written("mlx", "int4", 32)}
 SEEDS |= {name: foreign(name) for name in ("ct-8-asym", "ct-actorder", "ct-w8a8-asym", "ct-fp8-block", "gptq-order", "autoround",
                                            "awq", "bnb-int8", "bnb-nf4-nested", "mlx-6", "fp8-block")}

@@ -65,7 +65,8 @@ def _four(x: str, kind: str, tensors: "Mapping[str, TensorInfo]", read: Read) ->
     name = x + STATE + kind
     info = tensors[name]
     if info.dtype != "u8" or len(info.shape) != 1 or info.nbytes > MAX_STATE:
-        raise refused(info, name, f"is {info.dtype.upper()} {list(info.shape)}; expected U8, at most {MAX_STATE} bytes of JSON")
+        raise refused(info, name, f"is {info.dtype.upper()} {list(info.shape)}; expected U8, "
+                                  f"at most {MAX_STATE} bytes of JSON")
     where = f"{shown_path(info.file)}: tensor {shown(name, 200)}"
     state = Fields(info.file, parse_json(read(info, name).tobytes(), where), f"tensor {shown(name, 200)}: ")
     shape = state.integers("shape", 1, MAX_SIZE)
@@ -83,7 +84,8 @@ def _four(x: str, kind: str, tensors: "Mapping[str, TensorInfo]", read: Read) ->
     parts = {"weight": weight, "quant_map": part(tensors, x + ".weight.quant_map", ("f32",), (16,)),
              "absmax": part(tensors, x + ".weight.absmax", ("u8" if nested else "f32",), (blocks,)), "state": info}
     if nested:
-        sizes |= {"nested": state.integer("nested_blocksize", 1, MAX_SIZE), "offset": state.number("nested_offset", -1e30, 1e30)}
+        sizes |= {"nested": state.integer("nested_blocksize", 1, MAX_SIZE),
+                  "offset": state.number("nested_offset", -1e30, 1e30)}
         parts["nested_absmax"] = part(tensors, x + ".weight.nested_absmax", ("f32",), (-(-blocks // sizes["nested"]),))
         parts["nested_quant_map"] = part(tensors, x + ".weight.nested_quant_map", ("f32",), (256,))
     return Stored((n, k), None, parts, partial(_decode_four, (n, k), sizes), label=kind, widened=f"bitsandbytes {kind}")

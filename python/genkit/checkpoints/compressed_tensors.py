@@ -111,14 +111,17 @@ def _scheme(groups: Fields, name: str) -> Scheme:
                   fp8.block_size(weights, "block_structure"))
 
 
-def _of(schemes: list[Scheme], fields: Fields, name: str, n: int, k: int, scale: "Optional[TensorInfo]", **like: Any) -> Scheme:
+def _of(schemes: list[Scheme], fields: Fields, name: str, n: int, k: int, scale: "Optional[TensorInfo]",
+        **like: Any) -> Scheme:
     """The scheme whose scales are of this shape, of this type, bits and symmetry. Raises BadFileError for none."""
     if scale is None:
-        raise BadFileError(f"tensor {shown(name.removesuffix(PACKED).removesuffix(WEIGHT) + SCALE, 200)} is missing from the weights")
+        missing = name.removesuffix(PACKED).removesuffix(WEIGHT) + SCALE
+        raise BadFileError(f"tensor {shown(missing, 200)} is missing from the weights")
     for scheme in schemes:
         if all(getattr(scheme, key) in values for key, values in like.items()) and scale.shape in scheme.scale_shapes(n, k):
             return scheme
-    what = f"{scale.dtype.upper()} scales {list(scale.shape)} {'without' if True in like.get('symmetric', ()) else 'with'} zeros"
+    zeros = {(True,): " without zeros", (False,): " with zeros"}.get(like.get("symmetric"), "")
+    what = f"{scale.dtype.upper()} scales {list(scale.shape)}{zeros}"
     raise BadFileError(f"{shown_path(fields.path)}: quantization_config: no group of config_groups describes tensor "
                        f"{shown(name, 200)} of [{n}, {k}] in {like['bits'][0]} bits, {what}. {FLOAT}")
 
@@ -133,7 +136,8 @@ def _packed(x: str, schemes: list[Scheme], fields: Fields, tensors: "Mapping[str
         raise refused(packed, x + PACKED, f"holds {list(packed.shape)} words; weight_shape says {[n, k]}, "
                                           f"which is not that in 4 or 8 bits; {OTHERS}")
     symmetric = x + ZERO not in tensors
-    scheme = _of(schemes, fields, x + PACKED, n, k, tensors.get(x + SCALE), type=("int",), bits=(bits,), symmetric=(symmetric,))
+    scheme = _of(schemes, fields, x + PACKED, n, k, tensors.get(x + SCALE), type=("int",), bits=(bits,),
+                 symmetric=(symmetric,))
     scale = parts["scale"] = part(tensors, x + SCALE, FLOATS, tensors[x + SCALE].shape)
     groups = k // scheme.group if scheme.strategy == "group" else 1
     if not symmetric:
@@ -188,7 +192,8 @@ def _plain(x: str, schemes: list[Scheme], fields: Fields, tensors: "Mapping[str,
         parts["zero"] = part(tensors, x + ZERO, ("i8",), scale.shape)
     grid = Grid("int8", k, scheme.group if scheme.strategy == "group" else k, "none" if symmetric else "integer", scale.dtype)
     per_row = ("scale", "zero") if scheme.strategy == "channel" else ()
-    return Stored((n, k), grid.format, parts, partial(_decode_plain, grid), label=grid.label, widened=grid.widened, per_row=per_row)
+    return Stored((n, k), grid.format, parts, partial(_decode_plain, grid), label=grid.label, widened=grid.widened,
+                  per_row=per_row)
 
 
 def _decode_plain(grid: Grid, parts: dict[str, np.ndarray]) -> Decoded:

@@ -69,8 +69,9 @@ def _stored(x: str, settings: tuple[int, int, bool, int], tensors: "Mapping[str,
         if not rest and group and k_known in (k, None) and zeros.shape == (groups, -(-n * bits // 32)):
             break
     else:
+        order = "no g_idx" if k_known is None else f"a g_idx of {k_known}"
         raise refused(qweight, x + QWEIGHT, f"is {list(qweight.shape)} with scales {list(scales.shape)}, qzeros "
-                                            f"{list(zeros.shape)} and {'no g_idx' if k_known is None else f'a g_idx of {k_known}'}; "
+                                            f"{list(zeros.shape)} and {order}; "
                                             f"expected 4 or 8 bits and groups of one size; {OTHERS}")
     grid = Grid("int8" if bits == 8 else "int4", k, group, "none" if symmetric else "integer", scales.dtype)
     parts = {"qweight": qweight, "scales": part(tensors, x + ".scales", FLOATS, (groups, n)), "qzeros": zeros}

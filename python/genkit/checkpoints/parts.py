@@ -59,8 +59,3 @@ def check_k(info: "TensorInfo", name: str, k: int, group: int) -> None:
     if k % group:
         raise refused(info, name, f"holds {list(info.shape)} words, rows of {k} codes; "
                                   f"expected a multiple of the group of {group}")
-
-
-def scale_type(info: "TensorInfo") -> str:
-    """Format.scale_dtype of scales in a file: F32 is read where f16 holds it."""
-    return "bf16" if info.dtype == "bf16" else "f16"

@@ -42,8 +42,8 @@ class Codes:
 
     codes u8 (int8, int8_k: i8) [n, depth]; scales u16 bits of format.scale_dtype [n, groups]; two-level: subscales and minima
     u8 [n, depth / 32]; zeros, where the format has them: u8 (int8: i8) or u16 bits [n, groups]. int4_k, int8_k: scales d
-    [n, ceil(depth / 256)], subscales sc i8 [n, depth / group], with real zeros minima m u8 as subscales, zeros dmin as scales. int4
-    codes may be nibbles, as the core takes them: u8 [n, depth / 2], of two neighbours the first is the low one.
+    [n, ceil(depth / 256)], subscales sc i8 [n, depth / group], with real zeros minima m u8 as subscales, zeros dmin as scales.
+    int4 codes may be nibbles, as the core takes them: u8 [n, depth / 2], of two neighbours the first is the low one.
     """
 
     format: Format

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from genkit.quant.codes import depth_of, from_nibbles, groups_of, to_nibbles, widen
+from genkit.quant.codes import to_nibbles, widen
 from genkit.quant.formats import Format
 
 
@@ -13,17 +13,6 @@ def to_words(codes: np.ndarray, bits: int) -> np.ndarray:
     """codes u8 0..15 or i8 [n, m] -> i32 [n, m * bits / 32]. m * bits must be a multiple of 32."""
     packed = to_nibbles(codes) if bits == 4 else codes.view(np.uint8) ^ 0x80
     return np.ascontiguousarray(packed).view("<i4")
-
-
-def from_words(words: np.ndarray, bits: int, k: int) -> np.ndarray:
-    """The reverse: u8 or i8 [n, depth of k], zeros past k."""
-    packed = np.ascontiguousarray(words).view(np.uint8)
-    n, depth = packed.shape[0], depth_of(k)
-    if bits == 8:
-        out = np.zeros((n, depth), np.uint8) if depth > k else np.empty((n, depth), np.uint8)
-        np.bitwise_xor(packed, 0x80, out=out[:, :k])
-        return out.view(np.int8)
-    return from_nibbles(packed, np.zeros((n, depth), np.uint8) if depth > k else None)
 
 
 def narrow(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -45,21 +34,7 @@ def exact_bits(values: np.ndarray, dtype: str) -> "np.ndarray | None":
     return bits if ((widen(bits, "f16") == values) | np.isnan(values)).all() else None
 
 
-def scales_from_file(values: np.ndarray, k: int, group: int) -> np.ndarray:
-    """[n, k / group] of a file -> [n, groups of a whole depth]. What is float32 becomes bits of f16; ValueError where that
-    would round it."""
-    if values.dtype == np.float32:
-        bits = narrow(values, "f16")
-        wide = widen(bits, "f16")
-        bad = ~((wide == values) | np.isnan(values))
-        if bad.any():
-            raise ValueError(f"holds the F32 scale {values[bad][0]}, which float16 has not; such scales are not supported")
-        values = bits
-    missing = groups_of(k, group) - values.shape[1]
-    return np.pad(values, ((0, 0), (0, missing))) if missing else values
-
-
 def scales_to_file(bits: np.ndarray, format: Format, k: int, dtype: str) -> np.ndarray:
-    """The reverse: scales of a format as they are, or widened where the file's type is "f32"."""
+    """Scales of a format for a file: as they are, or widened where its type is "f32"."""
     bits = bits[:, : k // format.group]
     return widen(np.ascontiguousarray(bits), format.scale_dtype) if dtype == "f32" else bits
