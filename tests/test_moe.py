@@ -168,6 +168,20 @@ def test_quantize_writes_experts(mixtral, tmp_path):
         job.quantize(mixtral, tmp_path / "mixed", Recipe(tensors=(("experts.1.w1", "int8"),)), price=False, threads=1)
 
 
+def test_gates_and_ups_of_different_formats_run_as_floats(mixtral, tmp_path):
+    for kind in ("int4", "int8"):
+        job.quantize(mixtral, tmp_path / kind, Recipe(type=kind), price=False, threads=1)
+    eight = tmp_path / "int8"
+    formats = [json.loads((tmp_path / kind / "config.json").read_text())["quantization_config"]["formats"] for kind in ("int4", "int8")]
+    mixed = {name: formats[".w3." in name][name] for name in formats[0]}
+    others = load_file(tmp_path / "int4" / "model.safetensors")
+    folder = rewritten(eight, tmp_path / "mixed", lambda tensors: {
+        name: value for held, ups in ((others, False), (tensors, True)) for name, value in held.items() if (".w3." in name) == ups},
+        {"quantization_config": {"quant_method": "genkit", "version": 1, "formats": mixed}})
+    base = logits(mixtral)
+    assert np.abs(logits(folder) - base).mean() < base.std()
+
+
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_methods_that_calibrate_leave_experts_to_search(mixtral, method, tmp_path):
     from contextlib import ExitStack

@@ -293,10 +293,21 @@ class Weights:
         """A linear for each expert. names: of each one's matrices, one under another; with an activation gates and ups."""
         experts = _core.ExpertWeights(len(names))
         for i, parts in enumerate(names):
-            self._set_expert(experts, i, self._weight(parts, gated=bool(activation)), parts[0] + ".weight")
+            weight = self._weight(parts, gated=bool(activation))
+            if isinstance(weight, tuple):  # of forms that differ
+                weight = self._as_floats([name + ".weight" for name in parts])
+            self._set_expert(experts, i, weight, parts[0] + ".weight")
         biases = [self._biases(parts) for parts in names]
         bias = None if biases[0] is None else _core.Tensor.from_numpy(np.stack([one.numpy() for one in biases]))
         return ExpertLinear(experts, bias, activation)
+
+    def _as_floats(self, names: Sequence[str]) -> Tensor:
+        """Matrices in codes one under another, f16 where that holds them."""
+        self._widen(names, "formats that differ between an expert's gates and ups")
+        loaded = [self.checkpoint.load(name, self.shapes[name]) for name in names]
+        if len({part.dtype for part in loaded}) > 1:
+            loaded = [_core.convert(part, "f32") for part in loaded]
+        return _core.Tensor.from_numpy(np.concatenate([part.numpy() for part in loaded]), loaded[0].dtype)
 
     def fused_experts(self, name: str, rows: Optional[np.ndarray] = None, activation: str = "") -> ExpertLinear:
         """The same from one tensor of all experts, floats [experts, in, out] or MXFP4 (checkpoints/mxfp4.py), with the biases
