@@ -29,7 +29,8 @@ FORMATS = """
 
 Packed: the kernels take the codes as they are in the file, at its size; the column says as what. Widened: the weights become
 float16 when they are loaded, and `genkit inspect` says so. What a file stands for is compared with a transcription of its
-layout in numpy, to the bit, and where it is named with a library's own numbers.
+layout in numpy, to the bit, and where it is named with a library's own numbers. One is not exact when it runs: MLX's 8 bits,
+whose offset, seen from signed codes, is b + 128 s and is rounded to the type of the scales.
 
 | form | what was tested | runs | compared with |
 |---|---|---|---|

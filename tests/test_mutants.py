@@ -60,7 +60,7 @@ SEEDS = {"floats": plain, "native-int8": written("genkit", "int8"),
          "gptq": written("gptq", "int4", 32), "mlx": written("mlx", "int4", 32)}
 SEEDS |= {name: foreign(name) for name in ("ct-8-asym", "ct-actorder", "ct-w8a8-asym", "ct-fp8-block", "gptq-order", "autoround",
                                            "awq", "bnb-int8", "bnb-nf4-nested", "mlx-6", "fp8-block")}
-COUNT = 500  # of each
+COUNT = 850  # of each; with those of GGUF and of tokenizers 20,000
 
 
 @pytest.mark.parametrize("name", SEEDS)
