@@ -56,10 +56,12 @@ class Names:
     def letters(self, text: str) -> list[int]:
         """Places of the letters that a name begins with: anywhere in the text, or at its end, where a name might go on in what
         follows."""
-        return [i for i in self.starts(text) if self.at(text, i) is not None or self._begins(text[i:])]
+        return [i for i in self.starts(text) if self.at(text, i) is not None or self._begins(text, i)]
 
-    def _begins(self, tail: str) -> bool:
-        return len(tail) < self._longest and not tail[0].isspace() and any(name.startswith(tail) for name in self.tokens)
+    def _begins(self, text: str, i: int) -> bool:
+        if len(text) - i >= self._longest or text[i].isspace():
+            return False
+        return any(name.startswith(text[i:]) for name in self.tokens)
 
 
 class StandIns:
