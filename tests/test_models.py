@@ -246,7 +246,7 @@ def refusal(folder: Path, *words: str) -> None:
 
 def test_unknown_architecture(tmp_path):
     refusal(altered(tmp_path, "llama", model_type="bert"), "config.json", "'bert'",
-            "gpt2, ", "llama, mistral, ", "qwen2, qwen3")
+            "gpt2, ", "llama, mistral, ", "qwen2, qwen2_moe, qwen3, ")
 
 
 def test_quantized_checkpoint(tmp_path):
