@@ -473,7 +473,7 @@ def edit_config(**changes):
 @pytest.mark.parametrize("file, change, said", [
     ("config.json", lambda data: None, "config.json"),
     ("config.json", lambda data: data[:-5], "config.json"),
-    ("config.json", edit_config(model_type="mamba9"), "'mamba9' is not supported; known: gpt2, llama"),
+    ("config.json", edit_config(model_type="mamba9"), "'mamba9' is not supported; known: bloom, cohere2, "),
     ("config.json", edit_config(n_head=0), "n_head"),
     ("config.json", edit_config(n_embd=-8), "n_embd"),
     ("config.json", edit_config(n_layer=2**40), "n_layer"),
