@@ -2,7 +2,6 @@
 `--method awq` reads it, and where its scales may be folded. Weights are random; test_parity.py says that the float models
 are right."""
 
-import importlib
 import json
 import zlib
 
@@ -14,7 +13,7 @@ from checkpoint_files import write_tensors
 
 import genkit
 from genkit import _core, models
-from genkit.checkpoints import Checkpoint, Fields, open_checkpoint, read_config
+from genkit.checkpoints import open_checkpoint, read_config
 from genkit.errors import BadFileError, UsageError
 from genkit.inspection import examine
 from genkit.models.decoder import Decoder
@@ -22,13 +21,7 @@ from genkit.quant.job import quantize
 from genkit.quant.quantize import Recipe
 from genkit.quant.streaming import Streamed
 
-
-
-def module_of(case):
-    return importlib.import_module(f"genkit.models.{models.ARCHITECTURES[case.model_type]}")
-
-
-NAMES = [name for name, case in CASES.items() if module_of(case).Model is Decoder]
+NAMES = [name for name, case in CASES.items() if models_run.module_of(case).Model is Decoder]
 PROMPT = 70  # tokens: more than a page, more than most windows
 every_case = pytest.mark.parametrize("name", NAMES)
 
@@ -48,28 +41,10 @@ def folders(tmp_path_factory):
     def folder(name):
         if name not in made:
             made[name] = tmp_path_factory.mktemp(name)
-            random_checkpoint(CASES[name], made[name], zlib.crc32(name.encode()))
+            models_run.random_checkpoint(CASES[name], made[name], zlib.crc32(name.encode()))
         return made[name]
 
     return folder
-
-
-def random_checkpoint(case, folder, seed):
-    """A model of float32 weights such that every one of them shows in the logits."""
-    fields = Fields(folder / "config.json", {"model_type": case.model_type} | case.sizes)
-    config = models.read_model_config(fields, Checkpoint(folder, {}, {}))
-    rng = np.random.default_rng(seed)
-    middle = 0 if config.norm == "rms_plus_one" else 1
-
-    def values(name, shape):
-        noise = rng.standard_normal(shape, np.float32)
-        if len(shape) == 2:
-            return noise * np.float32(1.5 / shape[1]**0.5)
-        return noise * np.float32(0.3) if name.endswith(".bias") else middle + noise * np.float32(0.25)
-
-    shapes = module_of(case).tensor_shapes(config)
-    write_tensors(folder / "model.safetensors", {name: values(name, shape) for name, shape in shapes.items()})
-    (folder / "config.json").write_text(json.dumps(fields.raw))
 
 
 def prompt_of(folder):

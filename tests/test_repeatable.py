@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import models_run
 import numpy as np
 import pytest
+from architectures import CASES
 from checkpoint_files import write_tensors
 from kernel_helpers import bf16_bits
 
@@ -116,6 +117,36 @@ def test_no_bit_differs(tier, form, folders, restored):
                 for replay in (False, True):
                     got = logits_of(model, kv_type, tokens, batch, chunk, replay)
                     assert differing_bits(got, want) == 0, (threads, batch, chunk, replay)
+
+
+# What llama has not: capped scores, sinks, experts, keys from a latent, ALiBi, layers side by side that do not all rotate.
+OTHERS = ("gemma2", "gpt_oss", "qwen2_moe", "deepseek_v3", "bloom", "cohere2")
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    root = tmp_path_factory.mktemp("others")
+    for i, name in enumerate(OTHERS):
+        (root / name).mkdir()
+        models_run.random_checkpoint(CASES[name], root / name, i)
+    return root
+
+
+@pytest.mark.parametrize("rounded, kv_type", [(None, "f32"), ("int4", "int8")])
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("tier", _core.tiers())
+def test_no_bit_differs_in_other_blocks(tier, name, rounded, kv_type, others, restored):
+    _core.use_tier(tier)
+    model = load(others / name, rounded)
+    random = np.random.default_rng(3)
+    tokens = [random.integers(0, model.config.vocab_size, length + DECODED).tolist() for length in LENGTHS]
+    _core.set_threads(1)
+    want = logits_of(model, kv_type, tokens, 1, 512, replay=False)
+    assert all(np.isfinite(x).all() and np.ptp(x) > 1 for x in want)
+    for threads, batch, chunk, replay in ((1, 7, 7, True), (3, 1, 512, True), (2, 2, 1, False), (3, 7, 64, False)):
+        _core.set_threads(threads)
+        got = logits_of(model, kv_type, tokens, batch, chunk, replay)
+        assert differing_bits(got, want) == 0, (threads, batch, chunk, replay)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

@@ -174,7 +174,7 @@ def read_config(fields: "Fields", checkpoint: "Checkpoint") -> DecoderConfig:
     rotated = fields.integer("qk_rope_head_dim", 2, MAX_HEAD_DIM, default=64)
     others = fields.integer("qk_nope_head_dim", 1, MAX_HEAD_DIM - rotated, default=128)
     values = fields.integer("v_head_dim", 1, rotated + others, default=128)
-    sizes: dict[str, Any] = read_sizes(fields, checkpoint) | {"head_dim": rotated + others}
+    sizes: dict[str, Any] = read_sizes(fields.filled(head_dim=rotated), checkpoint) | {"head_dim": rotated + others}
     if sizes["kv_heads"] != sizes["heads"]:
         raise fields.error("num_key_value_heads", f"num_attention_heads, {sizes['heads']}: every head has its own keys")
     rope = read_rope(fields, rotated, sizes["max_positions"])
