@@ -24,7 +24,7 @@ from genkit.checkpoints.grid import Decoded, Grid, byte_rows, nibble_rows, order
 from genkit.checkpoints.parts import FLOAT, FLOATS, OTHERS, check_single, matrix, named, refused
 from genkit.checkpoints.quantized import Read, Stored, part
 from genkit.errors import BadFileError
-from genkit.quant.codes import depth_of, from_nibbles
+from genkit.quant.codes import from_nibbles
 
 if TYPE_CHECKING:
     from genkit.checkpoints.safetensors import TensorInfo
