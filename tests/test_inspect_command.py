@@ -10,7 +10,9 @@ from checkpoint_files import file_of
 from gguf_files import CONFIGS, YARN, make_model
 from text_folders import make_folder
 
-from genkit.inspection import MIXED, examine
+from genkit.checkpoints import open_checkpoint, read_config
+from genkit.inspection import examine
+from genkit.models import load_model
 from genkit.quant.job import quantize
 from genkit.quant.quantize import Recipe
 from genkit.quant.rewrite import convert
@@ -58,7 +60,7 @@ def test_an_architecture_s_facts(windowed):
 
 
 def test_types_and_how_they_run(windowed, tmp_path):
-    """Types of all tensors; a product of two types is widened, and both say so."""
+    """Types of all tensors; a product of two types runs each as it is."""
     small = tmp_path / "small"
     quantize(windowed, small, Recipe(method="rtn", type="int8", group_size=32), price=False)
     path = small / "config.json"
@@ -79,13 +81,15 @@ def test_types_and_how_they_run(windowed, tmp_path):
     raw.config = config
     raw.save()
     facts = examine(small)
-    widened = {name for name, entry in facts["tensor_list"].items() if entry["runs"] == "widened: " + MIXED}
-    assert widened == {f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv"}
-    assert facts["memory"]["weights"] > kept
+    assert {entry["runs"] for entry in facts["tensor_list"].values()} == {"packed", "as it is"}
+    assert facts["memory"]["weights"] == kept - 48 * 4  # two scales of two bytes less in each of 48 rows
+    with open_checkpoint(small) as checkpoint:
+        load_model(read_config(small), checkpoint)
+        assert not checkpoint.widened  # the loader says the same
     done = inspect(small, "--tensors")
-    assert done.returncode == 0 and "2 widened: " + MIXED in done.stdout and "14 packed" not in done.stdout
+    assert done.returncode == 0 and "widened" not in done.stdout and "14 packed" not in done.stdout
     [line] = [line for line in done.stdout.splitlines() if f" {name} " in line]
-    assert line.split() == ["int8", "per", "64", "48", "x", "96", name, "widened:", *MIXED.split()]
+    assert line.split() == ["int8", "per", "64", "48", "x", "96", name, "packed"]
     assert "tensor_list" not in json.loads(inspect(small, "--json").stdout)
     assert json.loads(inspect(small, "--json", "--tensors").stdout)["tensor_list"] == facts["tensor_list"]
 
