@@ -83,8 +83,9 @@ def test_types_and_how_they_run(windowed, tmp_path):
     facts = examine(small)
     assert {entry["runs"] for entry in facts["tensor_list"].values()} == {"packed", "as it is"}
     assert facts["memory"]["weights"] == kept - 48 * 4  # two scales of two bytes less in each of 48 rows
-    with open_checkpoint(small) as checkpoint:
-        load_model(read_config(small), checkpoint)
+    fields = read_config(small)
+    with open_checkpoint(small, fields) as checkpoint:
+        load_model(fields, checkpoint)
         assert not checkpoint.widened  # the loader says the same
     done = inspect(small, "--tensors")
     assert done.returncode == 0 and "widened" not in done.stdout and "14 packed" not in done.stdout
