@@ -17,8 +17,10 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 import genkit  # noqa: E402
 from genkit import _core  # noqa: E402
-from genkit.checkpoints import mxfp4  # noqa: E402
+from genkit.checkpoints import mxfp4, open_checkpoint, read_config  # noqa: E402
 from genkit.errors import BadFileError, UsageError  # noqa: E402
+from genkit.inspection import MIXED, examine  # noqa: E402
+from genkit.models import load_model  # noqa: E402
 from genkit.opening import open_model  # noqa: E402
 from genkit.quant import job  # noqa: E402
 from genkit.quant.calibrate import calibrated  # noqa: E402
@@ -180,6 +182,11 @@ def test_gates_and_ups_of_different_formats_run_as_floats(mixtral, tmp_path):
         {"quantization_config": {"quant_method": "genkit", "version": 1, "formats": mixed}})
     base = logits(mixtral)
     assert np.abs(logits(folder) - base).mean() < base.std()
+    fields = read_config(folder)
+    with open_checkpoint(folder, fields) as checkpoint:
+        load_model(fields, checkpoint)
+        said = {name for name, entry in examine(folder)["tensor_list"].items() if entry["runs"] == "widened: " + MIXED}
+        assert set(checkpoint.widened) == said and set(checkpoint.widened.values()) == {MIXED}
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])

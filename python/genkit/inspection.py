@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 CARD = "MODEL_CARD.md"
 QUANTIZATION, CONVERSION = "quantization.json", "conversion.json"
-# As nn.py says it when it does so.
-MIXED, MIXED_EXPERTS = "formats that differ within a product", "formats that differ between an expert's gates and ups"
+MIXED = "formats that differ within a product"  # as nn.py says it when it does so
 # What the chat templates of well-known families write, most particular first.
 FAMILIES = (("<|start_header_id|>", "Llama 3"), ("<start_of_turn>", "Gemma"), ("<|START_OF_TURN_TOKEN|>", "Command"),
             ("<|start_of_role|>", "Granite"), ("<|channel|>", "Harmony (gpt-oss)"), ("<\uff5cUser\uff5c>", "DeepSeek"),
@@ -109,9 +108,7 @@ def _runs(opened: Opened) -> tuple[dict[str, str], Optional[str]]:
         stored = [checkpoint.quantized.get(name) for name in names]
         reason = ""
         if len({one and (one.format, one.shape[1]) for one in stored}) > 1:  # each is multiplied as it is, but for two cases
-            if roles.experts & set(names):
-                reason = MIXED_EXPERTS
-            elif any(one and one.order is not None for one in stored):
+            if roles.experts & set(names) or any(one and one.order is not None for one in stored):
                 reason = MIXED
         elif stored[0] and not all(same_order(one.order, stored[0].order) for one in stored):
             reason = "activation orders that differ within a product"

@@ -287,27 +287,16 @@ class Weights:
 
     def router(self, name: str) -> Linear:
         """A linear that stays float32: which experts a row goes to hangs on it."""
-        return Linear(self._vector(name + ".weight"), self._biases([name]))
+        return Linear(self.vector(name + ".weight"), self._biases([name]))
 
     def expert_linear(self, names: Sequence[Sequence[str]], activation: str = "") -> ExpertLinear:
         """A linear for each expert. names: of each one's matrices, one under another; with an activation gates and ups."""
         experts = _core.ExpertWeights(len(names))
         for i, parts in enumerate(names):
-            weight = self._weight(parts, gated=bool(activation))
-            if isinstance(weight, tuple):  # of forms that differ
-                weight = self._as_floats([name + ".weight" for name in parts])
-            self._set_expert(experts, i, weight, parts[0] + ".weight")
+            self._set_expert(experts, i, self._weight(parts, gated=bool(activation)), parts[0] + ".weight")
         biases = [self._biases(parts) for parts in names]
         bias = None if biases[0] is None else _core.Tensor.from_numpy(np.stack([one.numpy() for one in biases]))
         return ExpertLinear(experts, bias, activation)
-
-    def _as_floats(self, names: Sequence[str]) -> Tensor:
-        """Matrices in codes one under another, f16 where that holds them."""
-        self._widen(names, "formats that differ between an expert's gates and ups")
-        loaded = [self.checkpoint.load(name, self.shapes[name]) for name in names]
-        if len({part.dtype for part in loaded}) > 1:
-            loaded = [_core.convert(part, "f32") for part in loaded]
-        return _core.Tensor.from_numpy(np.concatenate([part.numpy() for part in loaded]), loaded[0].dtype)
 
     def fused_experts(self, name: str, rows: Optional[np.ndarray] = None, activation: str = "") -> ExpertLinear:
         """The same from one tensor of all experts, floats [experts, in, out] or MXFP4 (checkpoints/mxfp4.py), with the biases
@@ -337,7 +326,7 @@ class Weights:
 
     def vector(self, name: str) -> Tensor:
         """A tensor of few numbers as f32."""
-        return self._vector(name)
+        return self.checkpoint.load_f32(name, self.shapes[name])
 
     def _set_expert(self, experts: _core.ExpertWeights, i: int, weight: Weight, name: str) -> None:
         if isinstance(weight, Ordered):
@@ -371,17 +360,17 @@ class Weights:
 
     def rms_norm(self, name: str, eps: float, plus_one: bool = False) -> RMSNorm:
         """plus_one: the file holds the weight less one (Gemma)."""
-        weight = self._vector(name + ".weight")
+        weight = self.vector(name + ".weight")
         return RMSNorm(_core.Tensor.from_numpy(weight.numpy() + np.float32(1)) if plus_one else weight, eps)
 
     def layer_norm(self, name: str, eps: float) -> LayerNorm:
         """With the bias if the model's table lists one."""
         bias = name + ".bias"
-        return LayerNorm(self._vector(name + ".weight"), self._vector(bias) if bias in self.shapes else None, eps)
+        return LayerNorm(self.vector(name + ".weight"), self.vector(bias) if bias in self.shapes else None, eps)
 
     def layer_norm_heads(self, names: Sequence[str], eps: float) -> LayerNorm:
         """A weight for each head, [heads, width]: a tensor for each name."""
-        weights = [self._vector(name + ".weight").numpy() for name in names]
+        weights = [self.vector(name + ".weight").numpy() for name in names]
         return LayerNorm(_core.Tensor.from_numpy(np.stack(weights)), None, eps)
 
     def head(self, name: str, embedding: Embedding) -> Linear:
@@ -469,9 +458,6 @@ class Weights:
             return _core.quantize_weight(weight, self._format, gated)
         except MemoryError:
             raise self._no_memory(name) from None
-
-    def _vector(self, name: str) -> Tensor:
-        return self.checkpoint.load_f32(name, self.shapes[name])
 
     def _biases(self, names: Sequence[str], rows: Optional[np.ndarray] = None) -> Optional[Tensor]:
         biases = [name + ".bias" for name in names]

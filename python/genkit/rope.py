@@ -148,8 +148,8 @@ def read_rope(fields: Fields, head_dim: int, positions: int, **defaults: Any) ->
         settings.update(beta_fast=values.get("beta_fast") or 32.0, beta_slow=values.get("beta_slow") or 1.0,
                         truncate=values.get("truncate", True))
         mscale, mscale_all = values.get("mscale"), values.get("mscale_all_dim")
-        computed = _yarn_scale(factor, mscale) / _yarn_scale(factor, mscale_all) if mscale and mscale_all \
-            else _yarn_scale(factor, 1.0)
+        computed = yarn_scale(factor, mscale) / yarn_scale(factor, mscale_all) if mscale and mscale_all \
+            else yarn_scale(factor)
         settings["attention_factor"] = values.get("attention_factor", computed)
     if kind == "longrope":
         for key in ("short", "long"):
@@ -162,5 +162,6 @@ def read_rope(fields: Fields, head_dim: int, positions: int, **defaults: Any) ->
     return Rope(**settings)
 
 
-def _yarn_scale(factor: float, mscale: float) -> float:
+def yarn_scale(factor: float, mscale: float = 1.0) -> float:
+    """Yarn's attention factor for a stretch by `factor` (section 3.4)."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0

@@ -62,6 +62,6 @@ def _decode(grid: Grid, parts: dict[str, np.ndarray]) -> Decoded:
     if grid.zero == "none":
         if (zeros != 8).any():
             raise ValueError(f"qzeros hold {zeros[zeros != 8][0]}; zero_point: false means 8 everywhere")
-        return grid.codes(turned(parts["qweight"], 4, grid.k, False), np.ascontiguousarray(parts["scales"].T))
+        zeros = None
     return grid.codes(turned(parts["qweight"], 4, grid.k, False), np.ascontiguousarray(parts["scales"].T),
-                      np.ascontiguousarray(zeros.T))
+                      None if zeros is None else np.ascontiguousarray(zeros.T))

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from genkit.cli.doctor import table
+from genkit.cli.doctor import columns, table
 from genkit.cli.failure import enable_traceback
 from genkit.cli.interrupt import Interrupts
 from genkit.cli.terminal import format_bytes, step_bar
@@ -97,7 +97,6 @@ def plan_only(model: str, form: str, kind: str, allow_loss: bool) -> "dict[str, 
         return describe_conversion(plan_conversion(source, form, kind, allow_loss), source, kind)
 
 
-
 def describe(report: "dict[str, Any]", out: Optional[str]) -> str:
     """The report as people read it."""
     rows = [("written", out)] if out is not None else []
@@ -108,6 +107,4 @@ def describe(report: "dict[str, Any]", out: Optional[str]) -> str:
     for entry in report["classes"]:
         error = "known once written" if entry["error"] is None else f"{entry['error']:.1e}" if entry["error"] else "none"
         lines.append((entry["from"], entry["to"], entry["how"], f"{entry['tensors']:,}", f"{entry['parameters']:,}", error))
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    cells = [[cell.rjust(width) if cell in line[3:5] else cell.ljust(width) for cell, width in zip(line, widths)] for line in lines]
-    return "\n".join([*table(rows), "", *("  ".join(line).rstrip() for line in cells)])
+    return "\n".join([*table(rows), "", *columns(lines, right=(3, 4))])

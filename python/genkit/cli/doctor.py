@@ -88,3 +88,10 @@ def table(rows: "list[tuple[str, Any]]") -> "list[str]":
     """Lines of names and values, the values under one another."""
     width = max(len(name) for name, _ in rows)
     return [f"{name:{width}}  {value}" for name, value in rows]
+
+
+def columns(lines: "list[tuple[str, ...]]", right: "tuple[int, ...]") -> "list[str]":
+    """Cells under one another; those of the columns `right` end together."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return ["  ".join(cell.rjust(width) if i in right else cell.ljust(width)
+                      for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines]

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from genkit.cli.doctor import table
+from genkit.cli.doctor import columns, table
 from genkit.cli.failure import enable_traceback
 from genkit.cli.terminal import format_bytes
 from genkit.cli.values import token_count
@@ -106,13 +106,6 @@ def type_lines(types: "dict[str, Any]") -> "list[tuple[str, ...]]":
             lines.append((name, f"{entry['tensors']:,}", f"{entry['parameters']:,}", f"{entry['bits']:.2f}",
                           format_bytes(entry["bytes"]), words) if i == 0 else ("", "", "", "", "", words))
     return lines
-
-
-def columns(lines: "list[tuple[str, ...]]", right: "tuple[int, ...]") -> "list[str]":
-    """Cells under one another; those of the columns `right` end together."""
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return ["  ".join(cell.rjust(width) if i in right else cell.ljust(width)
-                      for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines]
 
 
 def rope_words(rope: "dict[str, Any]") -> str:

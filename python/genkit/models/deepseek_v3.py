@@ -5,7 +5,6 @@ Here a head's rotated channels lie first, then the others; values are filled up 
 have their place in the cache. Layers that predict further tokens, behind the last one, are left alone.
 """
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Optional, Union
 
@@ -19,7 +18,7 @@ from genkit.models.decoder import DecoderConfig, Layer, Shapes, gated_feed, read
 from genkit.models.sparse import gated_mlp, mlp_shapes
 from genkit.moe import Router, SparseMLP
 from genkit.nn import Linear, RMSNorm, Tensor, Weights
-from genkit.rope import read_rope
+from genkit.rope import read_rope, yarn_scale
 
 if TYPE_CHECKING:
     from genkit.checkpoints.config import Fields
@@ -204,7 +203,6 @@ def read_config(fields: "Fields", checkpoint: "Checkpoint") -> DecoderConfig:
 def _scale(fields: "Fields", head_dim: int) -> float:
     """Of scores: stretched rope wants them sharper, by the square of yarn's factor for mscale_all_dim."""
     values = rope_parameters(fields)
-    stretched = values.get("factor", 1.0)
     mscale = values.get("mscale_all_dim") if values["rope_type"] == "yarn" else None
-    sharper = 0.1 * mscale * math.log(stretched) + 1.0 if mscale and stretched > 1 else 1.0
+    sharper = yarn_scale(values.get("factor", 1.0), mscale) if mscale else 1.0
     return head_dim**-0.5 * sharper * sharper

@@ -30,7 +30,7 @@ from genkit.quant.job import open_output, single_file
 from genkit.quant.output import Output, check_paths
 from genkit.quant.quantize import PIECE, Plan, Recipe, Run, describe, fingerprint, lay_out
 from genkit.quant.writers import FORMATS, writer
-from genkit.quant.writers.base import FLOATS, Kind, Source, json_bytes
+from genkit.quant.writers.base import FLOATS, Source, json_bytes
 
 if TYPE_CHECKING:
     from genkit.checkpoints import Checkpoint
@@ -340,7 +340,7 @@ def describe_conversion(conversion: Conversion, source: Opened, type: str,
     classes: dict[tuple[str, str, str], dict[str, Any]] = {}
     tensors = {}
     for name, kind in plan.kinds.items():
-        now, then, how = source_type(plan.checkpoint, name), _words(kind), conversion.how[name]
+        now, then, how = source_type(plan.checkpoint, name), describe(kind), conversion.how[name]
         error = 0.0 if name in conversion.exact else None if errors is None else errors[name]
         tensors[name] = {"from": now, "to": then, "how": how, "error": error}
         entry = classes.setdefault((now, then, how), {"from": now, "to": then, "how": how, "tensors": 0, "parameters": 0,
@@ -355,7 +355,3 @@ def describe_conversion(conversion: Conversion, source: Opened, type: str,
             "source_bytes": plan.checkpoint.nbytes, "file_bytes": plan.file_bytes, "parameters": plan.parameters,
             "bits_in_file": round(plan.file_bytes * 8 / plan.parameters, 4),
             "classes": sorted(classes.values(), key=lambda entry: -entry["parameters"]), "notes": plan.notes, "tensors": tensors}
-
-
-def _words(kind: Kind) -> str:
-    return kind if isinstance(kind, str) else kind.words
