@@ -123,6 +123,13 @@ def _memory_groups(root: Path) -> list[tuple[int, int]]:
     return result
 
 
+def cgroup_limits(root: Path = _ROOT) -> "dict[str, float | None]":
+    """What the control groups allow: processors' worth of time, and bytes; None for what they leave alone."""
+    quota = _cpu_quota(root)
+    return {"processors": None if quota == math.inf else quota,
+            "memory": min((limit for limit, _ in _memory_groups(root)), default=None)}
+
+
 def _address_space() -> tuple[float, int]:
     """RLIMIT_AS and what of it is in use, in bytes; infinity without a limit."""
     try:

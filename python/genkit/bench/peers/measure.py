@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping
 
 from genkit import machine
+from genkit.bench import noise
 from genkit.bench.peers import process
 from genkit.bench.peers.engines import GGUF, ISA, Engine
 from genkit.bench.peers.files import WorkFolder, size_of
 from genkit.bench.peers.process import Failed, Worker
 from genkit.bench.peers.workloads import Workload
 from genkit.errors import Error
-
-# A turn during which others held more of the machine than this is tried again.
-DISTURBED = 0.1
 
 # What an engine may hold beyond its file while it loads and runs: caches, a second copy in another layout.
 MEMORY_FACTOR = 1.5
@@ -148,7 +144,7 @@ class Comparison:
         loaded = self._call(row, "load", path=str(path), threads=self.settings.threads, context=context)
         row.work = loaded.get("work", row.work)
         worker = self._workers[row.engine.name]
-        row.memory = max(row.memory or 0, process.peak_memory(worker.pid) or 0) or None
+        row.memory = max(row.memory or 0, noise.memory_words(worker.pid, "VmHWM") or 0) or None
         return loaded["seconds"]
 
     # The rounds.
@@ -187,22 +183,22 @@ class Comparison:
         for _ in range(1 if brief else 1 + self.settings.retries):
             if test.kind != "load" and row.engine.name not in self._workers:
                 self._loaded(row)
-            process.wait_until_quiet(0.0 if brief else self.settings.patience)
+            noise.wait_until_quiet(0.0 if brief else self.settings.patience)
             if test.kind == "load":
                 self._end(row.engine.name)
                 self._call(row, "about")  # imports are no part of loading
-                with Watch(self._workers[row.engine.name].pid) as watch:
+                with noise.Watch(self._workers[row.engine.name].pid) as watch:
                     seconds = self._load(row)
             else:
                 arguments = test.arguments(self.settings.vocabulary, turn, brief)
-                with Watch(self._workers[row.engine.name].pid) as watch:
+                with noise.Watch(self._workers[row.engine.name].pid) as watch:
                     seconds = self._call(row, test.kind, **arguments)
-                row.memory = max(row.memory or 0, process.peak_memory(self._workers[row.engine.name].pid) or 0) or None
+                row.memory = max(row.memory or 0, noise.memory_words(self._workers[row.engine.name].pid, "VmHWM") or 0) or None
             if not seconds > 0:
                 raise Failed(f"{test.name}: measured {seconds} seconds")
             if best is None or (watch.others or 0) < (best[1] or 0):
                 best = test.value(seconds), watch.others
-            if (best[1] or 0) <= DISTURBED:
+            if (best[1] or 0) <= noise.DISTURBED:
                 break
         return best
 
@@ -222,7 +218,7 @@ class Comparison:
             entries.append(None)
             if self.results.limits_failure:
                 continue
-            process.wait_until_quiet(self.settings.patience)
+            noise.wait_until_quiet(self.settings.patience)
             arguments = {"threads": self.settings.threads} if key == "read" else {
                 "kind": key, "threads": self.settings.threads}
             try:
@@ -231,23 +227,3 @@ class Comparison:
             except Failed as error:
                 self.results.limits_failure = str(error)
                 self._end("limits")
-
-
-class Watch:
-    """How much of the machine others had meanwhile: `others`, 1 for all its processors, None where it is unknown."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self.others: float | None = None
-
-    def __enter__(self) -> "Watch":
-        self._start, self._busy = time.monotonic(), process.machine_busy_seconds()
-        self._own = process.cpu_seconds(self._pid)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        busy, own = process.machine_busy_seconds(), process.cpu_seconds(self._pid)
-        elapsed = time.monotonic() - self._start
-        if self._busy is not None and busy is not None and own and elapsed > 0:
-            others = busy - self._busy - (own - self._own)
-            self.others = max(0.0, others / elapsed / (os.cpu_count() or 1))

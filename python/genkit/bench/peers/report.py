@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Iterable, Mapping
 
-from genkit.bench.peers.measure import DISTURBED, Results, Row
+from genkit.bench.noise import DISTURBED
+from genkit.bench.peers.measure import Results, Row
 from genkit.bench.peers.workloads import Workload
 
 
