@@ -126,8 +126,9 @@ def _memory_groups(root: Path) -> list[tuple[int, int]]:
 def cgroup_limits(root: Path = _ROOT) -> "dict[str, float | None]":
     """What the control groups allow: processors' worth of time, and bytes; None for what they leave alone."""
     quota = _cpu_quota(root)
-    return {"processors": None if quota == math.inf else quota,
-            "memory": min((limit for limit, _ in _memory_groups(root)), default=None)}
+    memory = min((limit for limit, _ in _memory_groups(root)), default=math.inf)
+    machine = _meminfo(root).get("MemTotal", math.inf)  # v1 says "no limit" with a number beyond any memory
+    return {"processors": None if quota == math.inf else quota, "memory": memory if memory < machine else None}
 
 
 def _address_space() -> tuple[float, int]:
