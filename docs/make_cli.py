@@ -21,7 +21,9 @@ def commands(group: "dict[str, Any]", before: str = "") -> "list[tuple[str, Any]
     found = []
     for name, command in group.items():
         inner = getattr(command, "commands", None)
-        found += commands(inner, f"{name} ") if inner else [(before + name, command)]
+        if inner is None or command.invoke_without_command:  # a group that does something by itself as well
+            found.append((before + name, command))
+        found += commands(inner or {}, f"{name} ")
     return found
 
 

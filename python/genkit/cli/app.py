@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from genkit.cli import evaluate
+from genkit.cli import bench, evaluate
 from genkit.cli.convert import convert
 from genkit.cli.doctor import doctor
 from genkit.cli.generate import generate
@@ -45,3 +45,4 @@ def genkit(
 for command in (generate, quantize, convert, inspect, verify, doctor, train):
     app.command(cls=GroupedCommand)(command)
 app.add_typer(evaluate.app, name="eval")
+app.add_typer(bench.app, name="bench")

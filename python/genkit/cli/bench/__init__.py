@@ -2,4 +2,8 @@
 
 import typer
 
+from genkit.cli.bench.models import bench
+from genkit.cli.help import GroupedGroup
+
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app.callback(cls=GroupedGroup, invoke_without_command=True)(bench)
