@@ -9,6 +9,8 @@ from typing import Any, Iterable, Mapping
 from genkit.bench.noise import DISTURBED
 from genkit.bench.peers.measure import Results, Row
 from genkit.bench.peers.workloads import Workload
+from genkit.bench.report.numbers import number
+from genkit.bench.report.tables import markdown_table
 
 
 @dataclass(frozen=True)
@@ -121,14 +123,6 @@ def shares(results: Results) -> list[Share]:
 # ---- Markdown and JSON ---------------------------------------------------------------------------------------------
 
 
-def number(value: float) -> str:
-    """Three digits that mean something: 0.0123, 1.23, 12.3, 123, 1234."""
-    for limit, digits in ((0.1, 4), (1, 3), (10, 2), (100, 1)):
-        if abs(value) < limit:
-            return f"{value:.{digits}f}"
-    return f"{value:.0f}"
-
-
 def shown(found: Spread | None, scale: float = 1.0) -> str:
     if found is None:
         return "-"
@@ -136,10 +130,7 @@ def shown(found: Spread | None, scale: float = 1.0) -> str:
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
-
-    return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
+    return markdown_table(header, [[cell.replace("|", "/") for cell in row] for row in rows])
 
 
 def disturbed_share(results: Results) -> float | None:

@@ -1,0 +1,1 @@
+"""Results for people: tables, files, charts, and how they changed over time. Everything is derived from the rows."""

@@ -1,0 +1,123 @@
+"""Tables as text: for a terminal with bars and colours as far as there is room, for a pipe plain and complete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from genkit.bench.report.tables import SHARE, Column, Table, common, failures, head, notes, table_of
+from genkit.bench.results import Results
+
+BAR = 10  # cells
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def plain(results: Results) -> str:
+    """Aligned columns without escape codes; nothing is cut."""
+    from genkit.cli.doctor import table as pairs
+
+    table = table_of(results)
+    parts = ["\n".join(pairs([("genkit bench", results.kind), *head(results)]))]
+    if table.columns:
+        lines = [[column.title for column in table.columns], *table.rows]
+        said = ["notes", *("; ".join(filter(None, [why, *row])) for why, row in zip(failures(results), table.notes))]
+        if any(said[1:]):
+            lines = [[*line, note] for line, note in zip(lines, said)]
+        parts.append("\n".join(filter(None, [common(table), *aligned(lines, [column.right for column in table.columns])])))
+    return "\n\n".join(parts + ["\n".join(notes(results))]).rstrip("\n")
+
+
+def aligned(lines: list[list[str]], right: list[bool]) -> list[str]:
+    """Cells under one another, by the width they have on a screen; those beyond `right` are on the left."""
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, column)) for column in zip(*lines)]
+    right = right + [False] * (len(widths) - len(right))
+    made = []
+    for line in lines:
+        gaps = [" " * (width - cell_len(cell)) for cell, width in zip(line, widths)]
+        made.append("  ".join(gap + cell if end else cell + gap for cell, gap, end in zip(line, gaps, right)).rstrip())
+    return made
+
+
+def fitted(table: Table, width: int) -> tuple[list[Column], list[Column], bool]:
+    """(Columns that fit, those that do not, whether there is room for bars): the least important go first."""
+    from rich.cells import cell_len
+
+    shown = list(table.columns)
+    extra = 3 if any(table.notes) or any(table.failed) else 0
+
+    def needed() -> int:
+        return sum(max(map(cell_len, [column.title, *column.cells])) + 2 for column in shown) + extra
+
+    bars = any(column.title == SHARE for column in shown)
+    while needed() + (BAR + 1) * bars > width:
+        droppable = [column for column in shown if column.drop]
+        if not droppable:
+            if not bars:
+                break
+            bars = False
+            continue
+        last = max(droppable, key=lambda column: column.drop)
+        shown = [column for column in shown if column is not last]
+    return shown, [column for column in table.columns if column not in shown], bars
+
+
+def rich_lines(results: Results, width: int, unicode: bool = True) -> list[Any]:
+    """What rich prints for a terminal of this width."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    from genkit.cli.doctor import table as pairs
+
+    table = table_of(results)
+    first, *others = pairs([("genkit bench", results.kind), *head(results)])
+    made: list[Any] = [Text(first, "bold"), *(Text(line, "dim") for line in others), Text("")]
+    if table.columns:
+        shown, dropped, bars = fitted(table, width)
+        marks = Footnotes()
+        marked = [marks.of([why] * bool(why) + said) for why, said in zip(failures(results), table.notes)]
+        drawn = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for column in shown:
+            drawn.add_column(Text(column.title), justify="right" if column.right else "left", overflow="fold")
+        if any(marked):
+            drawn.add_column("")
+        for index, cells in enumerate(zip(*(column.cells for column in shown))):
+            line = [Text(cell, "red" if table.failed[index] else "") for cell in cells]
+            for place, column in enumerate(shown):
+                if column.title == SHARE and bars:
+                    line[place] = bar(table.shares[index], unicode) + Text(" ") + line[place]
+            drawn.add_row(*line, *([Text(marked[index], "yellow")] if any(marked) else []))
+        text = common(table, dropped)
+        if text:
+            made.append(Text(text, "dim"))
+        made += [drawn, *(Text(line, "yellow") for line in marks.lines)]
+        lost = [column.title for column in dropped if not column.constant]
+        if lost:
+            made.append(Text(f"no room for {', '.join(lost)}: a wider terminal, a pipe or -o shows them", "dim"))
+    return made + [Text(note, "yellow") for note in notes(results)]
+
+
+class Footnotes:
+    """Numbers for texts, the same for the same text."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def of(self, texts: list[str]) -> str:
+        return ",".join(str(self._numbers.setdefault(text, len(self._numbers) + 1)) for text in texts)
+
+    @property
+    def lines(self) -> list[str]:
+        return [f"{number}: {text}" for text, number in self._numbers.items()]
+
+
+def bar(share: float | None, unicode: bool = True) -> Any:
+    """BAR cells, to an eighth of one; in red beyond the limit, which cannot be."""
+    from rich.text import Text
+
+    if share is None:
+        return Text(" " * BAR)
+    eighths = round(8 * BAR * min(max(share, 0.0), 1.0))
+    full, rest = divmod(eighths, 8)
+    text = "█" * full + (EIGHTHS[rest] if rest else "") if unicode else "#" * round(eighths / 8)
+    return Text(text, "green" if share <= 1 else "red") + Text(("░" if unicode else ".") * (BAR - len(text)), "dim")
