@@ -69,6 +69,11 @@ def open_model(fields: "Fields", checkpoint: "Checkpoint", weights: "Callable[..
     return module.Model(config, weights(fields, checkpoint, module.tensor_shapes(config), module.layers_prefix(config)))
 
 
+def tensor_shapes(fields: "Fields", config: "ModelConfig") -> dict[str, tuple[int, ...]]:
+    """Every tensor that a checkpoint of this model holds."""
+    return _module(fields).tensor_shapes(config)
+
+
 def unread(fields: "Fields", checkpoint: "Checkpoint") -> list[str]:
     """What the model leaves alone in its files, by the first word of the tensors' names: a vision tower, say."""
     shapes = _module(fields).tensor_shapes(read_model_config(fields, checkpoint))
