@@ -35,7 +35,7 @@ class Job:
     generation: Generation  # prompt_tokens is read, the rest grows
 
 
-class _Row:
+class Row:
     """A sequence in the batch."""
 
     def __init__(self, number: int, job: Job, history: "History | None", text: Text) -> None:
@@ -84,7 +84,7 @@ class Batch:
     def run(self, jobs: Sized[Job], rows: int) -> Iterator[tuple[int, str]]:
         """(number of the job, piece of text) as they are made; the generations are complete at the end."""
         waiting = deque(enumerate(jobs))
-        running: list[_Row] = []
+        running: list[Row] = []
         cancelled = jobs[0].request.cancelled
         while waiting or running:
             while waiting and len(running) < rows:
@@ -100,8 +100,7 @@ class Batch:
                     generation.finish_reason = "interrupted"
                 waiting.clear()
             elif going_on:
-                for row, tokens in zip(going_on, self._draw(going_on)):
-                    yield from self._take(row, tokens)
+                yield from self.advance(going_on)
             for row in running:
                 if row.job.generation.finish_reason:
                     if rest := row.text.finish():
@@ -110,18 +109,23 @@ class Batch:
                     self._cache.release(row.sequence)
             running = [row for row in going_on if not row.job.generation.finish_reason]
 
-    def _begin(self, number: int, job: Job) -> "tuple[_Row, Tensor | None]":
+    def advance(self, rows: list[Row]) -> Iterator[tuple[int, str]]:
+        """A burst: some more tokens of each row, whose last one is not fed yet -> as run."""
+        for row, tokens in zip(rows, self._draw(rows)):
+            yield from self._take(row, tokens)
+
+    def _begin(self, number: int, job: Job) -> "tuple[Row, Tensor | None]":
         """The prompt of a new row -> logits after it, or None when cancelled on the way."""
         prompt = job.generation.prompt_tokens
         text = Text(self._tokenizer, job.request.stop, job.generation)
-        row = _Row(number, job, self._sampler.history(prompt), text)
+        row = Row(number, job, self._sampler.history(prompt), text)
         start = time.perf_counter()
         logits = prefill(self._model, self._cache, row.sequence, prompt, job.request.cancelled)
         row.began = time.perf_counter()
         job.generation.timings.prefill_s = row.began - start
         return row, logits
 
-    def _take(self, row: _Row, tokens: Sized[int]) -> Iterator[tuple[int, str]]:
+    def _take(self, row: Row, tokens: Sized[int]) -> Iterator[tuple[int, str]]:
         """Tokens past the end of a text, which a burst may hold, are dropped."""
         for token in tokens:
             if piece := row.take(token, self._eos_ids):
@@ -129,7 +133,7 @@ class Batch:
             if row.job.generation.finish_reason:
                 return
 
-    def _draw(self, rows: list[_Row]) -> list[list[int]]:
+    def _draw(self, rows: list[Row]) -> list[list[int]]:
         """The next tokens of each row, equally many, at least one."""
         request = rows[0].job.request
         work = [(row.sequence, row.job.generation.tokens[-1]) for row in rows]
@@ -142,7 +146,7 @@ class Batch:
             return [self._choose(self._alone(row, one), [row])[0] for row, one in zip(rows, work)]
         return self._choose(self._decoder.step(work), rows)
 
-    def _alone(self, row: _Row, work: tuple[Sequence, int]) -> "Tensor":
+    def _alone(self, row: Row, work: tuple[Sequence, int]) -> "Tensor":
         """Logits after a row's newest token."""
         generation = row.job.generation
         if row.sequence.length == self._model.config.fresh_keys_beyond:
@@ -150,7 +154,7 @@ class Batch:
             return prefill(self._model, self._cache, row.sequence, generation.prompt_tokens + generation.tokens, lambda: False)
         return self._decoder.step([work], context_length=len(generation.prompt_tokens))
 
-    def _choose(self, logits: "Tensor", rows: list[_Row]) -> list[list[int]]:
+    def _choose(self, logits: "Tensor", rows: list[Row]) -> list[list[int]]:
         """A token for each row from its logits. The number of a sequence is 0, whoever is beside it: it draws what it
         draws alone."""
         count = rows[0].job.request.logprobs

@@ -55,25 +55,35 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, *, 
     folder = checkpoints.resolve(str(path), revision=revision, offline=offline, progress=progress is not None)
     with ExitStack() as stack:
         opened = open_model(folder, stack)
-        fields, checkpoint = opened.fields, opened.checkpoint
-        quantize = choose_quantize(quantize, fields)
-        format = None if quantize == "none" else formats.BY_NAME[quantize]
-        if checkpoint.quantized and format is not None:
-            raise UsageError(f"{path}: its weights are codes already: --quantize {quantize} would round them a second time; "
-                             "leave it away")
-        _core.set_threads(threads)
-        check_memory(checkpoint, bits=None if format is None else format.bits)
-        if progress is not None:
-            done = 0
+        return load_opened(opened, str(path), threads, quantize=quantize, kv_type=kv_type, context=context, progress=progress,
+                           start=start)
 
-            def count(read: int) -> None:
-                nonlocal done
-                done += read
-                progress(done, checkpoint.nbytes)
 
-            checkpoint.progress = count
-        kv_type = choose_kv_type(kv_type, checkpoint, quantize)
-        model = models.load_model(fields, checkpoint, None if format is None else format.core())
+def load_opened(opened: Opened, name: str, threads: int, *, quantize: str | None = None, kv_type: str = "auto",
+                context: int | None = None, progress: Callable[[int, int], None] | None = None,
+                start: float | None = None) -> "LoadedModel":
+    """As load, of a model whose files are open, or that lies in memory. name: what messages call it. start: of load_s, on the
+    clock of time.perf_counter."""
+    start = time.perf_counter() if start is None else start
+    fields, checkpoint = opened.fields, opened.checkpoint
+    quantize = choose_quantize(quantize, fields)
+    format = None if quantize == "none" else formats.BY_NAME[quantize]
+    if checkpoint.quantized and format is not None:
+        raise UsageError(f"{name}: its weights are codes already: --quantize {quantize} would round them a second time; "
+                         "leave it away")
+    _core.set_threads(threads)
+    check_memory(checkpoint, bits=None if format is None else format.bits)
+    if progress is not None:
+        done = 0
+
+        def count(read: int) -> None:
+            nonlocal done
+            done += read
+            progress(done, checkpoint.nbytes)
+
+        checkpoint.progress = count
+    kv_type = choose_kv_type(kv_type, checkpoint, quantize)
+    model = models.load_model(fields, checkpoint, None if format is None else format.core())
     longest = model.config.max_positions
     context = longest if context is None else whole_number("context", context, 1, longest)
     tokenizer = None
@@ -147,6 +157,11 @@ class LoadedModel:
     def tier(self) -> str:
         """The best instruction-set tier in use."""
         return _core.current_tier()
+
+    @property
+    def model(self) -> "models.Model":
+        """The layers, for those who measure them."""
+        return self._model
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -112,6 +112,12 @@ class KVCache:
             self._references[page] += 1
         return Sequence(sequence.length, list(sequence.pages))
 
+    def copy(self, sequence: Sequence) -> Sequence:
+        """The same with pages of its own."""
+        twin = Sequence(sequence.length, [self._take() for _ in sequence.pages])
+        self._copy_pages(sequence.pages, twin.pages)
+        return twin
+
     def release(self, sequence: Sequence) -> None:
         """Gives the sequence's pages back; the sequence is empty afterwards."""
         for page in sequence.pages:
@@ -142,13 +148,16 @@ class KVCache:
 
     def _own_last_page(self, sequence: Sequence) -> None:
         shared, own = sequence.pages[-1], self._take()
-        source, target = (_core.Tensor.from_numpy(np.array([page], np.int32)) for page in (shared, own))
-        for layer in self.layers:
-            for pages in layer:
-                if pages is not None:
-                    _core.copy_pages(pages, source, target)
+        self._copy_pages([shared], [own])
         self._references[shared] -= 1
         sequence.pages[-1] = own
+
+    def _copy_pages(self, source: list[int], target: list[int]) -> None:
+        indices = [_core.Tensor.from_numpy(np.array(pages, np.int32)) for pages in (source, target)]
+        for layer in self.layers:
+            for pages in layer:
+                if pages is not None and source:
+                    _core.copy_pages(pages, *indices)
 
     def _take(self) -> int:
         if not self._free:

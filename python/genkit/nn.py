@@ -83,12 +83,15 @@ class GatedLinear:
 
 class ExpertLinear:
     """Rows of each expert (groups of moe.py) times its own weight: x [places, in] -> [places, out]. weights: [experts, out,
-    in]; bias f32 [experts, out] or None. With an activation the weights are gates, then ups: f(gate(x)) * up(x)."""
+    in]; bias f32 [experts, out] or None. With an activation the weights are gates, then ups: f(gate(x)) * up(x). one: the
+    last expert's weight, of which `dtype` ("" where it is packed) and `nbytes` are told; all have the same."""
 
-    def __init__(self, weights: _core.ExpertWeights, bias: Optional[Tensor] = None, activation: str = "") -> None:
+    def __init__(self, weights: _core.ExpertWeights, bias: Optional[Tensor] = None, activation: str = "",
+                 one: Optional[Weight] = None) -> None:
         self.weights = weights
         self.bias = bias
         self.activation = activation
+        self.dtype, self.nbytes = getattr(one, "dtype", ""), 0 if one is None else one.nbytes
 
     def __call__(self, x: Tensor, groups: _core.Groups) -> Tensor:
         return _core.expert_linear(x, groups, self.weights, self.bias, self.activation)
@@ -293,10 +296,11 @@ class Weights:
         """A linear for each expert. names: of each one's matrices, one under another; with an activation gates and ups."""
         experts = _core.ExpertWeights(len(names))
         for i, parts in enumerate(names):
-            self._set_expert(experts, i, self._weight(parts, gated=bool(activation)), parts[0] + ".weight")
+            one = self._weight(parts, gated=bool(activation))
+            self._set_expert(experts, i, one, parts[0] + ".weight")
         biases = [self._biases(parts) for parts in names]
         bias = None if biases[0] is None else _core.Tensor.from_numpy(np.stack([one.numpy() for one in biases]))
-        return ExpertLinear(experts, bias, activation)
+        return ExpertLinear(experts, bias, activation, one)
 
     def fused_experts(self, name: str, rows: Optional[np.ndarray] = None, activation: str = "") -> ExpertLinear:
         """The same from one tensor of all experts, floats [experts, in, out] or MXFP4 (checkpoints/mxfp4.py), with the biases
@@ -305,8 +309,9 @@ class Weights:
         order = np.arange(bias.shape[1]) if rows is None else rows
         experts = _core.ExpertWeights(len(bias))
         for i in range(len(bias)):
-            self._set_expert(experts, i, self._fused_expert(name, i, order, bool(activation)), name)
-        return ExpertLinear(experts, _core.Tensor.from_numpy(bias[:, order]), activation)
+            one = self._fused_expert(name, i, order, bool(activation))
+            self._set_expert(experts, i, one, name)
+        return ExpertLinear(experts, _core.Tensor.from_numpy(bias[:, order]), activation, one)
 
     def _fused_expert(self, name: str, i: int, order: np.ndarray, gated: bool) -> Weight:
         if name in self.shapes:

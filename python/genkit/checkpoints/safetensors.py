@@ -469,25 +469,26 @@ TRANSPOSE_PIECE = 16 << 20  # bytes of a matrix in flight while it is turned
 WIDENED_PIECE = 4 << 20  # weights widened at a time
 
 
-def check_memory(checkpoint: Checkpoint, extra: int = 0, bits: float | None = None) -> None:
-    """Raises ResourceError when the weights and `extra` bytes (KV cache, buffers) exceed the memory available now.
-
-    With `bits`, matrices are rounded to so many bits a weight as they are read: two of the largest are there meanwhile.
-    """
+def memory_needed(checkpoint: Checkpoint, bits: float | None = None) -> int:
+    """Bytes that the weights take in memory. With `bits`, matrices are rounded to so many bits a weight as they are read: two of
+    the largest are there meanwhile."""
     need = checkpoint.nbytes
     for name, stored in checkpoint.quantized.items():  # GGUF's five and six bits take eight, for one
         width = 16 if name in checkpoint.widened else stored.format.bits
         need += int(stored.shape[0] * stored.shape[1] * width / 8) - checkpoint.tensors[name].nbytes
     experts = [info for info in checkpoint.tensors.values() if len(info.shape) > 2]  # of a layer in one tensor, read one by one
     if bits is None:
-        need += sum(info.nbytes for info in experts if info.dtype == "u8")  # MXFP4 takes eight bits
-    else:
-        matrices = [info for info in checkpoint.tensors.values() if len(info.shape) == 2]
-        weights = sum(info.shape[0] * info.shape[1] for info in matrices)
-        weights += sum(info.nbytes * 2 if info.dtype == "u8" else math.prod(info.shape) for info in experts)
-        largest = max((info.nbytes // (info.shape[0] if len(info.shape) > 2 else 1) for info in matrices + experts), default=0)
-        need += int(weights * bits / 8) - sum(info.nbytes for info in matrices + experts) + 2 * largest
-    available = memory_available()
+        return need + sum(info.nbytes for info in experts if info.dtype == "u8")  # MXFP4 takes eight bits
+    matrices = [info for info in checkpoint.tensors.values() if len(info.shape) == 2]
+    weights = sum(info.shape[0] * info.shape[1] for info in matrices)
+    weights += sum(info.nbytes * 2 if info.dtype == "u8" else math.prod(info.shape) for info in experts)
+    largest = max((info.nbytes // (info.shape[0] if len(info.shape) > 2 else 1) for info in matrices + experts), default=0)
+    return need + int(weights * bits / 8) - sum(info.nbytes for info in matrices + experts) + 2 * largest
+
+
+def check_memory(checkpoint: Checkpoint, extra: int = 0, bits: float | None = None) -> None:
+    """Raises ResourceError when the weights and `extra` bytes (KV cache, buffers) exceed the memory available now."""
+    need, available = memory_needed(checkpoint, bits), memory_available()
     if need + extra > available:
         more = f" and {size_words(extra)} more" if extra else ""
         raise ResourceError(f"{shown_path(checkpoint.folder)}: the weights need {size_words(need)}{more}, "

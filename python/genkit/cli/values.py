@@ -46,6 +46,17 @@ def real(text: str) -> float:
         raise typer.BadParameter(f"{shorten(text)} is not a number") from None
 
 
+def percent(text: str) -> float:
+    """"5%" or "0.05" -> 0.05"""
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{shorten(text)} is not a share (like 5% or 0.05)") from None
+    if not 0 < value <= 1:
+        raise typer.BadParameter(f"{shorten(text)} is not between 0 and 1 (like 5% or 0.05)")
+    return value
+
+
 def token_count(text: str) -> int:
     """4096, 32k (thousands), 32K (1024s): vLLM's reading of the suffixes."""
     factor = {"k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2}.get(text[-1:], 1)
