@@ -44,7 +44,7 @@ class Column:
 
 @dataclass
 class Table:
-    """columns; shares: of the limit, 0 to 1, for bars; notes: of each row; common: what all rows agree on and is no
+    """columns; shares: of the limit, 0 to 1, for bars; notes: of each row, why it failed first; common: what all rows agree on and is no
     column."""
 
     columns: list[Column] = field(default_factory=list)
@@ -64,7 +64,8 @@ SHARE = "of the limit"
 def table_of(results: Results) -> Table:
     rows = results.rows
     made = Table(shares=[row.share.median if row.share else None for row in rows],
-                 notes=[[clean(note) for note in row.noise] for row in rows], failed=[bool(row.failure) for row in rows])
+                 notes=[["failed: " + clean(row.failure)] * bool(row.failure) + list(map(clean, row.noise)) for row in rows],
+                 failed=[bool(row.failure) for row in rows])
     if not rows:
         return made
     for name in dict.fromkeys(name for row in rows for name in row.id):
@@ -148,11 +149,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
     return ", ".join(map(_plain, value)) if isinstance(value, list) else clean(value)
-
-
-def failures(results: Results) -> list[str]:
-    """A text a row: why there is nothing, "" where there is."""
-    return [f"failed: {clean(row.failure)}" if row.failure else "" for row in results.rows]
 
 
 def notes(results: Results) -> list[str]:

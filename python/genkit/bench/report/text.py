@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from genkit.bench.report.tables import SHARE, Column, Table, common, failures, head, notes, table_of
-from genkit.bench.results import Results
+from genkit.bench.report.document import Document
+from genkit.bench.report.tables import SHARE, Column, Table, common
 
 BAR = 10  # cells
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
-def plain(results: Results) -> str:
+def plain(made: Document) -> str:
     """Aligned columns without escape codes; nothing is cut."""
     from genkit.cli.doctor import table as pairs
 
-    table = table_of(results)
-    parts = ["\n".join(pairs([("genkit bench", results.kind), *head(results)]))]
+    table = made.table
+    parts = [made.title + "\n" + "\n".join(pairs(made.head) if made.head else [])]
     if table.columns:
         lines = [[column.title for column in table.columns], *table.rows]
-        said = ["notes", *("; ".join(filter(None, [why, *row])) for why, row in zip(failures(results), table.notes))]
-        if any(said[1:]):
-            lines = [[*line, note] for line, note in zip(lines, said)]
+        if any(table.notes):
+            lines = [[*line, note] for line, note in zip(lines, ["notes", *map("; ".join, table.notes)])]
         parts.append("\n".join(filter(None, [common(table), *aligned(lines, [column.right for column in table.columns])])))
-    return "\n\n".join(parts + ["\n".join(notes(results))]).rstrip("\n")
+    return "\n\n".join(part.rstrip("\n") for part in [*parts, "\n".join(made.notes)] if part)
 
 
 def aligned(lines: list[list[str]], right: list[bool]) -> list[str]:
@@ -44,7 +43,7 @@ def fitted(table: Table, width: int) -> tuple[list[Column], list[Column], bool]:
     from rich.cells import cell_len
 
     shown = list(table.columns)
-    extra = 3 if any(table.notes) or any(table.failed) else 0
+    extra = 3 if any(table.notes) else 0
 
     def needed() -> int:
         return sum(max(map(cell_len, [column.title, *column.cells])) + 2 for column in shown) + extra
@@ -62,20 +61,19 @@ def fitted(table: Table, width: int) -> tuple[list[Column], list[Column], bool]:
     return shown, [column for column in table.columns if column not in shown], bars
 
 
-def rich_lines(results: Results, width: int, unicode: bool = True) -> list[Any]:
+def rich_lines(made: Document, width: int, unicode: bool = True) -> list[Any]:
     """What rich prints for a terminal of this width."""
     from rich.table import Table as RichTable
     from rich.text import Text
 
     from genkit.cli.doctor import table as pairs
 
-    table = table_of(results)
-    first, *others = pairs([("genkit bench", results.kind), *head(results)])
-    made: list[Any] = [Text(first, "bold"), *(Text(line, "dim") for line in others), Text("")]
+    table = made.table
+    lines: list[Any] = [Text(made.title, "bold"), *(Text(line, "dim") for line in (pairs(made.head) if made.head else [])), Text("")]
     if table.columns:
         shown, dropped, bars = fitted(table, width)
         marks = Footnotes()
-        marked = [marks.of([why] * bool(why) + said) for why, said in zip(failures(results), table.notes)]
+        marked = [marks.of(said) for said in table.notes]
         drawn = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for column in shown:
             drawn.add_column(Text(column.title), justify="right" if column.right else "left", overflow="fold")
@@ -89,12 +87,12 @@ def rich_lines(results: Results, width: int, unicode: bool = True) -> list[Any]:
             drawn.add_row(*line, *([Text(marked[index], "yellow")] if any(marked) else []))
         text = common(table, dropped)
         if text:
-            made.append(Text(text, "dim"))
-        made += [drawn, *(Text(line, "yellow") for line in marks.lines)]
+            lines.append(Text(text, "dim"))
+        lines += [drawn, *(Text(line, "yellow") for line in marks.lines)]
         lost = [column.title for column in dropped if not column.constant]
         if lost:
-            made.append(Text(f"no room for {', '.join(lost)}: a wider terminal, a pipe or -o shows them", "dim"))
-    return made + [Text(note, "yellow") for note in notes(results)]
+            lines.append(Text(f"no room for {', '.join(lost)}: a wider terminal, a pipe or -o shows them", "dim"))
+    return lines + [Text(note, "yellow") for note in made.notes]
 
 
 class Footnotes:

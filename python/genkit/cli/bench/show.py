@@ -3,7 +3,7 @@
 import os
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Iterator, Optional
+from typing import TYPE_CHECKING, Callable, Iterator, Optional
 
 from genkit.cli.failure import explain
 from genkit.cli.interrupt import Interrupts
@@ -11,6 +11,7 @@ from genkit.cli.terminal import note
 from genkit.errors import Error, UsageError
 
 if TYPE_CHECKING:
+    from genkit.bench.report.document import Document
     from genkit.bench.results import Results
 
 
@@ -19,32 +20,42 @@ class Report:
     exist without `force` and for a plot that nothing here can draw, ResourceError for places that cannot be written."""
 
     def __init__(self, output: Optional[str], plot: Optional[str], history: Optional[str], force: bool, as_json: bool) -> None:
-        from genkit.bench.report.files import OUTPUTS, check_file
+        from genkit.bench.report.files import OUTPUTS, check_file, check_plot
+        from genkit.bench.report.history import check_history
 
-        if plot or history:
-            raise UsageError("--plot and --history: not there yet")
         self.output = None if output is None else check_file("-o", output, OUTPUTS, force)
+        self.plot = None if plot is None else check_plot(plot, force)
+        self.history = None if history is None else check_history(history)
+        if self.history is not None and self.history.resolve() in (self.output, self.plot):
+            raise UsageError(f"--history {history}: is what -o or --plot would replace; name another file")
         self.as_json = as_json
 
     def show(self, results: "Results") -> None:
         """Prints, and writes the files; one that fails keeps nothing else from being shown."""
-        from genkit.bench.report import files
+        from genkit.bench.report.document import document
+        from genkit.bench.report.history import append
 
-        failed: "list[Exception]" = []
+        # An interrupted run that has nothing replaces no file.
+        files, history = any(row.samples for row in results.rows), self.history
+        more = [lambda: append(history, results)] if files and history is not None else []
+        self.show_document(document(results), files, more)
 
-        def attempt(write, *arguments) -> None:
+    def show_document(self, made: "Document", files: bool = True, more: "list[Callable[[], None]] | None" = None) -> None:
+        from genkit.bench.report.files import write_output, write_plot
+
+        steps: "list[Callable[[], None]]" = [lambda: print_document(made, self.as_json)]
+        if files and self.output is not None:
+            steps.append(lambda: write_output(self.output, made))
+        if files and self.plot is not None:
+            steps.append(lambda: write_plot(self.plot, made))
+        failed = []
+        for step in steps + (more or []):
             try:
-                write(*arguments)
+                step()
             except Exception as error:
                 failed.append(error)
-
-        attempt(print_results, results, self.as_json)
-        if any(row.samples for row in results.rows):  # an interrupted run that has nothing replaces no file
-            for path, write in ((self.output, files.write_output),):
-                if path is not None:
-                    attempt(write, path, results)
         for error in failed[1:]:
-            note(f"genkit: {explain(error)[1]}")
+            say(error)
         if failed:
             raise failed[0]
 
@@ -62,29 +73,33 @@ def measured(results: "Results", report: Report) -> Iterator[None]:
                 try:
                     report.show(results)
                 except Exception as failed:  # told, but not instead of what ended the measuring
-                    message = explain(failed)[1]
-                    if message:
-                        note(f"genkit: {message}")
+                    say(failed)
             raise
 
 
-def print_results(results: "Results", as_json: bool) -> None:
+def say(error: Exception) -> None:
+    message = explain(error)[1]
+    if message:
+        note(f"genkit: error: {message}")
+
+
+def print_document(made: "Document", as_json: bool) -> None:
     if as_json:
         from genkit.cli.result import json_text
 
-        print(json_text(results.as_dict()), flush=True)
+        print(json_text(made.whole), flush=True)
     elif sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         from genkit.bench.report.text import rich_lines
         from genkit.cli.terminal import console
 
         screen = console(stderr=False)
-        for line in rich_lines(results, screen.width, unicode=not screen.options.ascii_only):
-            screen.print(line, soft_wrap=False)
+        for line in rich_lines(made, screen.width, unicode=not screen.options.ascii_only):
+            screen.print(line)
         sys.stdout.flush()
     else:
         from genkit.bench.report.text import plain
 
-        print_text(plain(results))
+        print_text(plain(made))
 
 
 def print_text(text: str) -> None:
