@@ -13,7 +13,7 @@ from typing import Any
 from genkit.bench.estimates import Estimate
 from genkit.bench.report.charts import Axis, Chart, Series, far_apart, names, point
 from genkit.bench.report.document import Document, measured_numbers
-from genkit.bench.report.numbers import clean, measured, number, percent, scale
+from genkit.bench.report.numbers import clean, number, percent, scale
 from genkit.bench.report.tables import Column, Table
 from genkit.bench.results import SCHEMA, Results, Row, parse_results
 from genkit.checkpoints.files import open_regular, shown, shown_path
@@ -84,11 +84,10 @@ def read_history(path: Path) -> tuple[list[Results], list[str]]:
     runs, warnings = [], []
     try:
         with os.fdopen(descriptor, "rb") as file:
-            for place, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
+            for place, line in enumerate(map(bytes.strip, file), 1):
                 try:
-                    runs.append(parse_results(json.loads(line)))
+                    if line:
+                        runs.append(parse_results(json.loads(line)))
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                     warnings.append(f"{shown_path(path)}: line {place} is damaged and left out: {shown(str(error), 80)}")
     except OSError as error:
@@ -164,7 +163,7 @@ def history_document(runs: list[Results], warnings: list[str]) -> Document:
                 "row": measured_numbers(one.row), "change": _change(one.change)}
                for track in found for one in track.runs]
     head = [("runs", str(len(runs))), ("from", _date(runs[0])), ("to", _date(runs[-1]))]
-    return Document("genkit bench history", head, _table(found), list(warnings), _charts(found),
+    return Document("genkit bench history", head, _table(found), [], _charts(found),
                     {"genkit_bench_history": SCHEMA, "warnings": warnings, "rows": lines}, lines, records)
 
 
@@ -204,10 +203,10 @@ def _table(found: list[Track]) -> Table:
     medians, intervals = [], []
     for track, one in lines:
         factor, name = scale(track.unit, [each.found.median for each in track.runs])
-        medians.append(f"{measured(one.found, track.unit, factor)} {name}")
+        medians.append(f"{number(one.found.median / factor)} {name}")
         intervals.append(f"{number(one.found.low / factor)}-{number(one.found.high / factor)}" if one.found.count > 1 else "")
     made.columns += [Column("date", [_date(one.run) for _, one in lines]), Column("genkit", [_version(one) for _, one in lines]),
-                     Column("median", medians, True), Column("interval", intervals, True, 3),
+                     Column("median", medians, True), Column("interval", intervals, True),
                      Column("change", [_spelled(one) for _, one in lines])]
     return made
 

@@ -2,8 +2,10 @@
 
 import typer
 
+from genkit.cli.bench.history import history
 from genkit.cli.bench.models import bench
-from genkit.cli.help import GroupedGroup
+from genkit.cli.help import GroupedCommand, GroupedGroup
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 app.callback(cls=GroupedGroup, invoke_without_command=True)(bench)
+app.command(cls=GroupedCommand)(history)
