@@ -326,9 +326,28 @@ def test_the_roofline_places_a_row_by_its_work_and_the_roof_by_what_was_measured
     roofs = {series.name: series.points for series in chart.series if not series.marked}
     assert list(roofs) == ["read 12.5 GB/s", "int8 4000 GOP/s"]
     slope, flat = roofs.values()
-    assert all(point.y == pytest.approx(12.5 * point.x) for point in slope) and slope[-1].x == pytest.approx(4000 / 12.5) == flat[0].x
+    assert all(point.y == pytest.approx(12.5 * point.x) for point in slope)
+    assert slope[-1].x == pytest.approx(4000 / 12.5) == flat[0].x
     [measured] = [series for series in chart.series if series.marked]
     assert [(point.x, point.y) for point in measured.points] == [pytest.approx((2, 20)), pytest.approx((2000, 1800))]
+
+
+def test_a_cache_has_a_roof_of_its_own():
+    small = row(10.0, model="small")
+    small.limit = Limit("read", "B/s", [200e9] * 3)
+    near = row(10.3, model="near")
+    chart = charts(results(row(10.0), small, near))[-1]
+    assert [series.name for series in chart.series if not series.marked] == ["read 12.7 GB/s", "read 200 GB/s"]
+    assert [series.name for series in chart.series if series.marked] == ["m", "small", "near"]
+
+
+def test_kernels_are_placed_by_what_a_call_does():
+    facts = {"bytes": 1000, "operations": 4000}
+    rows = [Row({"kernel": "gemv", "case": case, "tier": "amx", "threads": 1}, unit, samples=[8e9], facts=facts) for case, unit in (
+        ("a", "B/s"), ("b", "op/s"))]
+    roof, *others = charts(results(*rows, kind="kernels"))
+    assert [(point.x, point.y, point.name) for point in roof.series[-1].points] == [(4, 32, "a"), (4, 8, "b")]
+    assert [chart.title for chart in others] == ["gemv, a, amx, 1 thread: GB/s", "gemv, b, amx, 1 thread: GOP/s"]
 
 
 def test_limits_are_drawn_against_their_working_sets_and_the_rest_as_bars():

@@ -76,6 +76,8 @@ def charts(results: Results) -> list[Chart]:
     rows = [row for row in results.rows if row.samples]
     if results.kind == "models":
         return [*throughput(rows), *roofline(rows)]
+    if results.kind == "kernels":
+        return [*roofline(rows), *bars(rows, results.kind)]
     curves, others = working_sets(rows) if results.kind == "limits" else ([], rows)
     return [*curves, *bars(others, results.kind)]
 
@@ -148,53 +150,74 @@ def far_apart(series: Iterable[Series]) -> bool:
 
 # ---- Roofline ------------------------------------------------------------------------------------------------------
 
+# What makes a series of a roofline; what else rows differ in is said of each point.
+GROUPED = ("model", "type", "kernel", "tier")
+
+# Limits of reading that are nearer to one another than this are one: rows that read as much, measured at other moments.
+ONE_LIMIT = 1.25
+
 
 def roofline(rows: list[Row]) -> list[Chart]:
-    """Each row at the operations it does per byte it reads, under the limits measured beside it, one chart a number of
-    threads (Williams, Waterman and Patterson 2009, doi:10.1145/1498765.1498785)."""
+    """Each row at the operations it does per byte it reads, under the limits measured beside it, one chart a device and
+    number of threads (Williams, Waterman and Patterson 2009, doi:10.1145/1498765.1498785)."""
     made = []
-    placed = [(row, work) for row in rows if (work := work_of(row))]
-    sides = dict.fromkeys((row.id.get("device"), row.id.get("threads")) for row, _ in placed)
+    rows = [row for row in rows if work_of(row)]
+    sides = dict.fromkeys((row.id.get("device"), row.id.get("threads")) for row in rows)
     for device, threads in sides:
-        chosen = [(row, work) for row, work in placed if (row.id.get("device"), row.id.get("threads")) == (device, threads)]
-        title = "Roofline" + (f": {clean(device)}, {_named('threads', threads)}" if len(sides) > 1 else "")
+        chosen = [row for row in rows if (row.id.get("device"), row.id.get("threads")) == (device, threads)]
+        where = [clean(device)] * (device is not None) + [_named("threads", threads)] * (threads is not None)
+        title = "Roofline" + (f": {', '.join(where)}" if len(sides) > 1 else "")
         series = _placed(chosen)
         made.append(Chart(title, Axis("operations per byte read", True), Axis("GOP/s", True), _roofs(chosen, series) + series))
     return made
 
 
 def work_of(row: Row) -> tuple[float, float] | None:
-    """(operations, bytes read) per token of the test, where the row has both."""
-    work = row.facts.get("operations_per_token"), row.facts.get("bytes_per_token")
-    return work if row.unit == "tokens/s" and all(work) else None
+    """(operations per byte, operations per what the row's unit counts), where the row has both."""
+    facts = row.facts
+    operations = facts.get("operations_per_token") if row.unit == "tokens/s" else facts.get("operations")
+    read = facts.get("bytes_per_token") if row.unit == "tokens/s" else facts.get("bytes")
+    if not operations or not read or row.unit not in ("tokens/s", "op/s", "B/s"):
+        return None
+    return operations / read, {"tokens/s": operations, "op/s": 1.0, "B/s": operations / read}[row.unit]
 
 
-def _placed(chosen: list[tuple[Row, tuple[float, float]]]) -> list[Series]:
-    """A series a model and type; what else the rows differ in is said of each point."""
-    grouped = names([{key: row.id.get(key) for key in ("model", "type")} for row, _ in chosen])
-    told = names([row.id for row, _ in chosen])
+def _placed(chosen: list[Row]) -> list[Series]:
+    grouped = names([{key: row.id.get(key) for key in GROUPED} for row in chosen])
     groups: dict[str, list[Point]] = {}
-    for (row, (operations, read)), name, full in zip(chosen, grouped, told):
-        groups.setdefault(name or "measured", []).append(point(operations / read, row.estimate, 1e9 / operations, full))
+    for row, name, full in zip(chosen, grouped, names([row.id for row in chosen])):
+        intensity, operations = work_of(row)
+        groups.setdefault(name or "measured", []).append(point(intensity, row.estimate, 1e9 / operations, full))
     return [Series(name, points, joined=False) for name, points in groups.items()]
 
 
-def _roofs(chosen: list[tuple[Row, tuple[float, float]]], series: list[Series]) -> list[Series]:
-    limits: dict[str, list[float]] = {}
-    for row, _ in chosen:
-        if row.limit:
-            limits.setdefault(row.limit.of, []).extend(value for value in row.limit.samples if value)
-    peaks = {of: median(values) / 1e9 for of, values in limits.items() if values}
-    read = peaks.pop("read", None)
-    left = min(point.x for one in series for point in one.points) / 2
-    right = max(point.x for one in series for point in one.points) * 2
-    if read:
-        right = max([right, *(2 * peak / read for peak in peaks.values())])
-        ridge = min(max(peaks.values(), default=right * read) / read, right)
-        slope = Series(f"read {number(read)} GB/s", [Point(left, left * read), Point(ridge, ridge * read)], marked=False)
-    flat = [Series(f"{clean(of)} {number(peak)} GOP/s", [Point(max(left, peak / read) if read else left, peak), Point(right, peak)], marked=False)
-            for of, peak in peaks.items()]
-    return ([slope] if read else []) + flat
+def _roofs(chosen: list[Row], series: list[Series]) -> list[Series]:
+    """A slope for each bandwidth of memory or cache that rows were limited by, a level for each kind of arithmetic."""
+    limits = [(row.limit.of, row.limit.unit, median(known)) for row in chosen
+              if row.limit and (known := [value for value in row.limit.samples if value])]
+    reads = _apart([value / 1e9 for _, unit, value in limits if unit == "B/s"])
+    peaks = {of: median(other / 1e9 for name, _, other in limits if name == of) for of, unit, _ in limits if unit == "op/s"}
+    places = [point.x for one in series for point in one.points]
+    left, right = min(places) / 2, max([2 * max(places), *(2 * peak / read for peak in peaks.values() for read in reads)])
+    made = []
+    for read in reads:
+        end = min(max(peaks.values(), default=right * read) / read, right)
+        made.append(Series(f"read {number(read)} GB/s", [Point(left, left * read), Point(end, end * read)], marked=False))
+    for of, peak in peaks.items():
+        start = max(left, peak / max(reads)) if reads else left
+        made.append(Series(f"{clean(of)} {number(peak)} GOP/s", [Point(start, peak), Point(right, peak)], marked=False))
+    return made
+
+
+def _apart(values: list[float]) -> list[float]:
+    """Their medians, those near one another as one."""
+    groups: list[list[float]] = []
+    for value in sorted(values):
+        if groups and value <= ONE_LIMIT * groups[-1][0]:
+            groups[-1].append(value)
+        else:
+            groups.append([value])
+    return [median(group) for group in groups]
 
 
 # ---- Limits, and whatever has no axis of its own -------------------------------------------------------------------
@@ -220,10 +243,10 @@ def format_size(count: float) -> str:
 
 
 def bars(rows: list[Row], kind: str) -> list[Chart]:
-    """A chart a unit, a bar a row."""
+    """A bar a row, a chart for those that can be compared: of one unit, one kernel and, where it is no ratio, one test."""
     made = []
-    for unit in dict.fromkeys(row.unit for row in rows):
-        chosen = [row for row in rows if row.unit == unit]
+    for unit, *part in dict.fromkeys(map(_comparable, rows)):
+        chosen = [row for row in rows if _comparable(row) == (unit, *part)]
         factor, name = scale(unit, [row.estimate.median for row in chosen])
         points = []
         for index, row in enumerate(chosen):
@@ -234,6 +257,10 @@ def bars(rows: list[Row], kind: str) -> list[Chart]:
                           Axis("", names=names([row.id for row in chosen])), [Series("", points)], True,
                           1.0 if unit == RATIO else None))
     return made
+
+
+def _comparable(row: Row) -> tuple[Any, ...]:
+    return row.unit, row.id.get("kernel"), None if row.unit == RATIO else row.id.get("test")
 
 
 def _shared(rows: list[Row]) -> list[str]:

@@ -13,7 +13,7 @@ from genkit.bench.report.scales import limits, place, ticks
 # By what a thing is. The series: Okabe and Ito 2008, colours that differ for colour-blind eyes too, less its yellow.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5c5c5c")
 LIGHT = {"paper": "#ffffff", "ink": "#1f2328", "soft": "#59636e", "grid": "#e2e6ea"} | {f"s{i}": c for i, c in enumerate(SERIES)}
-DARK = LIGHT | {"paper": "#14181d", "ink": "#e6edf3", "soft": "#a0abb6", "grid": "#2d343c", "s0": "#4aa8e0", "s6": "#b5b5b5"}
+DARK = LIGHT | {"paper": "#14181d", "ink": "#e6edf3", "soft": "#a0abb6", "grid": "#2d343c", "s0": "#3b8eea", "s5": "#9bdcff", "s6": "#b5b5b5"}
 SHAPES = ("circle", "square", "diamond", "up", "down")
 DASHES = ((), (7, 4), (2, 3), (9, 3, 2, 3))
 

@@ -7,7 +7,7 @@ from html import escape
 from genkit.bench.report.document import Document
 from genkit.bench.report.drawing import DARK, LIGHT, drawing
 from genkit.bench.report.svg import FONTS, svg
-from genkit.bench.report.tables import SHARE, common
+from genkit.bench.report.tables import SHARE, Footnotes, common
 
 
 def page(made: Document) -> str:
@@ -22,20 +22,20 @@ def page(made: Document) -> str:
     if table.columns:
         parts += _table(made)
     parts += [f'<p class="note">{escape(note)}</p>' for note in made.notes]
-    parts += [f"<figure>{svg(drawing([chart]))}</figure>" for chart in made.charts]
+    parts += ["<section>", *(f"<figure>{svg(drawing([chart]))}</figure>" for chart in made.charts), "</section>"]
     return "\n".join([*parts, "</body>\n</html>\n"])
 
 
 def _table(made: Document) -> list[str]:
-    table, said = made.table, any(made.table.notes)
-    titles = [_cell("th", column.title, column.right) for column in table.columns] + ["<th>notes</th>"] * said
+    table, marks = made.table, Footnotes()
+    titles = [_cell("th", column.title, column.right and column.title != SHARE) for column in table.columns] + ["<th></th>"]
     lines = ["<div><table>", f"<thead><tr>{''.join(titles)}</tr></thead>", "<tbody>"]
     for index, row in enumerate(table.rows):
         cells = [_bar(cell, table.shares[index]) if column.title == SHARE else _cell("td", cell, column.right)
                  for column, cell in zip(table.columns, row)]
-        note = f'<td class="note">{escape("; ".join(table.notes[index]))}</td>' if said else ""
+        note = f'<td class="note">{marks.of(table.notes[index])}</td>'
         lines.append(f"<tr{' class=failed' if table.failed[index] else ''}>{''.join(cells)}{note}</tr>")
-    return [*lines, "</tbody></table></div>"]
+    return [*lines, "</tbody></table></div>", *(f'<p class="note">{escape(line)}</p>' for line in marks.lines)]
 
 
 def _cell(kind: str, text: str, right: bool) -> str:
@@ -46,7 +46,7 @@ def _bar(text: str, share: float | None) -> str:
     if share is None:
         return "<td></td>"
     width = 100 * min(max(share, 0.0), 1.0)
-    return f'<td class="r share"><i><b style="width:{width:.1f}%"></b></i>{escape(text)}</td>'
+    return f'<td class="share"><i><b style="width:{width:.1f}%"></b></i>{escape(text)}</td>'
 
 
 def _style() -> str:
@@ -59,12 +59,13 @@ def _style() -> str:
         "dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }",
         "div { overflow-x: auto }",
         "table { border-collapse: collapse; font-variant-numeric: tabular-nums }",
-        "th, td { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid var(--grid); white-space: nowrap }",
+        "th, td { padding: .25rem .55rem; text-align: left; border-bottom: 1px solid var(--grid); white-space: nowrap }",
         ".r { text-align: right }",
-        "td.note { white-space: normal; min-width: 14rem } .note { color: var(--s1) } .failed { color: var(--soft) }",
+        ".note { color: var(--s1); margin: .2rem 0 } .failed { color: var(--soft) }",
         ".share i { display: inline-block; width: 6rem; height: .7rem; margin-right: .6rem; background: var(--grid) }",
         ".share b { display: block; height: 100%; background: var(--s2) }",
-        "figure { margin: 1.5rem 0 } svg { max-width: 100%; height: auto }",
+        "section { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); gap: 0 1.5rem }",
+        "figure { margin: 1rem 0 } svg { max-width: 100%; height: auto }",
         *(f"svg .{name} {{ fill: var(--{name}) }} svg .l.{name} {{ fill: none; stroke: var(--{name}) }}" for name in LIGHT),
     ]) + "\n"
 

@@ -59,9 +59,10 @@ def limits(chart: Chart) -> tuple[tuple[float, float], tuple[float, float]]:
 
 
 def place(value: float, ends: tuple[float, float], log: bool) -> float:
-    """0 at the first end, 1 at the second."""
-    low, high = (math.log(ends[0]), math.log(ends[1])) if log else ends
-    return ((math.log(max(value, 1e-300)) if log else value) - low) / (high - low)
+    """0 at the first end, 1 at the second. What has no logarithm is at the lower end."""
+    if not log:
+        return (value - ends[0]) / (ends[1] - ends[0])
+    return math.log(max(value, ends[0]) / ends[0]) / math.log(ends[1] / ends[0])
 
 
 def ticks(axis: Axis, ends: tuple[float, float], apart: float = 0.0) -> list[tuple[float, str]]:

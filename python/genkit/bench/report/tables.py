@@ -167,6 +167,20 @@ def common(table: Table, dropped: "list[Column] | None" = None) -> str:
     return "in all rows: " + ", ".join(f"{name} {value or '-'}" for name, value in said.items()) if said else ""
 
 
+class Footnotes:
+    """Numbers for texts, the same for the same text."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def of(self, texts: list[str]) -> str:
+        return ",".join(str(self._numbers.setdefault(text, len(self._numbers) + 1)) for text in texts)
+
+    @property
+    def lines(self) -> list[str]:
+        return [f"{number}: {text}" for text, number in self._numbers.items()]
+
+
 def markdown_table(header: list[str], rows: list[list[str]], right: "list[bool] | None" = None) -> str:
     """Cells hold no | of their own."""
     def line(cells: list[str]) -> str:

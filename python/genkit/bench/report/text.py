@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from genkit.bench.report.document import Document
-from genkit.bench.report.tables import SHARE, Column, Table, common
+from genkit.bench.report.tables import SHARE, Column, Footnotes, Table, common
 
 BAR = 10  # cells
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -83,7 +83,8 @@ def rich_lines(made: Document, width: int, unicode: bool = True) -> list[Any]:
             line = [Text(cell, "red" if table.failed[index] else "") for cell in cells]
             for place, column in enumerate(shown):
                 if column.title == SHARE and bars:
-                    line[place] = bar(table.shares[index], unicode) + Text(" ") + line[place]
+                    longest = max(map(len, column.cells))  # bars begin under one another
+                    line[place] = bar(table.shares[index], unicode) + Text(" " + cells[place].rjust(longest))
             drawn.add_row(*line, *([Text(marked[index], "yellow")] if any(marked) else []))
         text = common(table, dropped)
         if text:
@@ -93,20 +94,6 @@ def rich_lines(made: Document, width: int, unicode: bool = True) -> list[Any]:
         if lost:
             lines.append(Text(f"no room for {', '.join(lost)}: a wider terminal, a pipe or -o shows them", "dim"))
     return lines + [Text(note, "yellow") for note in made.notes]
-
-
-class Footnotes:
-    """Numbers for texts, the same for the same text."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-
-    def of(self, texts: list[str]) -> str:
-        return ",".join(str(self._numbers.setdefault(text, len(self._numbers) + 1)) for text in texts)
-
-    @property
-    def lines(self) -> list[str]:
-        return [f"{number}: {text}" for text, number in self._numbers.items()]
 
 
 def bar(share: float | None, unicode: bool = True) -> Any:
