@@ -35,7 +35,7 @@ class Row:
     samples are in `unit` ("tokens/s", "B/s", "op/s", "s", "B"); better: "more" or "less". shares: of the limit, an entry a
     sample; others: what other processes had of the machine meanwhile, 1 for all of it. facts: numbers and words beside it,
     the same in every run of one kind (bytes_per_token, peak_memory, tier, ...). noise: why not to trust it. failure: why
-    there is nothing.
+    there is nothing. computed: the estimate, where it is not the median of the samples (a ratio of two runs).
     """
 
     id: dict[str, Any]
@@ -48,10 +48,11 @@ class Row:
     facts: dict[str, Any] = field(default_factory=dict)
     noise: list[str] = field(default_factory=list)
     failure: str = ""
+    computed: Estimate | None = None
 
     @property
     def estimate(self) -> Estimate | None:
-        return estimate(self.samples)
+        return self.computed or estimate(self.samples)
 
     @property
     def share(self) -> Estimate | None:
@@ -70,6 +71,8 @@ class Row:
             made["limit"] = {"of": self.limit.of, "unit": self.limit.unit, "median": limit and limit.median,
                              "samples": self.limit.samples}
             made["share"] = share and share.as_dict() | {"samples": self.shares}
+        if self.computed is not None:
+            made["computed"] = {"count": self.computed.count}
         return made | {"others": self.others, "facts": self.facts, "noise": self.noise, "failure": self.failure or None}
 
 
@@ -163,6 +166,9 @@ def _row(entry: dict[str, Any]) -> Row:
     row.limit = limit and Limit(str(limit["of"]), str(limit["unit"]), [_number(value) for value in limit["samples"]])
     row.facts, row.noise = dict(entry["facts"]), [str(word) for word in entry["noise"]]
     row.failure = str(entry["failure"] or "")
+    if entry.get("computed"):
+        row.computed = Estimate(*(float(entry[name]) for name in ("median", "low", "high", "min", "max")),
+                                int(entry["computed"]["count"]), float(entry["confidence"]))
     return row
 
 

@@ -13,7 +13,8 @@ from genkit.cli.terminal import format_bytes
 ALWAYS = ("model", "type", "test", "threads")
 
 # How soon a column goes where the room is too small; 0 never. Ids that tell rows apart never go.
-DROP = {"limit": 9, "tier": 8, "threads": 7, "peak memory": 6, "MB/token": 5, "model": 4, "type": 3, "test": 2, "device": 2}
+DROP = {"limit": 9, "tier": 8, "threads": 7, "peak memory": 6, "MB/token": 5, "model": 4, "type": 3, "test": 2, "device": 2,
+        "verdict": 0}
 
 
 def megabytes(value: float) -> str:
@@ -25,6 +26,7 @@ FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "bytes_per_token": ("MB/token", megabytes),
     "peak_memory": ("peak memory", format_bytes),
     "tier": ("tier", clean),
+    "verdict": ("verdict", clean),
 }
 
 
@@ -80,6 +82,8 @@ def table_of(results: Results) -> Table:
     if any(row.share for row in rows):
         made.columns.append(Column(SHARE, [_share(row) for row in rows], True))
         made.columns.append(Column("limit", [_limit(row) for row in rows], True, DROP["limit"]))
+    if results.kind == "compare":
+        made.columns += [Column(side.upper(), [_side(row, side) for row in rows], True, 3) for side in ("a", "b")]
     for name, (title, spelled) in FACTS.items():
         cells = ["" if row.facts.get(name) is None else spelled(row.facts[name]) for row in rows]
         if any(cells):
@@ -103,6 +107,15 @@ def _values(rows: list[Row]) -> Column:
             text, _, spread = measured(found, row.unit, own).partition(" ")
             cells.append(" ".join(filter(None, [text, "" if row.unit == RATIO else name, spread])))
     return Column(title or "measured", cells, True)
+
+
+def _side(row: Row, side: str) -> str:
+    """What one of two that are compared does: "41.9 GB/s"."""
+    value, unit = row.facts.get(side), row.facts.get("of", "")
+    if value is None:
+        return ""
+    factor, name = scale(unit, [value])
+    return f"{number(value / factor)} {name}"
 
 
 def _share(row: Row) -> str:
