@@ -126,6 +126,15 @@ def test_a_narrow_terminal_loses_the_least_important_columns_and_says_so():
     assert "####" in rendered(made, 140, unicode=False) and "█" not in rendered(made, 140, unicode=False)
 
 
+def test_long_names_take_several_lines_and_numbers_stay_whole():
+    made = document(results(row(41.9, model="/models/" + 70 * "x"), row(80.0, model="漢字" * 30)))
+    for width in (100, 60, 34):
+        text = rendered(made, width)
+        assert all(len(line) + sum(ord(letter) > 0x3000 for letter in line) <= width for line in text.splitlines())
+        assert "41.9 ±2.0 %" in text and text.count("x") >= 70 and text.count("漢") == 30
+    assert "80 % read" in rendered(made, 60) and "no room for of the limit" in rendered(made, 34).replace("\n", " ")
+
+
 def test_a_terminal_gets_no_escape_codes_of_others_and_footnotes():
     text = rendered(document(hostile()), 140)
     assert "\x1b" not in text and "\u202e" not in text

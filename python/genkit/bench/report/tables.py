@@ -146,16 +146,21 @@ def head(results: Results) -> list[tuple[str, str]]:
 
 def _cores(facts: dict[str, Any]) -> str:
     total, usable = facts.pop("logical_processors", None), facts.pop("usable_processors", None)
-    quota = (facts.get("cgroup") or {}).get("processors")
-    return f"{usable} usable of {total}" + ("" if quota is None else f", cgroup allows {quota:g}") if usable else ""
+    return f"{usable} usable of {total}{_allowed(facts.get('cgroup'), 'processors', '{:g}'.format)}" if usable else ""
 
 
 def _memory(facts: dict[str, Any]) -> str:
-    memory, limit = facts.pop("memory", None) or {}, (facts.pop("cgroup", None) or {}).get("memory")
+    memory, group = facts.pop("memory", None) or {}, facts.pop("cgroup", None)
     if not memory.get("total"):
         return ""
     return (f"{format_bytes(memory.get('available') or 0)} available of {format_bytes(memory['total'])}"
-            + ("" if limit is None else f", cgroup allows {format_bytes(limit)}"))
+            + _allowed(group, "memory", format_bytes))
+
+
+def _allowed(group: "dict[str, Any] | None", name: str, spelled: Callable[[float], str]) -> str:
+    if group is None:
+        return ""
+    return ", no cgroup limit" if group.get(name) is None else f", cgroup allows {spelled(group[name])}"
 
 
 def _plain(value: Any) -> str:

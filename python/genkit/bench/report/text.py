@@ -8,6 +8,8 @@ from genkit.bench.report.document import Document
 from genkit.bench.report.tables import SHARE, Column, Footnotes, Table, common
 
 BAR = 10  # cells
+NAME = 32  # of a name, what is kept on one line while anything else can go
+FOLDED = 12  # where nothing else can go, names longer than this take several lines; numbers never do
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -39,26 +41,33 @@ def aligned(lines: list[list[str]], right: list[bool]) -> list[str]:
 
 
 def fitted(table: Table, width: int) -> tuple[list[Column], list[Column], bool]:
-    """(Columns that fit, those that do not, whether there is room for bars): the least important go first."""
-    from rich.cells import cell_len
-
+    """(Columns that fit, those that do not, whether there is room for bars): the least important go first, then the bars,
+    then the shares. What tells rows apart stays, if need be on several lines."""
     shown = list(table.columns)
     extra = 3 if any(table.notes) else 0
-
-    def needed() -> int:
-        return sum(max(map(cell_len, [column.title, *column.cells])) + 2 for column in shown) + extra
-
     bars = any(column.title == SHARE for column in shown)
-    while needed() + (BAR + 1) * bars > width:
+
+    def needed(fold: int) -> int:
+        return sum(min(_width(column), fold if not column.right else 1000) + 2 for column in shown) + extra + (BAR + 1) * bars
+
+    while needed(NAME) > width:
         droppable = [column for column in shown if column.drop]
-        if not droppable:
-            if not bars:
-                break
+        if droppable:
+            last = max(droppable, key=lambda column: column.drop)
+            shown = [column for column in shown if column is not last]
+        elif bars:
             bars = False
-            continue
-        last = max(droppable, key=lambda column: column.drop)
-        shown = [column for column in shown if column is not last]
+        else:
+            if needed(FOLDED) > width:
+                shown = [column for column in shown if column.title != SHARE]
+            break
     return shown, [column for column in table.columns if column not in shown], bars
+
+
+def _width(column: Column) -> int:
+    from rich.cells import cell_len
+
+    return max(map(cell_len, [column.title, *column.cells]))
 
 
 def rich_lines(made: Document, width: int, unicode: bool = True) -> list[Any]:
@@ -76,7 +85,8 @@ def rich_lines(made: Document, width: int, unicode: bool = True) -> list[Any]:
         marked = [marks.of(said) for said in table.notes]
         drawn = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for column in shown:
-            drawn.add_column(Text(column.title), justify="right" if column.right else "left", overflow="fold")
+            short = column.right or _width(column) <= FOLDED
+            drawn.add_column(Text(column.title), justify="right" if column.right else "left", overflow="fold", no_wrap=short)
         if any(marked):
             drawn.add_column("")
         for index, cells in enumerate(zip(*(column.cells for column in shown))):
