@@ -60,7 +60,7 @@ class Table:
         return [list(cells) for cells in zip(*(column.cells for column in self.columns))]
 
 
-SHARE = "of the limit"
+SHARE = "share of limit"
 
 
 def table_of(results: Results) -> Table:
