@@ -29,7 +29,7 @@ from genkit.bench.results import Limit, Results, Row, parse_results
 from genkit.cli.bench.show import Report
 from genkit.errors import BadFileError, ResourceError, UsageError
 
-HOSTILE = "=<b>\"x'|y&z\x1b[31m\n,$\\_\u202e"
+HOSTILE = "=<b>\"x'|y&z\x1b[31m\n,$\\_\u202e\udc80"
 MACHINE = {"date": "2026-11-27T10:16:17+00:00", "processor": "Example <1> CPU", "logical_processors": 4, "usable_processors": 2,
            "cgroup": {"processors": 1.5, "memory": 2**31}, "memory": {"total": 2**34, "available": 2**33}, "tier": "avx2",
            "load_average": [0.5, 0.25, 0.1], "system": "Linux", "versions": {"genkit": "0.1.0", "numpy": "2.0"}}
@@ -435,6 +435,8 @@ def test_a_png_is_drawn():
 
     drawn = drawing(everything())
     data = png(drawn)
+    tall = png(drawing(charts(results(row(41.9)))[-1:] * 80))
+    assert int.from_bytes(tall[20:24], "big") <= 60000
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) == pytest.approx((2 * drawn.width, 2 * drawn.height), abs=1)
 
@@ -481,6 +483,19 @@ def test_a_damaged_line_is_told_and_left_out_and_the_next_one_is_whole(tmp_path)
     assert [run.rows[0].estimate.median for run in runs] == [1.0, 2.0] and "line 2" in warning
     done = genkit("history", path)
     assert done.returncode == 0 and "line 2" in done.stderr and "2.00 tokens/s" in done.stdout
+
+
+def test_a_history_holds_names_that_are_no_text(tmp_path):
+    append(tmp_path / "h", hostile())
+    [run], _ = read_history(tmp_path / "h")
+    assert run.rows[1].id["model"] == HOSTILE
+    done = run_in_ascii(tmp_path / "h")
+    assert done.returncode == 0 and json.loads(done.stdout)["rows"][1]["id"]["model"] == HOSTILE
+
+
+def run_in_ascii(path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "genkit", "bench", "history", str(path), "--json"], capture_output=True, text=True,
+                          timeout=120, env=os.environ | {"PYTHONIOENCODING": "ascii"})
 
 
 def test_runs_that_end_together_do_not_mix(tmp_path):

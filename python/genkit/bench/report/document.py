@@ -48,7 +48,7 @@ def measured_numbers(row: Row) -> dict[str, Any]:
     return {
         "unit": row.unit, "better": row.better, "median": found and found.median, "low": found and found.low,
         "high": found and found.high, "min": found and found.minimum, "max": found and found.maximum,
-        "confidence": found and found.confidence, "samples": len(row.samples),
+        "confidence": found and found.confidence, "samples": found.count if found else 0,
         "share": share and share.median, "share_low": share and share.low, "share_high": share and share.high,
         "limit_of": row.limit and row.limit.of, "limit_unit": row.limit and row.limit.unit,
         "limit": median(limit) if limit else None, "others": median(others) if others else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import stat
 import tempfile
@@ -19,7 +20,7 @@ from genkit.bench.report.png import MISSING, png
 from genkit.bench.report.svg import svg
 from genkit.bench.report.tables import common, markdown_table
 from genkit.checkpoints.files import shown_path
-from genkit.cli.result import json_text
+from genkit.cli.result import json_text, strict
 from genkit.errors import ResourceError, UsageError
 
 # ---- Before measuring ----------------------------------------------------------------------------------------------
@@ -123,11 +124,21 @@ def cell(value: Any) -> str:
     return "'" + text if text[:1] in ("=", "+", "-", "@") else text
 
 
+def one_line(value: Any, encoding: str = "utf-8") -> str:
+    """Strict JSON that can be written: a path that is no text has letters that only escapes can say."""
+    text = json_text(value)
+    try:
+        text.encode(encoding)
+        return text
+    except UnicodeEncodeError:
+        return json.dumps(strict(value), allow_nan=False)
+
+
 OUTPUTS: dict[str, Callable[[Document], str]] = {
     ".md": markdown,
     ".csv": comma_separated,
-    ".json": lambda made: json_text(made.whole) + "\n",
-    ".jsonl": lambda made: "".join(json_text(line) + "\n" for line in made.lines),
+    ".json": lambda made: one_line(made.whole) + "\n",
+    ".jsonl": lambda made: "".join(one_line(line) + "\n" for line in made.lines),
     ".html": page,
 }
 PLOTS: dict[str, Callable[[Document], bytes]] = {

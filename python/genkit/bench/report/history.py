@@ -13,11 +13,11 @@ from typing import Any
 from genkit.bench.estimates import Estimate
 from genkit.bench.report.charts import Axis, Chart, Series, far_apart, names, point
 from genkit.bench.report.document import Document, measured_numbers
+from genkit.bench.report.files import one_line
 from genkit.bench.report.numbers import clean, number, percent, scale
 from genkit.bench.report.tables import Column, Table
 from genkit.bench.results import SCHEMA, Results, Row, parse_results
 from genkit.checkpoints.files import open_regular, shown, shown_path
-from genkit.cli.result import json_text
 from genkit.errors import BadFileError, ResourceError, UsageError
 
 BEGINNING = b'{"genkit_bench":'
@@ -50,7 +50,7 @@ def append(path: Path, results: Results) -> None:
 
     Raises ResourceError.
     """
-    line = json_text(results.as_dict()).encode("utf-8") + b"\n"
+    line = one_line(results.as_dict()).encode("utf-8") + b"\n"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:

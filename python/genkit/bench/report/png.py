@@ -9,6 +9,7 @@ from genkit.bench.report.svg import REACH, corners
 from genkit.errors import UsageError
 
 DOTS = 200  # an inch; a pixel of the drawing is a hundredth of an inch
+TALLEST = 60000  # dots; matplotlib draws no more than 65535
 POINTS = 0.72  # of a printer, a pixel of the drawing
 MISSING = "a PNG needs matplotlib: pip install 'genkit[plot]', or draw a .svg, which needs nothing"
 
@@ -24,7 +25,8 @@ def png(drawn: Drawing) -> bytes:
     except ImportError:
         raise UsageError(MISSING) from None
     with rc_context({"text.parse_math": False, "font.family": "sans-serif"}):  # a $ in a name is a $
-        figure = Figure((drawn.width / 100, drawn.height / 100), dpi=DOTS, facecolor=LIGHT["paper"])
+        dots = min(DOTS, TALLEST / (drawn.height / 100))
+        figure = Figure((drawn.width / 100, drawn.height / 100), dpi=dots, facecolor=LIGHT["paper"])
         FigureCanvasAgg(figure)
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, drawn.width), ylim=(drawn.height, 0))
         axes.axis("off")
@@ -49,5 +51,5 @@ def png(drawn: Drawing) -> bytes:
             made.set_zorder(order)
             axes.add_artist(made)
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=DOTS)
+        figure.savefig(file, format="png", dpi=dots)
     return file.getvalue()

@@ -85,9 +85,9 @@ def say(error: Exception) -> None:
 
 def print_document(made: "Document", as_json: bool) -> None:
     if as_json:
-        from genkit.cli.result import json_text
+        from genkit.bench.report.files import one_line
 
-        print(json_text(made.whole), flush=True)
+        print(one_line(made.whole, sys.stdout.encoding or "utf-8"), flush=True)
     elif sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         from genkit.bench.report.text import rich_lines
         from genkit.cli.terminal import console
