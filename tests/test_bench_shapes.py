@@ -35,7 +35,7 @@ SMALL = "smollm2-135m"
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "genkit-bench"
+    return tmp_path / "genkit-bench" / "shapes"
 
 
 def bits(checkpoint, name):

@@ -197,8 +197,8 @@ def folder_for(name: str, dtype: str = "bf16", seed: int = 0, layers: int | None
 
 
 def cache_folder() -> Path:
-    """Where benchmarks keep what they write for themselves; it may be removed at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "genkit-bench"
+    """Where the folders are kept; it may be removed at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "genkit-bench" / "shapes"
 
 
 def _record(name: str, dtype: str, seed: int, layers: int | None) -> dict[str, Any]:
