@@ -9,7 +9,7 @@ from genkit.bench.report.svg import REACH, corners
 from genkit.errors import UsageError
 
 DOTS = 200  # an inch; a pixel of the drawing is a hundredth of an inch
-TALLEST = 60000  # dots; matplotlib draws no more than 65535
+TALLEST = 30000  # dots; matplotlib draws no more than 65535, and holds all of them in memory
 POINTS = 0.72  # of a printer, a pixel of the drawing
 MISSING = "a PNG needs matplotlib: pip install 'genkit[plot]', or draw a .svg, which needs nothing"
 
