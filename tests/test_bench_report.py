@@ -373,6 +373,17 @@ def test_ratios_have_a_line_at_one():
     rows = [Row({"peer": peer, "test": "tg128"}, "ratio", samples=[value, value]) for peer, value in (("a", 1.2), ("b", 0.9))]
     [chart] = charts(results(*rows, kind="against"))
     assert chart.reference == 1.0 and chart.y.names == ["a", "b"] and [point.x for point in chart.series[0].points] == [1.2, 0.9]
+    peer = row(20.0, engine="other")
+    peer.facts["ratio"] = {"of": "ours", "samples": [2.0, 2.1, 1.9]}
+    ratio, speeds = charts(results(row(40.0, engine="ours"), peer, kind="against"))
+    assert ratio.reference == 1.0 and ratio.series[0].points[0].x == 2.0 and len(speeds.series[0].points) == 2
+
+
+def test_times_stand_together_and_throughputs_by_test():
+    rows = [Row({"model": "m", "test": test}, unit, samples=[value, value]) for test, unit, value in (
+        ("cold", "s", 2.0), ("p95", "s", 0.01), ("pp512", "tokens/s", 900.0), ("tg128", "tokens/s", 40.0))]
+    times, prompt, text = charts(results(*rows, kind="latency"))
+    assert times.y.names == ["cold", "p95"] and times.x.log and prompt.title == "m, pp512: tokens/s" and text.title == "m, tg128: tokens/s"
 
 
 @pytest.mark.parametrize("low, high, log", [(0, 18762, False), (0, 0.0031, False), (0, 97.3, False), (3, 5, False), (0.2, 3e4, True),

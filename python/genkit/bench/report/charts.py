@@ -78,6 +78,8 @@ def charts(results: Results) -> list[Chart]:
         return [*throughput(rows), *roofline(rows)]
     if results.kind == "kernels":
         return [*roofline(rows), *bars(rows, results.kind)]
+    if results.kind == "against":
+        return [*bars(_ratios(rows), "genkit beside the others"), *bars(rows, results.kind)]
     curves, others = working_sets(rows) if results.kind == "limits" else ([], rows)
     return [*curves, *bars(others, results.kind)]
 
@@ -243,7 +245,7 @@ def format_size(count: float) -> str:
 
 
 def bars(rows: list[Row], kind: str) -> list[Chart]:
-    """A bar a row, a chart for those that can be compared: of one unit, one kernel and, where it is no ratio, one test."""
+    """A bar a row, a chart for those that can be compared: of one unit, one kernel and, of throughput, one test."""
     made = []
     for unit, *part in dict.fromkeys(map(_comparable, rows)):
         chosen = [row for row in rows if _comparable(row) == (unit, *part)]
@@ -259,8 +261,14 @@ def bars(rows: list[Row], kind: str) -> list[Chart]:
     return made
 
 
+def _ratios(rows: list[Row]) -> list[Row]:
+    """Of genkit's speed to that of each row that has one in its facts."""
+    found = [(row, row.facts["ratio"]) for row in rows if isinstance(row.facts.get("ratio"), dict)]
+    return [Row(row.id, RATIO, samples=ratio["samples"]) for row, ratio in found if ratio.get("samples")]
+
+
 def _comparable(row: Row) -> tuple[Any, ...]:
-    return row.unit, row.id.get("kernel"), None if row.unit == RATIO else row.id.get("test")
+    return row.unit, row.id.get("kernel"), row.id.get("test") if row.unit == "tokens/s" else None
 
 
 def _shared(rows: list[Row]) -> list[str]:
