@@ -24,6 +24,7 @@ from genkit.bench.report.history import append, changed, check_history, history_
 from genkit.bench.report.numbers import clean, measured, percent, scale
 from genkit.bench.report.scales import marks, span
 from genkit.bench.report.svg import svg
+from genkit.bench.report.tables import Footnotes
 from genkit.bench.report.text import plain, rich_lines
 from genkit.bench.results import Limit, Results, Row, parse_results
 from genkit.cli.bench.show import Report
@@ -140,6 +141,13 @@ def test_a_terminal_gets_no_escape_codes_of_others_and_footnotes():
     text = rendered(document(hostile()), 140)
     assert "\x1b" not in text and "\u202e" not in text
     assert re.search(r"1: a spread of 12 %", text) and re.search(r"2: others had 30 %", text) and re.search(r"3: failed: needs", text)
+
+
+def test_footnotes_that_differ_in_percentages_are_one():
+    notes = Footnotes()
+    assert [notes.of(texts) for texts in (["others had 82% of it", "odd"], ["odd"], [], ["others had 7.5% of it", "others had 90% of it"],
+                                          ["needs 4 GiB"], ["needs 5 GiB"])] == ["1,2", "2", "", "1", "3", "4"]
+    assert notes.lines == ["1: others had 7.5-90% of it", "2: odd", "3: needs 4 GiB", "4: needs 5 GiB"]
 
 
 def test_an_interrupted_run_and_an_empty_one_say_so():

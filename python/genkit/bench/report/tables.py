@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
@@ -186,17 +187,29 @@ def common(table: Table, dropped: "list[Column] | None" = None) -> str:
 
 
 class Footnotes:
-    """Numbers for texts, the same for the same text."""
+    """Numbers for texts: the same for texts that differ in percentages only, which are said from the least to the most."""
+
+    PERCENTAGE = re.compile(r"(\d+(?:\.\d+)?)(?=\s?%)")
 
     def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
+        self._found: dict[tuple[str, ...], list[list[str]]] = {}  # words -> percentages of each text
 
     def of(self, texts: list[str]) -> str:
-        return ",".join(str(self._numbers.setdefault(text, len(self._numbers) + 1)) for text in texts)
+        numbers = []
+        for text in texts:
+            parts = self.PERCENTAGE.split(text)
+            self._found.setdefault(tuple(parts[::2]), []).append(parts[1::2])
+            numbers.append(list(self._found).index(tuple(parts[::2])) + 1)
+        return ",".join(map(str, dict.fromkeys(numbers)))
 
     @property
     def lines(self) -> list[str]:
-        return [f"{number}: {text}" for text, number in self._numbers.items()]
+        made = []
+        for number, (words, found) in enumerate(self._found.items(), 1):
+            ends = [(min(values, key=float), max(values, key=float)) for values in zip(*found)]
+            said = [least if least == most else f"{least}-{most}" for least, most in ends]
+            made.append(f"{number}: " + "".join(word + value for word, value in zip(words, [*said, ""])))
+        return made
 
 
 def markdown_table(header: list[str], rows: list[list[str]], right: "list[bool] | None" = None) -> str:
