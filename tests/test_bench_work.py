@@ -124,6 +124,7 @@ def test_the_floor_is_the_slower_of_reading_and_computing():
     cost = Cost(1000, Counter(int8=500, bf16=100))
     assert cost.floor(10, {"int8": 100, "bf16": 100}) == (100, "read")
     assert cost.floor(1000, {"int8": 100, "bf16": 50}) == (7, "int8")
+    assert cost.floor(1000, {"int8": 100}) == (5, "int8")
     assert cost.times(2).nbytes == 2000 and cost.times(2).operations["bf16"] == 200
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import median
 from typing import Iterable, Sequence
 
@@ -27,6 +28,11 @@ class Estimate:
         """Of the interval, as a share of the median; infinite for one sample."""
         return (self.high - self.low) / abs(self.median) if self.count > 1 and self.median else math.inf
 
+    @property
+    def spread(self) -> float:
+        """From the smallest to the largest, as a share of the median."""
+        return (self.maximum - self.minimum) / abs(self.median) if self.median else 0.0
+
     def as_dict(self) -> dict[str, float]:
         return {"median": self.median, "low": self.low, "high": self.high, "min": self.minimum, "max": self.maximum,
                 "confidence": self.confidence}
@@ -46,11 +52,17 @@ def estimate(values: Iterable[float | None]) -> Estimate | None:
     return Estimate(median(known), known[rank], known[-1 - rank], known[0], known[-1], len(known), confidence)
 
 
+@lru_cache(None)
 def median_ranks(count: int) -> tuple[int, float]:
     """(rank from either end, from 0; the confidence it gives) of the interval of a median of `count` samples."""
-    rank, outside = 0, 2 * 0.5**count
+    def chance(below: int) -> float:
+        """That exactly so many of the samples lie below the median."""
+        logarithm = math.lgamma(count + 1) - math.lgamma(below + 1) - math.lgamma(count - below + 1) - count * math.log(2)
+        return math.exp(logarithm)
+
+    rank, outside = 0, 2 * chance(0)
     while True:
-        more = outside + 2 * math.comb(count, rank + 1) * 0.5**count
+        more = outside + 2 * chance(rank + 1)
         if 1 - more < CONFIDENCE or 2 * (rank + 1) >= count:
             return rank, max(0.0, 1 - outside)
         rank, outside = rank + 1, more

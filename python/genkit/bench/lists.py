@@ -16,6 +16,8 @@ def numbers(option: str, texts: Iterable[str], least: int = 1) -> list[int]:
     `least` and for ranges that never end."""
     found: dict[int, None] = {}
     for text in names(option, texts):
+        if re.fullmatch(r"-\d+", text):
+            raise UsageError(f"{option} {text}: {text} is below {least}")
         match = RANGE.fullmatch(text)
         if not match:
             raise UsageError(f"{option} {text}: expected whole numbers like 512, 1,2,4, 1-4, 1-9+2 or 1-8*2")

@@ -136,7 +136,8 @@ def read_results(path: Path) -> Results:
     try:
         return parse_results(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadFileError(f"{where}: not a result of genkit bench: {shown(str(error), 100)}") from None
+        why = f"no {error.args[0]!r} in it" if isinstance(error, KeyError) else str(error)
+        raise BadFileError(f"{where}: not a result of genkit bench: {shown(why, 100)}") from None
 
 
 def parse_results(data: Any) -> Results:
@@ -173,6 +174,7 @@ def _row(entry: dict[str, Any]) -> Row:
 
 
 def _number(value: Any) -> float | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value != value):
-        raise ValueError(f"{value!r} is not a number")
+    """Of JSON, which in Python may be infinite, or longer than any float."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300):
+        raise ValueError(f"{str(value)[:40]!r} is not a number")
     return value

@@ -88,9 +88,10 @@ class Cost:
 
     def floor(self, read: float, peaks: "dict[str, float]") -> "tuple[float, str]":
         """(seconds it takes at the least, what bounds it: "read" or a kind) where `read` bytes and `peaks` operations a
-        second are the machine's limits: the roofline (Williams, Waterman and Patterson 2009, doi:10.1145/1498765.1498785)."""
+        second are the machine's limits: the roofline (Williams, Waterman and Patterson 2009, doi:10.1145/1498765.1498785).
+        Kinds without a peak are left out."""
         reading = self.nbytes / read
-        computing = sum(count / peaks[kind] for kind, count in self.operations.items())
+        computing = sum(self.operations[kind] / peak for kind, peak in peaks.items())
         return (reading, "read") if reading >= computing else (computing, self.kind)
 
 

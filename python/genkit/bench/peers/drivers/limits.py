@@ -5,7 +5,7 @@ from genkit.bench import limits
 
 class Driver:
     def read(self, threads: int) -> float:
-        return limits.read_bandwidth(threads)
+        return limits.read_bandwidth(limits.READ_BYTES, threads)
 
     def peak(self, kind: str, threads: int) -> float:
         return limits.arithmetic_peak(kind, threads)

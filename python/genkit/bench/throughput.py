@@ -1,0 +1,238 @@
+"""Tokens a second of models, beside the limits of the machine: each model in each type by threads, batch, depth and test, round
+by round so that all share the machine's moods, until their medians are known well enough."""
+
+from __future__ import annotations
+
+import gc
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any, Callable, Iterable
+
+from genkit import _core, machine
+from genkit.batch import PREFILL_CHUNK
+from genkit.bench import limits
+from genkit.bench.noise import Watch, forget_peak, judge, memory_words, note_load
+from genkit.bench.passes import Passes, pages_needed
+from genkit.bench.results import Limit, Results, Row
+from genkit.bench.subjects import Subject, open_subjects
+from genkit.bench.work import Cost
+from genkit.engine import choose_device, choose_threads
+from genkit.errors import UsageError
+
+Tell = Callable[[str, int, int], None]
+
+# A sample lasts at least so long, by repetition: far above what the clock and a single interruption can do to it.
+SAMPLE_SECONDS = 0.2
+MOST_ROWS = 1000  # of a model in one type: more is a mistyped range
+# Kinds of arithmetic below this share of all operations are not worth measuring a limit: the floor stays one without them.
+NEGLIGIBLE = 0.01
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure. models: as genkit.load takes them, none for the model in the package. types: of subjects.TYPES.
+    prompts and generates: tokens of each test, pp and tg. depths: tokens in the cache before. batches: sequences. rounds:
+    samples of each row at least; more are taken for at most `seconds` where the interval of a median is wider than `ci`."""
+
+    models: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    prompts: tuple[int, ...] = (512,)
+    generates: tuple[int, ...] = (128,)
+    depths: tuple[int, ...] = (0,)
+    batches: tuple[int, ...] = (1,)
+    threads: tuple[int, ...] = ()
+    devices: tuple[str, ...] = ("auto",)
+    kv_type: str = "auto"
+    rounds: int = 5
+    warmup: int = 1
+    ci: float = 0.05
+    seconds: float = 60.0
+    seed: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+@dataclass
+class Case:
+    """A row and how it is measured. test: "pp" or "tg"."""
+
+    row: Row
+    subject: Subject
+    threads: int
+    batch: int
+    depth: int
+    test: str
+    tokens: int
+    passes: "Passes | None" = None
+    cost: "Cost | None" = None  # of one pass
+    working_set: int = 0  # bytes that a step reads
+
+    def take(self, passes: Passes, others: int) -> None:
+        """The loaded model. others: bytes that other models in memory hold."""
+        self.passes, self._others = passes, others
+        loaded, work = passes.loaded, passes.work
+        if self.test == "pp":
+            self.cost, steps = work.prompt(self.batch, self.depth, self.tokens), self.batch * -(-self.tokens // PREFILL_CHUNK)
+        else:
+            together = not loaded.config.varies(self.depth + self.tokens)
+            self.cost, steps = work.decode(self.batch, self.depth, self.tokens, together), self.tokens * (1 if together else self.batch)
+        self.working_set = min(limits.READ_BYTES, round(self.cost.nbytes / steps))
+        total = sum(self.cost.operations.values())
+        self.kinds = [kind for kind, count in self.cost.operations.items() if count >= NEGLIGIBLE * total]
+        tokens = self.batch * self.tokens
+        self.row.facts.update(
+            bytes_per_token=self.cost.nbytes / tokens, operations_per_token=total / tokens, weight_bytes=work.weight_bytes,
+            peak_memory=None, tier=loaded.tier, bound=None, load_s=loaded.load_s, kv_type=loaded.kv_type,
+            prompt=self.tokens if self.test == "pp" else 0, generate=self.tokens if self.test == "tg" else 0, depth=self.depth,
+            working_set=self.working_set)
+
+    def once(self) -> float:
+        """Seconds of one pass."""
+        _core.set_threads(self.threads)
+        run = self.passes.prompt if self.test == "pp" else self.passes.decode
+        return run(self.batch, self.depth, self.tokens)
+
+    def sample(self, limit: "RoundLimits") -> None:
+        read = limit.read(self.working_set, self.threads)
+        peaks = {kind: limit.peak(kind, self.threads) for kind in self.kinds}
+        resettable, seconds, count = forget_peak(), 0.0, 0
+        with Watch() as watch:
+            while seconds < SAMPLE_SECONDS:
+                seconds += self.once()
+                count += 1
+        peak = memory_words("self", "VmHWM") if resettable else None
+        floor, bound = self.cost.floor(read, peaks)
+        row, facts = self.row, self.row.facts
+        if row.limit is None:
+            facts["bound"] = bound
+            row.limit = Limit(bound, "B/s" if bound == "read" else "op/s")
+        row.samples.append(count * self.batch * self.tokens / seconds)
+        row.shares.append(count * floor / seconds)
+        row.others.append(watch.others)
+        row.limit.samples.append(read if row.limit.of == "read" else peaks[row.limit.of])
+        if peak is not None:
+            facts["peak_memory"] = max(facts["peak_memory"] or 0, peak - self._others)
+
+
+class RoundLimits:
+    """The machine's limits in this round: each is measured when first asked for."""
+
+    def __init__(self) -> None:
+        self._known: "dict[tuple[Any, int], float]" = {}
+
+    def read(self, size: int, threads: int) -> float:
+        if (size, threads) not in self._known:
+            self._known[size, threads] = limits.read_bandwidth(size, threads)
+        return self._known[size, threads]
+
+    def peak(self, kind: str, threads: int) -> float:
+        if (kind, threads) not in self._known:
+            self._known[kind, threads] = limits.arithmetic_peak(kind, threads)
+        return self._known[kind, threads]
+
+
+def measure(results: Results, plan: Plan, tell: "Tell | None" = None) -> None:
+    """Fills results with a row for every model, type, device, threads, batch, depth and test. tell(what, done, total).
+
+    Raises UsageError, BadFileError, ResourceError or DeviceError, all but those of damaged weights before anything is
+    loaded.
+    """
+    tell = tell or (lambda what, done, total: None)
+    results.settings = plan.as_dict()
+    tests = [("pp", count) for count in plan.prompts] + [("tg", count) for count in plan.generates]
+    if not tests:
+        raise UsageError("-p none and -n none: nothing is left to measure")
+    devices = list(dict.fromkeys(choose_device(device) for device in plan.devices))
+    threads = [choose_threads(count) for count in plan.threads or (None,)]
+    if error := _core.isa_error():
+        raise UsageError(error)
+    count = len(tests) * len(threads) * len(devices) * len(plan.depths) * len(plan.batches)
+    if count > MOST_ROWS:
+        raise UsageError(f"these lists make {count:,} rows of each model; at most {MOST_ROWS:,}")
+    most, depths, batch = max(count for _, count in tests), sorted(plan.depths), max(plan.batches)
+    with ExitStack() as stack:
+        subjects = open_subjects(plan.models, plan.shapes, plan.types, plan.kv_type, plan.seed, stack)
+        for subject in subjects:
+            subject.check_context(depths[-1], most)
+        words = f"{depths[-1] + most} tokens in {batch} sequence(s)"
+        needs = [subject.check_memory(pages_needed(subject.config, depths, batch, most), words) for subject in subjects]
+        note_load(results)
+        groups = [subjects]
+        if sum(needs) > machine.memory_available():
+            groups = [[subject] for subject in subjects]
+            results.notes.append("the models do not fit into memory together: they were measured one after the other, not in "
+                                 "turns; what the machine did meanwhile is in their differences too")
+        cases = [Case(_row(subject, device, count, sequences, depth, test, tokens), subject, count, sequences, depth, test, tokens)
+                 for subject in subjects for device in devices for count in threads for sequences in plan.batches
+                 for depth in plan.depths for test, tokens in tests]
+        results.rows += [case.row for case in cases]
+        try:
+            for group in groups:
+                _measure_group([case for case in cases if any(case.subject is one for one in group)], group, plan,
+                               plan.seconds / len(groups), tell)
+        finally:
+            judge(results, plan.ci)
+
+
+def _row(subject: Subject, device: str, threads: int, batch: int, depth: int, test: str, tokens: int) -> Row:
+    name = f"{test}{tokens}" + (f" @ d{depth}" if depth else "")
+    return Row({"model": subject.name, "type": subject.type, "device": device, "threads": threads, "batch": batch, "test": name},
+               "tokens/s")
+
+
+def _measure_group(cases: list[Case], subjects: list[Subject], plan: Plan, seconds: float, tell: Tell) -> None:
+    """Of models that are in memory together."""
+    held: list[int] = []
+    loaded: list[Passes] = []
+    for subject in subjects:
+        before = memory_words("self", "VmRSS") or 0
+        own = [case for case in cases if case.subject is subject]
+        name = f"{subject.name} {subject.type}"
+        model = subject.load(max(case.threads for case in own), lambda done, total: tell(f"loading {name}", done, total))
+        passes = Passes(model, sorted(plan.depths), max(plan.batches), max(case.tokens for case in own))
+        passes.fill(max(plan.batches), lambda done, total: tell(f"filling the cache of {name}", done, total))
+        loaded.append(passes)
+        held.append((memory_words("self", "VmRSS") or 0) - before)
+    for subject, passes, own in zip(subjects, loaded, held):
+        for case in cases:
+            if case.subject is subject:
+                case.take(passes, sum(held) - own)
+    total, done = len(cases) * (plan.warmup + plan.rounds), 0
+    for number in range(plan.warmup + plan.rounds):
+        limit = RoundLimits()
+        for case in rotated(cases, number):
+            tell(" ".join(str(case.row.id[key]) for key in ("model", "type", "test")), done, total)
+            if number < plan.warmup:
+                case.once()
+            else:
+                case.sample(limit)
+            done += 1
+    narrow(cases, plan, seconds, tell)
+    for case in cases:
+        case.passes = None
+    del loaded
+    gc.collect()
+
+
+def narrow(cases: list[Case], plan: Plan, seconds: float, tell: Tell) -> None:
+    """More rounds over rows whose median is not known to plan.ci yet, until the time is out."""
+    start = time.monotonic()
+    number = plan.rounds
+    while wide := [case for case in cases if not case.row.estimate.width <= plan.ci]:
+        limit = RoundLimits()
+        for case in rotated(wide, number):
+            elapsed = time.monotonic() - start
+            if elapsed >= seconds:
+                return
+            tell(f"narrowing {len(wide)} of {len(cases)} rows", round(10 * elapsed), round(10 * seconds))
+            case.sample(limit)
+        number += 1
+
+
+def rotated(cases: list[Case], by: int) -> Iterable[Case]:
+    """From another one on each round, so that none always follows the same pause."""
+    at = by % len(cases)
+    return cases[at:] + cases[:at]
