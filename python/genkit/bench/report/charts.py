@@ -8,9 +8,8 @@ from statistics import median
 from typing import Any, Callable, Iterable
 
 from genkit.bench.estimates import Estimate
-from genkit.bench.report.numbers import RATIO, clean, number, scale
+from genkit.bench.report.numbers import RATIO, clean, format_size, number, scale
 from genkit.bench.results import Results, Row
-from genkit.cli.terminal import format_bytes
 
 # Values on one axis that differ by more than this are drawn by their logarithms.
 FAR_APART = 30
@@ -113,7 +112,8 @@ def _sweep(title: str, rows: list[Row], name: str) -> Chart:
     series = [Series(series, sorted(points, key=lambda p: p.x)) for series, points in groups.items()]
     values = sorted({point.x for one in series for point in one.points})
     log = values[0] > 0 and values[-1] >= 8 * values[0]
-    return Chart(title, Axis(SWEPT[name], log, values if len(values) <= 10 else []), Axis("tokens/s", far_apart(series)), series)
+    across = Axis(SWEPT[name], log, values if len(values) <= 10 else [])
+    return Chart(title, across, Axis("tokens/s", far_apart(series)), series)
 
 
 def base_test(row: Row) -> str:
@@ -170,7 +170,8 @@ def roofline(rows: list[Row]) -> list[Chart]:
         where = [clean(device)] * (device is not None) + [_named("threads", threads)] * (threads is not None)
         title = "Roofline" + (f": {', '.join(where)}" if len(sides) > 1 else "")
         series = _placed(chosen)
-        made.append(Chart(title, Axis("operations per byte read", True), Axis("GOP/s", True), _roofs(chosen, series) + series))
+        axes = Axis("operations per byte read", True), Axis("GOP/s", True)
+        made.append(Chart(title, *axes, _roofs(chosen, series) + series))
     return made
 
 
@@ -236,12 +237,8 @@ def working_sets(rows: list[Row]) -> tuple[list[Chart], list[Row]]:
     if not series:
         return [], others
     sizes = sorted({one.x for line in series for one in line.points})
-    return [Chart("Bandwidth against working set", Axis("working set", True, sizes, spell=format_size), Axis("GB/s", far_apart(series)), series)], others
-
-
-def format_size(count: float) -> str:
-    """4194304.0 -> "4 MiB"."""
-    return format_bytes(count).replace(".0 ", " ")
+    axes = Axis("working set", True, sizes, spell=format_size), Axis("GB/s", far_apart(series))
+    return [Chart("Bandwidth against working set", *axes, series)], others
 
 
 def bars(rows: list[Row], kind: str) -> list[Chart]:

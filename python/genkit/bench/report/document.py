@@ -35,10 +35,11 @@ def document(results: Results) -> Document:
 
 def _record(results: Results, row: Row) -> dict[str, dict[str, Any]]:
     machine = results.machine
-    return {"id": row.id, "row": measured_numbers(row), "facts": {k: v for k, v in row.facts.items() if not isinstance(v, (dict, list))},
-            "run": {"noise": "; ".join(row.noise), "failure": row.failure, "kind": results.kind, "complete": results.complete,
-                    "date": machine.get("date"), "processor": machine.get("processor"),
-                    "genkit": (machine.get("versions") or {}).get("genkit")}}
+    facts = {name: value for name, value in row.facts.items() if not isinstance(value, (dict, list))}
+    run = {"noise": "; ".join(row.noise), "failure": row.failure, "kind": results.kind, "complete": results.complete,
+           "date": machine.get("date"), "processor": machine.get("processor"),
+           "genkit": (machine.get("versions") or {}).get("genkit")}
+    return {"id": row.id, "row": measured_numbers(row), "facts": facts, "run": run}
 
 
 def measured_numbers(row: Row) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from genkit.bench.report.scales import limits, place, ticks
 
 # By what a thing is. The series: Okabe and Ito 2008, colours that differ for colour-blind eyes too, less its yellow.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5c5c5c")
-LIGHT = {"paper": "#ffffff", "ink": "#1f2328", "soft": "#59636e", "grid": "#e2e6ea"} | {f"s{i}": c for i, c in enumerate(SERIES)}
-DARK = LIGHT | {"paper": "#14181d", "ink": "#e6edf3", "soft": "#a0abb6", "grid": "#2d343c", "s0": "#3b8eea", "s5": "#9bdcff", "s6": "#b5b5b5"}
+LIGHT = {f"s{i}": colour for i, colour in enumerate(SERIES)} | {
+    "paper": "#ffffff", "ink": "#1f2328", "soft": "#59636e", "grid": "#e2e6ea"}
+DARK = LIGHT | {"paper": "#14181d", "ink": "#e6edf3", "soft": "#a0abb6", "grid": "#2d343c",
+                "s0": "#3b8eea", "s5": "#9bdcff", "s6": "#b5b5b5"}
 SHAPES = ("circle", "square", "diamond", "up", "down")
 DASHES = ((), (7, 4), (2, 3), (9, 3, 2, 3))
 
@@ -146,13 +148,15 @@ def _lines(made: Drawing, chart: Chart) -> float:
 def _series(made: Drawing, chart: Chart, series: Series, x: Callable[[float], float], y: Callable[[float], float]) -> None:
     colour, dash, shape = style(chart, series)
     if series.joined:
-        made.items.append(Line(tuple((x(p.x), y(p.y)) for p in series.points), colour, 1.4 if dash or not series.marked else 2, dash))
+        places = tuple((x(point.x), y(point.y)) for point in series.points)
+        made.items.append(Line(places, colour, 2 if series.marked else 1.4, dash))
     if not series.marked:
         return
     for point in series.points:
         if point.low is not None and point.high is not None:
             made.items += _whisker(x(point.x), y(point.low), x(point.x), y(point.high), colour)
-        made.items.append(Mark(x(point.x), y(point.y), shape, colour, f"{point.name or series.name}: {told(point, point.y)} {chart.y.title}"))
+        text = f"{point.name or series.name}: {told(point, point.y)} {chart.y.title}"
+        made.items.append(Mark(x(point.x), y(point.y), shape, colour, text))
 
 
 def told(point: Point, value: float) -> str:
@@ -204,7 +208,8 @@ def _bars(made: Drawing, chart: Chart) -> float:
         return left + (right - left) * place(value, across, chart.x.log)
 
     for value, text in ticks(chart.x, across, 60 / (right - left)):
-        made.items += [Line(((x(value), top), (x(value), bottom)), "grid"), Words(x(value), bottom + 16, text, SMALL, "middle", "soft")]
+        made.items += [Line(((x(value), top), (x(value), bottom)), "grid"),
+                       Words(x(value), bottom + 16, text, SMALL, "middle", "soft")]
     for point, name, text in zip(points, names, said):
         middle = top + BAR * (point.y + 0.5)
         made.items.append(Words(left - 8, middle + 4, shortened(name, room, SMALL), SMALL, "end"))
@@ -217,5 +222,6 @@ def _bars(made: Drawing, chart: Chart) -> float:
         made.items.append(Words(x(max(point.x, point.high or point.x)) + 8, middle + 4, text, SMALL, colour="soft"))
     if chart.reference is not None:
         made.items.append(Line(((x(chart.reference), top - 2), (x(chart.reference), bottom + 2)), "s1", 1.4, (5, 3)))
-    made.items += [Line(((left, top), (left, bottom)), "soft"), Words((left + right) / 2, bottom + 34, chart.x.title, TEXT, "middle")]
+    made.items += [Line(((left, top), (left, bottom)), "soft"),
+                   Words((left + right) / 2, bottom + 34, chart.x.title, TEXT, "middle")]
     return bottom + 50

@@ -92,7 +92,7 @@ def markdown(made: Document) -> str:
         if any(said):
             titles, lines, ends = titles + ["notes"], [[*line, note] for line, note in zip(lines, said)], ends + [False]
         parts += [escaped(common(table))]
-        parts.append(markdown_table([escaped(title) for title in titles], [[escaped(cell) for cell in line] for line in lines], ends))
+        parts.append(markdown_table([*map(escaped, titles)], [[*map(escaped, line)] for line in lines], ends))
     parts += ["\n".join(f"- {escaped(note)}" for note in made.notes)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -32,7 +32,7 @@ def check_history(name: str) -> Path:
     try:
         if not os.path.lexists(path):
             if not os.access(path.parent, os.W_OK | os.X_OK) or not path.parent.is_dir():
-                raise ResourceError(f"--history {said}: cannot be written: its folder is not there or takes no files; name another file")
+                raise ResourceError(f"--history {said}: its folder is not there or takes no files; name another file")
             return path
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UsageError(f"--history {said}: is there and no regular file; name another")
@@ -78,7 +78,7 @@ def _lock(descriptor: int) -> None:
 
 
 def read_history(path: Path) -> tuple[list[Results], list[str]]:
-    """(The runs in the order of the file, a warning a line that could not be read). Raises BadFileError for a file
+    """(The runs by their dates, a warning a line that could not be read). Raises BadFileError for a file
     without any run."""
     descriptor, _ = open_regular(path)
     runs, warnings = [], []
@@ -94,6 +94,7 @@ def read_history(path: Path) -> tuple[list[Results], list[str]]:
         raise BadFileError(f"{shown_path(path)}: cannot be read: {error.strerror or error}") from None
     if not runs:
         raise BadFileError(f"{shown_path(path)}: no run in it; expected what genkit bench --history FILE writes")
+    runs.sort(key=lambda run: str(run.machine.get("date")))  # those that ran side by side end in any order
     return runs, warnings
 
 
@@ -111,8 +112,9 @@ class Change:
 
 @dataclass
 class Measured:
-    """A row in one of the runs. change: None in the first."""
+    """A row in one of the runs, the one at `place`. change: None in the first."""
 
+    place: int
     run: Results
     row: Row
     found: Estimate
@@ -134,7 +136,7 @@ class Track:
 
 def tracks(runs: list[Results]) -> list[Track]:
     found: dict[Any, Track] = {}
-    for run in runs:
+    for place, run in enumerate(runs):
         processor, cores = str(run.machine.get("processor")), run.machine.get("usable_processors")
         for row in run.rows:
             estimate = row.estimate
@@ -143,7 +145,7 @@ def tracks(runs: list[Results]) -> list[Track]:
             track = found.setdefault((run.kind, row.key, row.unit, processor, str(cores)),
                                      Track(run.kind, row.id, row.unit, row.better, processor, cores))
             before = track.runs[-1].found if track.runs else None
-            track.runs.append(Measured(run, row, estimate, before and changed(before, estimate, row.better)))
+            track.runs.append(Measured(place, run, row, estimate, before and changed(before, estimate, row.better)))
     return list(found.values())
 
 
@@ -158,10 +160,8 @@ def changed(before: Estimate, now: Estimate, better: str) -> Change | None:
 def history_document(runs: list[Results], warnings: list[str]) -> Document:
     found = tracks(runs)
     lines = [_line(track) for track in found]
-    records = [{"id": track.id, "run": {"kind": track.kind, "date": one.run.machine.get("date"), "genkit": _version(one),
-                                        "processor": track.processor, "usable_processors": track.cores, "complete": one.run.complete},
-                "row": measured_numbers(one.row), "change": _change(one.change)}
-               for track in found for one in track.runs]
+    records = [{"id": track.id, "run": {"kind": track.kind, "processor": track.processor, "usable_processors": track.cores} | _run(one),
+                "row": measured_numbers(one.row), "change": _change(one.change)} for track in found for one in track.runs]
     head = [("runs", str(len(runs))), ("from", _date(runs[0])), ("to", _date(runs[-1]))]
     return Document("genkit bench history", head, _table(found), [], _charts(found),
                     {"genkit_bench_history": SCHEMA, "warnings": warnings, "rows": lines}, lines, records)
@@ -170,8 +170,11 @@ def history_document(runs: list[Results], warnings: list[str]) -> Document:
 def _line(track: Track) -> dict[str, Any]:
     return {"kind": track.kind, "id": track.id, "unit": track.unit, "better": track.better, "processor": track.processor,
             "usable_processors": track.cores,
-            "runs": [{"date": one.run.machine.get("date"), "genkit": _version(one), "complete": one.run.complete,
-                      **one.found.as_dict(), "samples": one.found.count, **_change(one.change)} for one in track.runs]}
+            "runs": [_run(one) | one.found.as_dict() | {"samples": one.found.count} | _change(one.change) for one in track.runs]}
+
+
+def _run(one: Measured) -> dict[str, Any]:
+    return {"date": one.run.machine.get("date"), "genkit": _version(one), "complete": one.run.complete}
 
 
 def _change(change: Change | None) -> dict[str, Any]:
@@ -203,10 +206,12 @@ def _table(found: list[Track]) -> Table:
     medians, intervals = [], []
     for track, one in lines:
         factor, name = scale(track.unit, [each.found.median for each in track.runs])
-        medians.append(f"{number(one.found.median / factor)} {name}")
-        intervals.append(f"{number(one.found.low / factor)}-{number(one.found.high / factor)}" if one.found.count > 1 else "")
-    made.columns += [Column("date", [_date(one.run) for _, one in lines]), Column("genkit", [_version(one) for _, one in lines]),
-                     Column("median", medians, True), Column("interval", intervals, True),
+        median, low, high = (number(value / factor) for value in (one.found.median, one.found.low, one.found.high))
+        medians.append(f"{median} {name}")
+        intervals.append(f"{low}-{high}" if one.found.count > 1 else "")
+    made.columns += [Column("date", [_date(one.run) for _, one in lines]),
+                     Column("genkit", [_version(one) for _, one in lines], drop=2),
+                     Column("median", medians, True), Column("interval", intervals, True, 1),
                      Column("change", [_spelled(one) for _, one in lines])]
     return made
 
@@ -226,15 +231,15 @@ def _charts(found: list[Track]) -> list[Chart]:
     made = []
     for kind, unit, test in dict.fromkeys((track.kind, track.unit, _test(track)) for track in found):
         chosen = [track for track in found if (track.kind, track.unit, _test(track)) == (kind, unit, test)]
-        runs = [run for run in dict.fromkeys(id(one.run) for track in chosen for one in track.runs)]
+        places = {id(one.run): one.place for track in chosen for one in track.runs}
+        order = sorted(places, key=lambda run: places[run])
         dates = {id(one.run): _date(one.run) for track in chosen for one in track.runs}
-        runs.sort(key=lambda run: dates[run])
         factor, name = scale(unit, [one.found.median for track in chosen for one in track.runs])
         told = names([{**track.id, "processor": track.processor, "cores": track.cores} for track in chosen])
-        series = [Series(said or kind, [point(float(runs.index(id(one.run))), one.found, factor, dates[id(one.run)]) for one in track.runs])
-                  for track, said in zip(chosen, told)]
-        across = Axis("runs", names=[dates[run][5:16] for run in runs])
-        made.append(Chart(f"{kind}{f', {test}' if test else ''}: over time", across, Axis(name, far_apart(series), zero=False), series))
+        series = [Series(said or kind, [point(float(order.index(id(one.run))), one.found, factor, f"{said or kind}, {dates[id(one.run)]}")
+                                        for one in track.runs]) for track, said in zip(chosen, told)]
+        across, title = Axis("runs", names=[dates[run][5:16] for run in order]), f"{kind}, {test}" if test else kind
+        made.append(Chart(f"{title}: over time", across, Axis(name, far_apart(series), zero=False), series))
     return made
 
 

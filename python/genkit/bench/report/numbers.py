@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Iterable
 
 from genkit.bench.estimates import Estimate
+from genkit.cli.terminal import format_bytes
 
 # What is counted in large numbers or small ones gets a prefix: 41.9e9 B/s -> 41.9 GB/s, 0.0123 s -> 12.3 ms.
 SPELLED = {"B/s": "B/s", "op/s": "OP/s", "B": "B", "s": "s"}
@@ -48,8 +49,14 @@ def spread(found: Estimate) -> str:
 def measured(found: Estimate, unit: str, factor: float = 1.0) -> str:
     """"41.9 ±1.2 %"; of ratios the interval itself: "1.02 (0.98-1.06)"."""
     if unit == RATIO:
-        return f"{number(found.median)} ({number(found.low)}-{number(found.high)})" if found.count > 1 else number(found.median)
+        interval = f" ({number(found.low)}-{number(found.high)})" if found.count > 1 else ""
+        return number(found.median) + interval
     return " ".join(filter(None, [number(found.median / factor), spread(found)]))
+
+
+def format_size(count: float) -> str:
+    """4194304 -> "4 MiB", a working set's."""
+    return format_bytes(count).replace(".0 ", " ")
 
 
 def clean(value: Any) -> str:

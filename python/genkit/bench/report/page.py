@@ -53,7 +53,8 @@ def _style() -> str:
     return "\n".join([
         f":root {{ color-scheme: light dark; {_variables(LIGHT)} }}",
         f"@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}",
-        f"body {{ font: 15px/1.45 {FONTS}; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; background: var(--paper); color: var(--ink) }}",
+        f"body {{ font: 15px/1.45 {FONTS}; margin: 2rem auto; max-width: 76rem; padding: 0 1rem }}",
+        "body { background: var(--paper); color: var(--ink) }",
         "h1 { font-size: 1.5rem }",
         "dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; margin: 0 0 1rem }",
         "dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }",

@@ -10,6 +10,7 @@ from genkit.errors import UsageError
 
 DOTS = 200  # an inch; a pixel of the drawing is a hundredth of an inch
 TALLEST = 30000  # dots; matplotlib draws no more than 65535, and holds all of them in memory
+SIDES = {"start": "left", "middle": "center", "end": "right"}
 POINTS = 0.72  # of a printer, a pixel of the drawing
 MISSING = "a PNG needs matplotlib: pip install 'genkit[plot]', or draw a .svg, which needs nothing"
 
@@ -43,10 +44,11 @@ def png(drawn: Drawing) -> bytes:
                 made = (Circle((item.x, item.y), REACH, facecolor=colour, edgecolor="none") if item.shape == "circle"
                         else Polygon(corners(item), facecolor=colour, edgecolor="none"))
             elif isinstance(item, Words):
+                placed = {"ha": SIDES[item.anchor], "va": "baseline"}
+                if item.upwards:
+                    placed = {"rotation": 90, "ha": "right", "va": "center"}
                 axes.text(item.x, item.y, item.text, color=colour, fontsize=item.size * POINTS, zorder=order,
-                          fontweight="bold" if item.bold else "normal", rotation=90 if item.upwards else 0,
-                          ha={"start": "left", "middle": "center", "end": "right"}[item.anchor] if not item.upwards else "right",
-                          va="center" if item.upwards else "baseline")
+                          fontweight="bold" if item.bold else "normal", **placed)
                 continue
             made.set_zorder(order)
             axes.add_artist(made)

@@ -1,4 +1,4 @@
-"""A drawing as SVG. Colours stand on each thing, so that any viewer shows them, and classes, so that a page can change them."""
+"""A drawing as SVG. Each thing has its colour, for any viewer, and a class, by which a page can change it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def _box(box: Box) -> str:
 def corners(mark: Mark) -> list[tuple[float, float]]:
     """Of a mark that is no circle."""
     x, y, r = mark.x, mark.y, REACH
-    return {"square": [(x - r + 0.4, y - r + 0.4), (x + r - 0.4, y - r + 0.4), (x + r - 0.4, y + r - 0.4), (x - r + 0.4, y + r - 0.4)],
+    s = r - 0.4  # so that all look as large
+    return {"square": [(x - s, y - s), (x + s, y - s), (x + s, y + s), (x - s, y + s)],
             "diamond": [(x, y - r - 1), (x + r + 1, y), (x, y + r + 1), (x - r - 1, y)],
             "up": [(x, y - r - 0.6), (x + r + 0.6, y + r), (x - r - 0.6, y + r)],
             "down": [(x, y + r + 0.6), (x + r + 0.6, y - r), (x - r - 0.6, y - r)]}[mark.shape]

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from genkit.bench.report.numbers import RATIO, clean, measured, number, percent, scale
+from genkit.bench.report.numbers import RATIO, clean, format_size, measured, number, percent, scale
 from genkit.bench.results import Results, Row
 from genkit.cli.terminal import format_bytes
 
@@ -47,8 +47,8 @@ class Column:
 
 @dataclass
 class Table:
-    """columns; shares: of the limit, 0 to 1, for bars; notes: of each row, why it failed first; common: what all rows agree on and is no
-    column."""
+    """columns; shares: of the limit, 0 to 1, for bars; notes: of each row, why it failed first; failed: whether
+    it has; common: what all rows agree on and is no column."""
 
     columns: list[Column] = field(default_factory=list)
     shares: list[float | None] = field(default_factory=list)
@@ -72,7 +72,8 @@ def table_of(results: Results) -> Table:
     if not rows:
         return made
     for name in dict.fromkeys(name for row in rows for name in row.id):
-        cells = [clean(row.id.get(name)) for row in rows]
+        spelled = format_size if name == "bytes" else clean
+        cells = ["" if row.id.get(name) is None else spelled(row.id[name]) for row in rows]
         varies = len(set(cells)) > 1
         if varies or name in ALWAYS or len(rows) == 1:
             numeric = all(isinstance(row.id.get(name), (int, float, type(None))) for row in rows)
@@ -205,10 +206,10 @@ class Footnotes:
     @property
     def lines(self) -> list[str]:
         made = []
-        for number, (words, found) in enumerate(self._found.items(), 1):
+        for place, (words, found) in enumerate(self._found.items(), 1):
             ends = [(min(values, key=float), max(values, key=float)) for values in zip(*found)]
             said = [least if least == most else f"{least}-{most}" for least, most in ends]
-            made.append(f"{number}: " + "".join(word + value for word, value in zip(words, [*said, ""])))
+            made.append(f"{place}: " + "".join(word + value for word, value in zip(words, [*said, ""])))
         return made
 
 
@@ -217,5 +218,5 @@ def markdown_table(header: list[str], rows: list[list[str]], right: "list[bool] 
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(cells) + " |"
 
-    return "\n".join([line(header), "|" + "".join("---:|" if end else "---|" for end in (right or [False] * len(header))[:len(header)]),
-                      *map(line, rows)])
+    ends = "".join("---:|" if end else "---|" for end in right or [False] * len(header))
+    return "\n".join([line(header), "|" + ends, *map(line, rows)])

@@ -18,7 +18,7 @@ def plain(made: Document) -> str:
     from genkit.cli.doctor import table as pairs
 
     table = made.table
-    parts = [made.title + "\n" + "\n".join(pairs(made.head) if made.head else [])]
+    parts = ["\n".join([made.title, *pairs(made.head)])]
     if table.columns:
         lines = [[column.title for column in table.columns], *table.rows]
         if any(table.notes):
@@ -48,7 +48,8 @@ def fitted(table: Table, width: int) -> tuple[list[Column], list[Column], bool]:
     bars = any(column.title == SHARE for column in shown)
 
     def needed(fold: int) -> int:
-        return sum(min(_width(column), fold if not column.right else 1000) + 2 for column in shown) + extra + (BAR + 1) * bars
+        widths = [_width(column) if column.right else min(_width(column), fold) for column in shown]
+        return sum(widths) + 2 * len(widths) + extra + (BAR + 1) * bars
 
     while needed(NAME) > width:
         droppable = [column for column in shown if column.drop]
@@ -78,7 +79,7 @@ def rich_lines(made: Document, width: int, unicode: bool = True) -> list[Any]:
     from genkit.cli.doctor import table as pairs
 
     table = made.table
-    lines: list[Any] = [Text(made.title, "bold"), *(Text(line, "dim") for line in (pairs(made.head) if made.head else [])), Text("")]
+    lines: list[Any] = [Text(made.title, "bold"), *(Text(line, "dim") for line in pairs(made.head)), Text("")]
     if table.columns:
         shown, dropped, bars = fitted(table, width)
         marks = Footnotes()
