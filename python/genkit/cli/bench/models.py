@@ -83,7 +83,7 @@ def bench(
     genkit bench -p none -n 128 --depth 0-4096+1024  decoding as the context grows
     genkit bench --batch 1-16*2 -o bench.html        sequences side by side, as a page
     """
-    given = {name: value for name, value in context.params.items() if name != "traceback" and value not in (None, False, KVType.auto)}
+    given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE" and name != "traceback"]
     if context.invoked_subcommand is not None:
         if given:
             raise UsageError(f"genkit bench {context.invoked_subcommand}: its options go after its name")
