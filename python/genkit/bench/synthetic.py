@@ -34,6 +34,7 @@ class RandomCheckpoint(Checkpoint):
     """What `random_checkpoint` gives; used as any Checkpoint."""
 
     def __init__(self, name: str, shapes: Mapping[str, tuple[int, ...]], dtype: str, seed: int, norms_at: float) -> None:
+        self.dtype = dtype
         self._seed = seed
         self._norms_at = norms_at
         super().__init__(Path(name), {tensor: _info(name, tensor, shape, dtype) for tensor, shape in shapes.items()}, {})

@@ -4,6 +4,7 @@ import typer
 
 from genkit.cli.bench.compare import compare
 from genkit.cli.bench.history import history
+from genkit.cli.bench.latency import latency
 from genkit.cli.bench.models import bench
 from genkit.cli.help import GroupedCommand, GroupedGroup
 
@@ -11,3 +12,4 @@ app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 app.callback(cls=GroupedGroup, invoke_without_command=True)(bench)
 app.command(cls=GroupedCommand)(history)
 app.command(cls=GroupedCommand)(compare)
+app.command(cls=GroupedCommand)(latency)
