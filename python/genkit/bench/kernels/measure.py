@@ -1,0 +1,302 @@
+"""Takes the times: cases that fit memory together in rounds, each beside the limit that bounds it."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any, Callable, Hashable, Iterable, Iterator, Optional, Sequence
+
+import numpy as np
+
+from genkit import _core, machine
+from genkit.bench import limits, noise
+from genkit.bench.kernels import experts, keys, logits, products, rowwise
+from genkit.bench.kernels.case import Case, Scope, Store
+from genkit.bench.results import Limit, Results, Row
+from genkit.errors import ResourceError, UsageError
+
+FAMILIES = (products, experts, keys, rowwise, logits)
+
+SAMPLE = 0.02  # seconds of work in a sample, repeated so often
+REPLAY = 2e-4  # of one replay, beside which its start is nothing
+CALLS_MOST = 4096  # in one replay
+FRESH = 0.5  # seconds that a limit counts as measured beside a sample
+SLOW = 1.0  # seconds a call would take at the limit: such a case is not measured
+
+BATCH_BYTES = 3 << 30  # of inputs at a time
+SPREAD = 0.2  # of the median: a wider interval is noisy
+
+Tell = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """names: kernels, or how their names begin; none: all. seconds: of everything; ci: how narrow the interval of a median
+    must be, as a share, before it is not measured again, or None: `repetitions` rounds."""
+
+    scope: Scope
+    names: Sequence[str] = ()
+    tiers: Sequence[str] = ()
+    threads: Sequence[int] = ()
+    repetitions: int = 5
+    ci: Optional[float] = None
+    seconds: Optional[float] = None
+
+
+@dataclass
+class Entry:
+    """A case on one tier with so many threads, its recording and its row."""
+
+    case: Case
+    tier: str
+    threads: int
+    served_by: tuple[str, ...]
+    row: Row = field(init=False)
+    plan: Optional[_core.Plan] = None
+    calls: int = 1  # in a replay
+    replays: int = 1  # in a sample
+
+    def __post_init__(self) -> None:
+        self.row = Row({**self.case.id, "threads": self.threads, "tier": self.tier}, "B/s")
+
+    @property
+    def group(self) -> Hashable:
+        """Of entries that use the same memory."""
+        return self.case.shared[0] if self.case.shared else (self.case.kernel, self.case.case)
+
+    def enter(self) -> None:
+        if _core.current_tier() != self.tier:
+            _core.use_tier(self.tier)
+        if _core.get_threads() != self.threads:
+            _core.set_threads(self.threads)
+
+    def seconds(self) -> float:
+        """Of one call."""
+        start = time.perf_counter()
+        for _ in range(self.replays):
+            self.plan.replay()
+        return (time.perf_counter() - start) / (self.replays * self.calls)
+
+
+class Gauge:
+    """The machine's limits, each measured again when it is asked for and older than FRESH."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], tuple[float, float]] = {}
+
+    def value(self, of: str, entry: Entry) -> float:
+        """Bytes or operations a second; the entry's tier must be in use."""
+        key = (of, entry.threads, entry.tier, entry.case.touched if of == "read" else 0)
+        then, value = self._known.get(key, (-math.inf, 0.0))
+        if time.monotonic() - then > FRESH:
+            value = limits.read_bandwidth(entry.case.touched, entry.threads) if of == "read" else \
+                limits.arithmetic_peak(of, entry.threads)
+            self._known[key] = time.monotonic(), value
+        return value
+
+
+def kernel_names(scope: Scope) -> list[str]:
+    """Of everything that is measured, on any tier."""
+    names = {case.kernel for family in FAMILIES for case in family.cases(scope)}
+    return sorted(names | set(products.ROUNDS_ROWS.values()) | {"attention_merge"})
+
+
+def choose(names: Sequence[str], known: Sequence[str]) -> set[str]:
+    """A kernel by its name, or all whose names begin so. Raises UsageError."""
+    found: set[str] = set()
+    for name in names:
+        matching = [name] if name in known else [one for one in known if one.startswith(name)]
+        if not name or not matching:
+            raise UsageError(f"kernel {name!r} is unknown; known: {', '.join(known)}")
+        found.update(matching)
+    return found or set(known)
+
+
+def entries(request: Request) -> list[Entry]:
+    """What there is to measure, entries that use the same memory side by side. A kernel that several tiers share is measured
+    under the first of them. Raises UsageError for unknown names and tiers, and where nothing is left."""
+    scope = request.scope
+    for tier in request.tiers:
+        if tier not in _core.tiers():
+            raise UsageError(f"--tier {tier}: this processor has {', '.join(_core.tiers())}, all")
+    wanted = choose(request.names, kernel_names(scope))
+    found: list[Entry] = []
+    seen = set()
+    with keeping_the_core():
+        for threads in request.threads or [_core.get_threads()]:
+            _core.set_threads(threads)
+            for tier in request.tiers or [_core.current_tier()]:
+                _core.use_tier(tier)
+                slots = _core.slots()
+                for case in (case for family in FAMILIES for case in family.cases(scope) if case.kernel in wanted):
+                    entry = Entry(case, tier, threads, tuple(slots[slot] for slot in case.slots))
+                    key = (*case.id.values(), threads, case.slots, entry.served_by)
+                    if key not in seen:
+                        seen.add(key)
+                        found.append(entry)
+    if not found:
+        raise UsageError(f"{', '.join(sorted(wanted))}: does not run with these tiers and threads: round_rows is avx512bf16's, tile_rows "
+                         "amx's, and attention_merge needs two threads and --context above 1024")
+    first = {}
+    for place, entry in enumerate(found):
+        first.setdefault(entry.group, place)
+    return sorted(found, key=lambda entry: first[entry.group])
+
+
+class keeping_the_core:
+    """The tier and the threads of before, afterwards."""
+
+    def __enter__(self) -> None:
+        self._tier, self._threads = _core.current_tier(), _core.get_threads()
+
+    def __exit__(self, *_: object) -> None:
+        _core.use_tier(self._tier)
+        _core.set_threads(self._threads)
+
+
+def batches(found: Sequence[Entry], available: int) -> list[list[Entry]]:
+    """Entries whose memory fits together. Raises ResourceError where one by itself does not."""
+    made: list[list[Entry]] = []
+    most, held, groups = min(BATCH_BYTES, available // 2), 0, set()
+    for entry in found:
+        shared = entry.case.shared[1] if entry.case.shared else 0
+        if shared + entry.case.memory > available:
+            raise ResourceError(f"{entry.case.kernel} {entry.case.case}, {entry.case.rows} rows: needs "
+                                f"{(shared + entry.case.memory) / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free; take a smaller "
+                                "--shape, --rows or --context")
+        more = entry.case.memory + (0 if entry.group in groups else shared)
+        if not made or (held + more > most and entry.group not in groups):
+            made.append([])
+            held, groups = 0, set()
+            more = entry.case.memory + shared
+        made[-1].append(entry)
+        held += more
+        groups.add(entry.group)
+    return made
+
+
+def measure(results: Results, request: Request, tell: Optional[Tell] = None) -> None:
+    """Fills results: a row a case, tier and number of threads. Raises UsageError for what is unknown, ResourceError, before
+    anything is made, where memory is short."""
+    found = entries(request)
+    made = batches(found, machine.memory_available())
+    results.notes += notes(request, found)
+    total, done = len(found) * (1 + request.repetitions), 0
+    start = time.monotonic()
+
+    def step(entry: Entry) -> None:
+        nonlocal done
+        done += 1
+        if tell:
+            tell(f"{entry.case.kernel} {entry.case.case}", min(done, total), total)
+
+    with keeping_the_core():
+        for index, batch in enumerate(made):
+            gauge, store = Gauge(), Store(np.random.default_rng())
+            for entry in batch:
+                step(entry)
+                results.rows.append(entry.row)
+                prepare(entry, store, gauge)
+            deadline = math.inf
+            if request.seconds is not None:  # of what is left, a share
+                now = time.monotonic()
+                deadline = now + max(0.0, start + request.seconds - now) / (len(made) - index)
+            for entry in rounds([entry for entry in batch if entry.plan], request, deadline):
+                step(entry)
+                sample(entry, gauge)
+            for entry in batch:
+                finish(entry, request)
+                entry.plan = None  # and with it what it reads
+
+
+def notes(request: Request, found: Sequence[Entry]) -> list[str]:
+    made = [f"weights, keys and values are read in turn from copies of {request.scope.rotation >> 20} MiB together; everything else lies "
+            "where the call before left it"]
+    if len(request.tiers) > 1:
+        made.append("a kernel that several tiers share is measured under the first of them")
+    return made
+
+
+def prepare(entry: Entry, store: Store, gauge: Gauge) -> None:
+    """Makes inputs, records, runs once, and finds what bounds the case and how often a sample repeats it."""
+    case, row = entry.case, entry.row
+    entry.enter()
+    floors = {"read": case.nbytes / gauge.value("read", entry)}
+    if case.operations:
+        floors[case.kind] = case.operations / gauge.value(case.kind, entry)
+    bound = max(floors, key=lambda of: floors[of])
+    row.unit = "B/s" if bound == "read" else "op/s"
+    row.limit = Limit(bound, row.unit)
+    row.facts = {"bytes": case.nbytes, "operations": case.operations, "working_set": case.touched, "copies": case.copies,
+                 "bound": bound, "kernels": list(case.slots), "served_by": list(entry.served_by)}
+    if floors[bound] > SLOW:
+        row.failure = f"not measured: a call takes more than {floors[bound]:.0f} s on this tier; take fewer --rows"
+        return
+    call = case.make(store)
+    entry.calls = case.copies
+    record(entry, call)
+    entry.seconds()  # memory is touched the first time
+    seconds = entry.seconds() if entry.calls * floors[bound] < SAMPLE else SAMPLE
+    if seconds * entry.calls < REPLAY:  # seconds are of a call
+        entry.calls *= min(math.ceil(REPLAY / (seconds * entry.calls)), max(1, CALLS_MOST // entry.calls))
+        record(entry, call)
+        seconds = entry.seconds()
+    entry.replays = max(1, math.ceil(SAMPLE / (seconds * entry.calls)))
+
+
+def record(entry: Entry, call: Callable[[int], Any]) -> None:
+    copies = entry.case.copies
+
+    def body() -> None:
+        for i in range(entry.calls):
+            call(i % copies)
+
+    entry.plan = _core.Plan.record(body)[0]
+    steps = entry.plan.steps // entry.calls
+    if entry.plan.steps != steps * entry.calls or not 0 <= len(entry.case.slots) - steps <= 1:
+        raise RuntimeError(f"{entry.case.id}: {entry.plan.steps} kernels in {entry.calls} calls of {entry.case.slots}")
+    entry.row.facts |= {"kernels": list(entry.case.slots[:steps]), "served_by": list(entry.served_by[:steps])}
+
+
+def rounds(batch: Sequence[Entry], request: Request, deadline: float) -> Iterator[Entry]:
+    """Each entry once a round: `repetitions` rounds, more where an interval is to be narrower; one at least."""
+    for count in range(1000):
+        for entry in batch:
+            if count and time.monotonic() > deadline:
+                return
+            found = entry.row.estimate
+            if count < request.repetitions or (request.ci is not None and found and found.width > request.ci):
+                yield entry
+        if count + 1 >= request.repetitions and request.ci is None:
+            return
+
+
+def sample(entry: Entry, gauge: Gauge) -> None:
+    entry.enter()
+    case, row = entry.case, entry.row
+    with noise.Watch() as watch:
+        limit = gauge.value(row.limit.of, entry)
+        if entry.replays > 1:
+            entry.plan.replay()  # the limit's loop has had the caches
+        seconds = entry.seconds()
+    amount = case.nbytes if row.limit.of == "read" else case.operations
+    row.samples.append(amount / seconds)
+    row.limit.samples.append(limit)
+    row.shares.append(amount / limit / seconds)
+    row.others.append(watch.others)
+
+
+def finish(entry: Entry, request: Request) -> None:
+    row, found = entry.row, entry.row.estimate
+    if found is None:
+        return
+    amount = entry.case.nbytes if row.limit.of == "read" else entry.case.operations
+    row.facts["seconds"] = amount / found.median
+    busy = max((share for share in row.others if share is not None), default=0.0)
+    if busy > noise.DISTURBED:
+        row.noise.append(f"others had {busy:.0%} of the machine")
+    if request.ci is not None and found.width > request.ci:
+        row.noise.append(f"the interval is {found.width:.0%} wide, not {request.ci:.0%}")
+    elif found.count > 1 and found.width > SPREAD:
+        row.noise.append(f"samples differ by {found.width:.0%}")
