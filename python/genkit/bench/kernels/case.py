@@ -88,7 +88,8 @@ class Case:
 
     nbytes: what must be read and written, everything once. operations: multiplications and additions, of `kind` of
     arithmetic. make gives the function to call with 0 .. copies - 1, each reading other memory; working_set: bytes that
-    all of these touch; shared: a key and the bytes of what other cases use as well.
+    all of these touch; shared: a key and the bytes of what other cases use as well; making: bytes needed only until inputs
+    are made.
     """
 
     kernel: str
@@ -102,6 +103,7 @@ class Case:
     copies: int = 1
     working_set: int = 0  # 0: nbytes
     shared: Optional[tuple[Hashable, int]] = None
+    making: int = 0
 
     @property
     def touched(self) -> int:
@@ -110,7 +112,7 @@ class Case:
     @property
     def memory(self) -> int:
         """Bytes beside what is shared, at most: inputs, outputs, and what lies between two kernels."""
-        return 2 * self.nbytes
+        return 2 * self.nbytes + self.making
 
     @property
     def id(self) -> dict[str, Any]:

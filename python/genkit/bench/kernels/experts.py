@@ -94,4 +94,4 @@ def product(scope: Scope, rows: int, kind: str) -> Case:
     slots = tuple(slot for slot in (rounds, "packed_linear" if packed else "linear", None if packed else "gated") if slot)
     return Case("expert_linear", f"{kind} {per_token} of {experts} {n}x{k}", rows, slots, used * one + io, make, 2 * each * n * k,
                 "int8" if packed else "bf16" if kind == "bf16" else "f32", layers * turns, layers * turns * used * one + io,
-                (key, layers * experts * one))
+                (key, layers * experts * one), 2 * n * k * packed)

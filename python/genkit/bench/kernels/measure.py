@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
-from typing import Any, Callable, Hashable, Iterable, Iterator, Optional, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from typing import Any, Callable, Hashable, Iterator, Optional, Sequence
 
 import numpy as np
 
 from genkit import _core, machine
 from genkit.bench import limits, noise
 from genkit.bench.kernels import experts, keys, logits, products, rowwise
-from genkit.bench.kernels.case import Case, Scope, Store
+from genkit.bench.kernels.case import Case, Scope, Sizes, Store
 from genkit.bench.results import Limit, Results, Row
+from genkit.engine import choose_threads
 from genkit.errors import ResourceError, UsageError
 
 FAMILIES = (products, experts, keys, rowwise, logits)
@@ -25,23 +27,29 @@ FRESH = 0.5  # seconds that a limit counts as measured beside a sample
 SLOW = 1.0  # seconds a call would take at the limit: such a case is not measured
 
 BATCH_BYTES = 3 << 30  # of inputs at a time
-SPREAD = 0.2  # of the median: a wider interval is noisy
 
 Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Request:
-    """names: kernels, or how their names begin; none: all. seconds: of everything; ci: how narrow the interval of a median
-    must be, as a share, before it is not measured again, or None: `repetitions` rounds."""
+    """names: kernels, or how their names begin; none: all. tiers: none: the one in use, "all": all there are. threads: none: the
+    processors this process may use. repetitions: samples of a row at least; rows whose interval is wider than ci, a share of
+    the median, get more for up to `seconds`."""
 
     scope: Scope
     names: Sequence[str] = ()
     tiers: Sequence[str] = ()
     threads: Sequence[int] = ()
     repetitions: int = 5
-    ci: Optional[float] = None
-    seconds: Optional[float] = None
+    ci: float = 0.05
+    seconds: float = 60.0
+
+    def as_dict(self) -> dict[str, Any]:
+        scope = self.scope
+        return {"names": list(self.names), "sizes": asdict(scope.sizes), "rows": list(scope.rows), "contexts": list(scope.contexts),
+                "types": None if scope.types is None else list(scope.types), "tiers": list(self.tiers), "threads": list(self.threads),
+                "repetitions": self.repetitions, "ci": self.ci, "seconds": self.seconds}
 
 
 @dataclass
@@ -90,15 +98,20 @@ class Gauge:
         key = (of, entry.threads, entry.tier, entry.case.touched if of == "read" else 0)
         then, value = self._known.get(key, (-math.inf, 0.0))
         if time.monotonic() - then > FRESH:
-            value = limits.read_bandwidth(entry.case.touched, entry.threads) if of == "read" else \
+            value = read_bandwidth(entry.case.touched, entry.threads) if of == "read" else \
                 limits.arithmetic_peak(of, entry.threads)
             self._known[key] = time.monotonic(), value
         return value
 
 
-def kernel_names(scope: Scope) -> list[str]:
-    """Of everything that is measured, on any tier."""
-    names = {case.kernel for family in FAMILIES for case in family.cases(scope)}
+def read_bandwidth(nbytes: int, threads: int) -> float:
+    return _core.read_bandwidth(max(1, nbytes >> 20) << 20, threads)
+
+
+def kernel_names() -> list[str]:
+    """Of everything that is measured, on any tier and number of threads."""
+    some = Scope(Sizes(64, 4, 2, 16, 128, 512, 8, 2, 64), rows=(1,), contexts=(64,))
+    names = {case.kernel for family in FAMILIES for case in family.cases(some)}
     return sorted(names | set(products.ROUNDS_ROWS.values()) | {"attention_merge"})
 
 
@@ -118,15 +131,16 @@ def entries(request: Request) -> list[Entry]:
     under the first of them. Raises UsageError for unknown names and tiers, and where nothing is left."""
     scope = request.scope
     for tier in request.tiers:
-        if tier not in _core.tiers():
-            raise UsageError(f"--tier {tier}: this processor has {', '.join(_core.tiers())}, all")
-    wanted = choose(request.names, kernel_names(scope))
+        if tier not in ("all", *_core.tiers()):
+            raise UsageError(f"--tier {tier}: this processor has {', '.join(_core.tiers())}; all are these")
+    tiers = _core.tiers() if "all" in request.tiers else request.tiers or [_core.current_tier()]
+    wanted = choose(request.names, kernel_names())
     found: list[Entry] = []
     seen = set()
     with keeping_the_core():
-        for threads in request.threads or [_core.get_threads()]:
-            _core.set_threads(threads)
-            for tier in request.tiers or [_core.current_tier()]:
+        for threads in request.threads or [choose_threads(None)]:
+            _core.set_threads(choose_threads(threads))
+            for tier in tiers:
                 _core.use_tier(tier)
                 slots = _core.slots()
                 for case in (case for family in FAMILIES for case in family.cases(scope) if case.kernel in wanted):
@@ -156,23 +170,22 @@ class keeping_the_core:
 
 
 def batches(found: Sequence[Entry], available: int) -> list[list[Entry]]:
-    """Entries whose memory fits together. Raises ResourceError where one by itself does not."""
+    """Entries whose memory fits together. Raises ResourceError where what belongs together does not."""
     made: list[list[Entry]] = []
-    most, held, groups = min(BATCH_BYTES, available // 2), 0, set()
-    for entry in found:
-        shared = entry.case.shared[1] if entry.case.shared else 0
-        if shared + entry.case.memory > available:
-            raise ResourceError(f"{entry.case.kernel} {entry.case.case}, {entry.case.rows} rows: needs "
-                                f"{(shared + entry.case.memory) / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free; take a smaller "
-                                "--shape, --rows or --context")
-        more = entry.case.memory + (0 if entry.group in groups else shared)
-        if not made or (held + more > most and entry.group not in groups):
+    most, held = min(BATCH_BYTES, available // 2), math.inf
+    for _, group in groupby(found, lambda entry: entry.group):
+        together = list(group)
+        shared = together[0].case.shared
+        needed = (shared[1] if shared else 0) + sum(entry.case.memory for entry in together)
+        if needed > available:
+            entry = together[-1]
+            raise ResourceError(f"{entry.case.kernel} {entry.case.case}: needs {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free; "
+                                "take a smaller --shape, fewer --rows or a shorter --context")
+        if held + needed > most:
             made.append([])
-            held, groups = 0, set()
-            more = entry.case.memory + shared
-        made[-1].append(entry)
-        held += more
-        groups.add(entry.group)
+            held = 0
+        made[-1] += together
+        held += needed
     return made
 
 
@@ -183,7 +196,6 @@ def measure(results: Results, request: Request, tell: Optional[Tell] = None) -> 
     made = batches(found, machine.memory_available())
     results.notes += notes(request, found)
     total, done = len(found) * (1 + request.repetitions), 0
-    start = time.monotonic()
 
     def step(entry: Entry) -> None:
         nonlocal done
@@ -192,28 +204,26 @@ def measure(results: Results, request: Request, tell: Optional[Tell] = None) -> 
             tell(f"{entry.case.kernel} {entry.case.case}", min(done, total), total)
 
     with keeping_the_core():
-        for index, batch in enumerate(made):
+        for batch in made:
             gauge, store = Gauge(), Store(np.random.default_rng())
-            for entry in batch:
-                step(entry)
-                results.rows.append(entry.row)
-                prepare(entry, store, gauge)
-            deadline = math.inf
-            if request.seconds is not None:  # of what is left, a share
-                now = time.monotonic()
-                deadline = now + max(0.0, start + request.seconds - now) / (len(made) - index)
-            for entry in rounds([entry for entry in batch if entry.plan], request, deadline):
-                step(entry)
-                sample(entry, gauge)
-            for entry in batch:
-                finish(entry, request)
-                entry.plan = None  # and with it what it reads
+            try:
+                for entry in batch:
+                    step(entry)
+                    results.rows.append(entry.row)
+                    prepare(entry, store, gauge)
+                for entry in rounds([entry for entry in batch if entry.plan], request, request.seconds * len(batch) / len(found)):
+                    step(entry)
+                    sample(entry, gauge)
+            finally:  # Ctrl-C too
+                for entry in batch:
+                    finish(entry, request)
+                    entry.plan = None  # and with it what it reads
 
 
 def notes(request: Request, found: Sequence[Entry]) -> list[str]:
     made = [f"weights, keys and values are read in turn from copies of {request.scope.rotation >> 20} MiB together; everything else lies "
             "where the call before left it"]
-    if len(request.tiers) > 1:
+    if len(request.tiers) > 1 or "all" in request.tiers:
         made.append("a kernel that several tiers share is measured under the first of them")
     return made
 
@@ -259,17 +269,16 @@ def record(entry: Entry, call: Callable[[int], Any]) -> None:
     entry.row.facts |= {"kernels": list(entry.case.slots[:steps]), "served_by": list(entry.served_by[:steps])}
 
 
-def rounds(batch: Sequence[Entry], request: Request, deadline: float) -> Iterator[Entry]:
-    """Each entry once a round: `repetitions` rounds, more where an interval is to be narrower; one at least."""
-    for count in range(1000):
-        for entry in batch:
-            if count and time.monotonic() > deadline:
+def rounds(batch: Sequence[Entry], request: Request, seconds: float) -> Iterator[Entry]:
+    """Each entry once a round: `repetitions` rounds, then more for those with a wide interval, for so many seconds."""
+    for _ in range(request.repetitions):
+        yield from batch
+    deadline = time.monotonic() + seconds
+    while wide := [entry for entry in batch if entry.row.estimate.width > request.ci]:
+        for entry in wide:
+            if time.monotonic() >= deadline:
                 return
-            found = entry.row.estimate
-            if count < request.repetitions or (request.ci is not None and found and found.width > request.ci):
-                yield entry
-        if count + 1 >= request.repetitions and request.ci is None:
-            return
+            yield entry
 
 
 def sample(entry: Entry, gauge: Gauge) -> None:
@@ -290,13 +299,12 @@ def sample(entry: Entry, gauge: Gauge) -> None:
 def finish(entry: Entry, request: Request) -> None:
     row, found = entry.row, entry.row.estimate
     if found is None:
+        row.failure = row.failure or "not measured: interrupted before"
         return
     amount = entry.case.nbytes if row.limit.of == "read" else entry.case.operations
     row.facts["seconds"] = amount / found.median
     busy = max((share for share in row.others if share is not None), default=0.0)
     if busy > noise.DISTURBED:
         row.noise.append(f"others had {busy:.0%} of the machine")
-    if request.ci is not None and found.width > request.ci:
-        row.noise.append(f"the interval is {found.width:.0%} wide, not {request.ci:.0%}")
-    elif found.count > 1 and found.width > SPREAD:
-        row.noise.append(f"samples differ by {found.width:.0%}")
+    if found.count > 1 and found.width > request.ci:
+        row.noise.append(f"the interval of the median is {found.width:.1%} wide (asked for: {request.ci:.3g})")

@@ -36,9 +36,12 @@ def cases(scope: Scope) -> Iterator[Case]:
         shapes = products(scope.sizes)
         if scope.types is None and kind in OTHERS:
             shapes = {"down": shapes["down"]}
-        for shape in dict.fromkeys(shapes.values()):  # some models have two of a size
+        made: dict[Any, Case] = {}
+        for shape in shapes.values():
             for rows in scope.head_rows if shape.head else scope.rows:
-                yield product(scope, kind, shape, rows)
+                case = product(scope, kind, shape, rows)
+                made.setdefault((case.case, rows), case)  # some models have two of a size
+        yield from made.values()
     yield from inputs(scope)
     yield from into_codes(scope)
 
@@ -65,7 +68,7 @@ def product(scope: Scope, kind: str, shape: Product, rows: int) -> Case:
     name = "packed_linear" if packed else "linear"
     return Case(name, f"{kind} {n}x{k}{' gated' * gated}", rows, (rounds, name) if rounds else (name,), nbytes + io, make,
                 2 * rows * n * k, "int8" if packed else "bf16" if kind == "bf16" else "f32", copies, copies * nbytes + io,
-                (("weights", kind, n, k, gated), copies * nbytes))
+                (("weights", kind, n, k, gated), copies * nbytes), 2 * n * k * packed)
 
 
 def inputs(scope: Scope) -> Iterator[Case]:
@@ -143,4 +146,4 @@ def unpack(scope: Scope, kind: str, rows: int) -> Case:
         return lambda i: _core.unpack(ids[i], table)
 
     return Case("unpack", f"{kind} {n}x{k}", rows, ("unpack",), rows * (row + 4 * k + 4), make, 2 * rows * k, "f32", copies,
-                copies * rows * row + rows * 4 * k, (("weights", kind, n, k, "table"), weight_bytes(kind, n, k)))
+                copies * rows * row + rows * 4 * k, (("weights", kind, n, k, "table"), weight_bytes(kind, n, k)), 2 * n * k)

@@ -50,10 +50,18 @@ def check_types(names: Iterable[str]) -> list[str]:
 
 
 def weight_bytes(kind: str, n: int, k: int) -> int:
-    """Of a weight [n, k]; packed ones are whole panels of 32 outputs and whole tiles of 64 along k."""
+    """Of a weight [n, k]; packed ones are panels of 32 outputs, of blocks of 256 along k (cpp/packed.h)."""
     if kind in DENSE:
         return n * k * BYTES[kind]
-    return round(-(-n // 32) * 32 * depth_of(k) * FORMATS[kind].bits / 8)
+    format, depth = FORMATS[kind], depth_of(k)
+    groups = 256 // format.group
+    if format.packing == "int4_two_level":
+        header = 448
+    elif format.of_k:
+        header = (64 + 32 * groups) * (2 if format.zero == "real" else 1)
+    else:
+        header = -(-groups * 32 * {"none": 2, "integer": 3, "real": 4}[format.zero] // 64) * 64
+    return -(-n // 32) * (-(-depth // 256) * header + depth * 32 // (1 if format.eight_bits else 2))
 
 
 def make_weight(store: Store, kind: str, n: int, k: int, gated: bool = False) -> Union[_core.Tensor, _core.PackedWeight]:

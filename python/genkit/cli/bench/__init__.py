@@ -4,6 +4,7 @@ import typer
 
 from genkit.cli.bench.compare import compare
 from genkit.cli.bench.history import history
+from genkit.cli.bench.kernels import kernels
 from genkit.cli.bench.latency import latency
 from genkit.cli.bench.models import bench
 from genkit.cli.help import GroupedCommand, GroupedGroup
@@ -11,5 +12,6 @@ from genkit.cli.help import GroupedCommand, GroupedGroup
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 app.callback(cls=GroupedGroup, invoke_without_command=True)(bench)
 app.command(cls=GroupedCommand)(history)
+app.command(cls=GroupedCommand)(kernels)
 app.command(cls=GroupedCommand)(compare)
 app.command(cls=GroupedCommand)(latency)
