@@ -154,11 +154,11 @@ def test_every_case_computes_something():
             out = call(i)
             for part in out if isinstance(out, tuple) else (out,):
                 if isinstance(part, _core.Tensor) and part.dtype in ("f32", "f16") and part.numpy().size:
-                    values = part.numpy().astype(np.float64)
+                    values = part.numpy()
                     if case.kernel in ("expert_linear", "gather_rows"):  # places where nothing lies hold anything
                         values = values[:1]
                     assert np.isfinite(values).all() and np.abs(values).max() > 0, case.id
-                    assert values.size == 1 or values.std() > 0, case.id
+                    assert values.size == 1 or len(np.unique(values)) > 1, case.id
                     told += 1
     assert told > 100
 
@@ -226,7 +226,7 @@ def test_shares_are_of_the_limit_beside(monkeypatch):
         assert row.samples == [row.facts["bytes"] / 1e-3] * 2 and row.shares == pytest.approx([row.facts["bytes"] / 1e-3 / 1e9] * 2)
         assert row.noise == []
     monkeypatch.setattr(measuring.Gauge, "value", lambda self, of, entry: 1e12 if of == "read" else 1e9)
-    row = run(Request(scope(types=("int8",)), ("packed",), repetitions=1)).rows[1]
+    row = run(Request(scope(types=("int8",)), ("packed",), repetitions=1, seconds=0)).rows[1]
     assert (row.limit.of, row.unit, row.facts["bound"]) == ("int8", "op/s", "int8")
     assert row.samples == [row.facts["operations"] / 1e-3] and row.shares == pytest.approx([row.facts["operations"] / 1e-3 / 1e9])
 
@@ -238,7 +238,7 @@ def test_rows_are_measured_again_until_they_are_known(monkeypatch):
                         lambda self: 1e-3 if self.case.kernel == "add" else 1e-3 * (1 + 99 * (next(times) % 2)))
     rows = {row.id["kernel"]: row for row in run(Request(scope(rows=(1,)), ("add", "argmax"), repetitions=3, ci=0.1, seconds=0.3)).rows}
     assert len(rows["add"].samples) == 3 and not rows["add"].noise
-    assert len(rows["argmax"].samples) > 3 and "wide (asked for: 0.1)" in " ".join(rows["argmax"].noise)
+    assert len(rows["argmax"].samples) > 3 and "samples differ by" in " ".join(rows["argmax"].noise)
 
 
 def test_calls_that_take_too_long_are_not_made(monkeypatch):

@@ -11,9 +11,10 @@ from typing import Any, Callable, Hashable, Iterator, Optional, Sequence
 import numpy as np
 
 from genkit import _core, machine
-from genkit.bench import limits, noise
+from genkit.bench import limits
 from genkit.bench.kernels import experts, keys, logits, products, rowwise
 from genkit.bench.kernels.case import Case, Scope, Sizes, Store
+from genkit.bench.noise import Watch, judge, note_load
 from genkit.bench.results import Limit, Results, Row
 from genkit.engine import choose_threads
 from genkit.errors import ResourceError, UsageError
@@ -73,6 +74,11 @@ class Entry:
         """Of entries that use the same memory."""
         return self.case.shared[0] if self.case.shared else (self.case.kernel, self.case.case)
 
+    @property
+    def amount(self) -> int:
+        """Bytes or operations of a call, whichever bounds it."""
+        return self.case.nbytes if self.row.limit.of == "read" else self.case.operations
+
     def enter(self) -> None:
         if _core.current_tier() != self.tier:
             _core.use_tier(self.tier)
@@ -98,14 +104,10 @@ class Gauge:
         key = (of, entry.threads, entry.tier, entry.case.touched if of == "read" else 0)
         then, value = self._known.get(key, (-math.inf, 0.0))
         if time.monotonic() - then > FRESH:
-            value = read_bandwidth(entry.case.touched, entry.threads) if of == "read" else \
+            value = limits.read_bandwidth(entry.case.touched, entry.threads) if of == "read" else \
                 limits.arithmetic_peak(of, entry.threads)
             self._known[key] = time.monotonic(), value
         return value
-
-
-def read_bandwidth(nbytes: int, threads: int) -> float:
-    return _core.read_bandwidth(max(1, nbytes >> 20) << 20, threads)
 
 
 def kernel_names() -> list[str]:
@@ -194,7 +196,8 @@ def measure(results: Results, request: Request, tell: Optional[Tell] = None) -> 
     anything is made, where memory is short."""
     found = entries(request)
     made = batches(found, machine.memory_available())
-    results.notes += notes(request, found)
+    note_load(results)
+    results.notes += notes(request)
     total, done = len(found) * (1 + request.repetitions), 0
 
     def step(entry: Entry) -> None:
@@ -203,24 +206,35 @@ def measure(results: Results, request: Request, tell: Optional[Tell] = None) -> 
         if tell:
             tell(f"{entry.case.kernel} {entry.case.case}", min(done, total), total)
 
-    with keeping_the_core():
-        for batch in made:
-            gauge, store = Gauge(), Store(np.random.default_rng())
-            try:
-                for entry in batch:
-                    step(entry)
-                    results.rows.append(entry.row)
-                    prepare(entry, store, gauge)
-                for entry in rounds([entry for entry in batch if entry.plan], request, request.seconds * len(batch) / len(found)):
-                    step(entry)
-                    sample(entry, gauge)
-            finally:  # Ctrl-C too
-                for entry in batch:
-                    finish(entry, request)
-                    entry.plan = None  # and with it what it reads
+    try:
+        with keeping_the_core():
+            for batch in made:
+                measure_batch(batch, request, request.seconds * len(batch) / len(found), results, step)
+    finally:  # Ctrl-C too
+        judge(results, request.ci)
 
 
-def notes(request: Request, found: Sequence[Entry]) -> list[str]:
+def measure_batch(batch: Sequence[Entry], request: Request, seconds: float, results: Results, step: Callable[[Entry], None]) -> None:
+    """seconds: for rounds after `repetitions`."""
+    gauge, store = Gauge(), Store(np.random.default_rng())
+    try:
+        for entry in batch:
+            step(entry)
+            results.rows.append(entry.row)
+            prepare(entry, store, gauge)
+        for entry in rounds([entry for entry in batch if entry.plan], request, seconds):
+            step(entry)
+            sample(entry, gauge)
+    finally:
+        for entry in batch:
+            entry.plan = None  # and with it what it reads
+            if entry.row.samples:
+                entry.row.facts["seconds"] = entry.amount / entry.row.estimate.median
+            elif not entry.row.failure:
+                entry.row.failure = "not measured: interrupted before"
+
+
+def notes(request: Request) -> list[str]:
     made = [f"weights, keys and values are read in turn from copies of {request.scope.rotation >> 20} MiB together; everything else lies "
             "where the call before left it"]
     if len(request.tiers) > 1 or "all" in request.tiers:
@@ -283,28 +297,13 @@ def rounds(batch: Sequence[Entry], request: Request, seconds: float) -> Iterator
 
 def sample(entry: Entry, gauge: Gauge) -> None:
     entry.enter()
-    case, row = entry.case, entry.row
-    with noise.Watch() as watch:
+    row = entry.row
+    with Watch() as watch:
         limit = gauge.value(row.limit.of, entry)
         if entry.replays > 1:
             entry.plan.replay()  # the limit's loop has had the caches
         seconds = entry.seconds()
-    amount = case.nbytes if row.limit.of == "read" else case.operations
-    row.samples.append(amount / seconds)
+    row.samples.append(entry.amount / seconds)
     row.limit.samples.append(limit)
-    row.shares.append(amount / limit / seconds)
+    row.shares.append(entry.amount / limit / seconds)
     row.others.append(watch.others)
-
-
-def finish(entry: Entry, request: Request) -> None:
-    row, found = entry.row, entry.row.estimate
-    if found is None:
-        row.failure = row.failure or "not measured: interrupted before"
-        return
-    amount = entry.case.nbytes if row.limit.of == "read" else entry.case.operations
-    row.facts["seconds"] = amount / found.median
-    busy = max((share for share in row.others if share is not None), default=0.0)
-    if busy > noise.DISTURBED:
-        row.noise.append(f"others had {busy:.0%} of the machine")
-    if found.count > 1 and found.width > request.ci:
-        row.noise.append(f"the interval of the median is {found.width:.1%} wide (asked for: {request.ci:.3g})")
