@@ -224,8 +224,11 @@ PYBIND11_MODULE(_core, m) {
         .def("encode", [](const Pieces& p, const std::string& text, bool space) { return p.encode(text, space); },
              "text"_a, "dummy_space"_a, nogil());
 
-    m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "threads"_a, nogil());
+    m.def("readable_memory", &readable_memory, "bytes"_a, "threads"_a, nogil());
+    m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "threads"_a, "memory"_a = py::none(), nogil());
+    m.def("has_arithmetic", &has_arithmetic, "kind"_a);
     m.def("arithmetic_peak", &arithmetic_peak, "kind"_a, "threads"_a, nogil());
+    m.def("barrier_cost", &barrier_cost, "threads"_a, nogil());
 
     m.def("set_threads", &set_threads, "count"_a, nogil());
     m.def("get_threads", &get_threads, nogil());

@@ -255,33 +255,3 @@ void nonfinite(const NonfiniteArgs& a, int64_t begin, int64_t end) {
         a.out[r] = int32_t((a.dim + lanes - 1) / lanes * lanes - finite);
     }
 }
-
-// One load after another in the order of memory.
-void measure_read(const MeasureReadArgs& a, int64_t begin, int64_t end) {
-    constexpr int64_t megabyte = 1 << 20;
-    for (int64_t unit = begin; unit < end; unit++) {
-        const auto* memory = reinterpret_cast<const float*>(a.memory + unit * megabyte);
-        vec best[4] = {zero(), zero(), zero(), zero()};
-        for (int64_t i = 0; i < megabyte / 4; i += 4 * lanes) {
-            for (int64_t j = 0; j < 4; j++) best[j] = max(best[j], load(memory + i + j * lanes));
-        }
-        a.sums[unit] = uint64_t(reduce_max(max(max(best[0], best[1]), max(best[2], best[3]))));
-    }
-}
-
-// Twelve chains of FMA, more than its latency needs; x -> x * m + c stays near 1.
-void measure_f32(const MeasureArithmeticArgs& a, int64_t begin, int64_t end) {
-    constexpr int64_t chains = 12, rounds = 1024;
-    for (int64_t unit = begin; unit < end; unit++) {
-        vec acc[chains];
-        for (int64_t i = 0; i < chains; i++) acc[i] = load(a.data + i * lanes);
-        const vec factor = load(a.data) * set1(0.5f), more = set1(0.5f);
-        for (int64_t r = 0; r < rounds; r++) {
-            for (int64_t i = 0; i < chains; i++) acc[i] = fma(acc[i], factor, more);
-        }
-        vec sum = acc[0];
-        for (int64_t i = 1; i < chains; i++) sum = sum + acc[i];
-        a.results[unit] = reduce_add(sum);
-        a.operations[unit] = double(rounds) * chains * lanes * 2;
-    }
-}

@@ -22,6 +22,7 @@ namespace {
 #include "sample.inl"
 #include "packed.inl"
 #include "packed_avx2.inl"
+#include "measure.inl"
 #include "install.inl"
 #include "measure_avx2.inl"
 

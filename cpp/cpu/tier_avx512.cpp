@@ -25,10 +25,15 @@ namespace {
 #include "attention.inl"
 #include "attention_units.inl"
 #include "sample.inl"
+#include "measure.inl"
 #include "install.inl"
+#include "measure_avx512.inl"
 
 }  // namespace
 
-void install_avx512(Kernels& k) { install(k); }
+void install_avx512(Kernels& k) {
+    install(k);
+    k.measure_int8 = measure_int8;
+}
 
 }  // namespace genkit

@@ -30,13 +30,16 @@ INLINE int32x4_t dot(int32x4_t sums, int8x16_t w, int8x16_t x) {
 }
 
 #include "packed_neon.inl"
+#include "measure.inl"
 #include "install.inl"
+#include "measure_neon.inl"
 
 }  // namespace
 
 void install_neon(Kernels& k) {
     install(k);
     k.packed_linear = packed_linear;
+    k.measure_int8 = measure_int8;
 }
 
 }  // namespace genkit

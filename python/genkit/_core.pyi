@@ -217,10 +217,19 @@ class Pieces:
     def encode(self, text: str, dummy_space: bool) -> list[int]:
         """dummy_space: put a space before the text, as add_dummy_prefix says. No control tokens."""
 
-def read_bandwidth(bytes: int, threads: int) -> float:
-    """Bytes a second that so many threads read of a block of memory: the best of a few passes."""
+def readable_memory(bytes: int, threads: int) -> Tensor:
+    """u8 [bytes], written by so many threads, no two words alike. Raises MemoryError for more than the machine has."""
+def read_bandwidth(bytes: int, threads: int, memory: Optional[Tensor] = None) -> float:
+    """Bytes a second that so many threads read of a block of exactly so many bytes, each a share of its own over and over:
+    the best of 4 tries of 25 ms. memory: where to read, u8 and at least so large, else some is made and filled first.
+    Raises ValueError below 64 bytes a thread, MemoryError for more than the machine has."""
+def has_arithmetic(kind: str) -> bool:
+    """Whether the current tier multiplies "bf16" by instructions for it and not in f32; true of "f32" and "int8"."""
 def arithmetic_peak(kind: str, threads: int) -> float:
     """Multiplications and additions a second of "f32", "bf16" or "int8" in registers, as the current tier does them."""
+def barrier_cost(threads: int) -> tuple[float, float]:
+    """Seconds that so many threads take to begin and end a job together with nothing to do in it, and to go from one step
+    of a replayed plan to the next."""
 
 def set_threads(count: int) -> None:
     """Size of the thread team, the caller included. Results do not depend on it."""
