@@ -194,14 +194,18 @@ def test_more_rounds_only_where_the_median_is_not_known_yet(quick):
     assert narrowed({1: [0.1, 0.2], 2: [0.1, 0.2]}, seconds=0.3, rounds=1)[0] > 1  # and the time is an end of it
 
 
-def test_a_limit_is_measured_once_a_round(quick, monkeypatch):
+def test_a_limit_is_measured_beside_the_samples(quick, monkeypatch):
     reads, peaks = [], []
     monkeypatch.setattr(limits, "read_bandwidth", lambda size, threads: reads.append((size, threads)) or 1e9)
     monkeypatch.setattr(limits, "arithmetic_peak", lambda kind, threads: peaks.append((kind, threads)) or 1e12)
+    monkeypatch.setattr(throughput, "STALE", 1000.0)
     results = run(types=("bf16", "int8"), threads=(1, 2), rounds=2)
     sizes = {(row.facts["working_set"], row.id["threads"]) for row in results.rows}
-    assert sorted(reads) == sorted([*sizes] * 2) and sorted(set(peaks)) == sorted((k, t) for k in ("bf16", "int8") for t in (1, 2))
-    assert len(peaks) == 2 * 4
+    assert sorted(reads) == sorted(sizes)  # rows that read as much share it
+    assert sorted(peaks) == [(kind, threads) for kind in ("bf16", "int8") for threads in (1, 2)]
+    monkeypatch.setattr(throughput, "STALE", 0.0)
+    reads.clear()
+    assert len(run(rounds=3).rows) == 2 and len(reads) == 2 * 3  # an old one is none
 
 
 def test_the_type_is_what_the_weights_are(quick, player, tmp_path):

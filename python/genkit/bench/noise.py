@@ -118,7 +118,7 @@ def judge(results: "Results", ci: float | None = None) -> None:
         if spread > SPREAD:
             row.noise.append(f"samples differ by {spread:.0%} of their median (over {SPREAD:.0%})")
         elif ci is not None and found.count > 1 and found.width > ci:
-            row.noise.append(f"the interval of the median is {found.width:.1%} wide (asked for: {ci:.3g})")
+            row.noise.append(f"the interval of the median is {found.width:.1%} wide (asked for: {100 * ci:g}%)")
         others = estimate(row.others)
         if others and others.median > DISTURBED:
             row.noise.append(f"others had {others.median:.0%} of the machine")

@@ -24,6 +24,8 @@ Tell = Callable[[str, int, int], None]
 
 # A sample lasts at least so long, by repetition: far above what the clock and a single interruption can do to it.
 SAMPLE_SECONDS = 0.2
+# A limit is measured again when this many seconds old: beside every sample, but not for each of many short ones.
+STALE = 1.0
 MOST_ROWS = 1000  # of a model in one type: more is a mistyped range
 # Kinds of arithmetic below this share of all operations are not worth measuring a limit: the floor stays one without them.
 NEGLIGIBLE = 0.01
@@ -68,20 +70,24 @@ class Case:
     tokens: int
     passes: "Passes | None" = None
     cost: "Cost | None" = None  # of one pass
+    kinds: tuple[str, ...] = ()  # of its arithmetic
     working_set: int = 0  # bytes that a step reads
+    others: int = 0  # bytes that other models in memory hold
 
     def take(self, passes: Passes, others: int) -> None:
-        """The loaded model. others: bytes that other models in memory hold."""
-        self.passes, self._others = passes, others
+        """The loaded model."""
+        self.passes, self.others = passes, others
         loaded, work = passes.loaded, passes.work
         if self.test == "pp":
             self.cost, steps = work.prompt(self.batch, self.depth, self.tokens), self.batch * -(-self.tokens // PREFILL_CHUNK)
         else:
             together = not loaded.config.varies(self.depth + self.tokens)
             self.cost, steps = work.decode(self.batch, self.depth, self.tokens, together), self.tokens * (1 if together else self.batch)
-        self.working_set = min(limits.READ_BYTES, round(self.cost.nbytes / steps))
+        # Never so much that the memory to read from is not there; beyond the caches all sizes are alike.
+        self.working_set = min(limits.READ_BYTES, machine.memory_available() // 4,
+                               max(64 * self.threads, round(self.cost.nbytes / steps)))
         total = sum(self.cost.operations.values())
-        self.kinds = [kind for kind, count in self.cost.operations.items() if count >= NEGLIGIBLE * total]
+        self.kinds = tuple(kind for kind, count in self.cost.operations.items() if count >= NEGLIGIBLE * total)
         tokens = self.batch * self.tokens
         self.row.facts.update(
             bytes_per_token=self.cost.nbytes / tokens, operations_per_token=total / tokens, weight_bytes=work.weight_bytes,
@@ -95,7 +101,7 @@ class Case:
         run = self.passes.prompt if self.test == "pp" else self.passes.decode
         return run(self.batch, self.depth, self.tokens)
 
-    def sample(self, limit: "RoundLimits") -> None:
+    def sample(self, limit: "Limits") -> None:
         read = limit.read(self.working_set, self.threads)
         peaks = {kind: limit.peak(kind, self.threads) for kind in self.kinds}
         resettable, seconds, count = forget_peak(), 0.0, 0
@@ -114,24 +120,27 @@ class Case:
         row.others.append(watch.others)
         row.limit.samples.append(read if row.limit.of == "read" else peaks[row.limit.of])
         if peak is not None:
-            facts["peak_memory"] = max(facts["peak_memory"] or 0, peak - self._others)
+            facts["peak_memory"] = max(facts["peak_memory"] or 0, peak - self.others)
 
 
-class RoundLimits:
-    """The machine's limits in this round: each is measured when first asked for."""
+class Limits:
+    """The machine's limits of this moment."""
 
     def __init__(self) -> None:
-        self._known: "dict[tuple[Any, int], float]" = {}
+        self._known: "dict[tuple[Any, int], tuple[float, float]]" = {}  # with the time
 
     def read(self, size: int, threads: int) -> float:
-        if (size, threads) not in self._known:
-            self._known[size, threads] = limits.read_bandwidth(size, threads)
-        return self._known[size, threads]
+        return self._recent((size, threads), limits.read_bandwidth)
 
     def peak(self, kind: str, threads: int) -> float:
-        if (kind, threads) not in self._known:
-            self._known[kind, threads] = limits.arithmetic_peak(kind, threads)
-        return self._known[kind, threads]
+        return self._recent((kind, threads), limits.arithmetic_peak)
+
+    def _recent(self, key: "tuple[Any, int]", measured: Callable[..., float]) -> float:
+        value, at = self._known.get(key, (0.0, -STALE))
+        if time.monotonic() - at >= STALE:
+            value = measured(*key)
+            self._known[key] = value, time.monotonic()
+        return value
 
 
 def measure(results: Results, plan: Plan, tell: "Tell | None" = None) -> None:
@@ -200,9 +209,8 @@ def _measure_group(cases: list[Case], subjects: list[Subject], plan: Plan, secon
         for case in cases:
             if case.subject is subject:
                 case.take(passes, sum(held) - own)
-    total, done = len(cases) * (plan.warmup + plan.rounds), 0
+    total, done, limit = len(cases) * (plan.warmup + plan.rounds), 0, Limits()
     for number in range(plan.warmup + plan.rounds):
-        limit = RoundLimits()
         for case in rotated(cases, number):
             tell(" ".join(str(case.row.id[key]) for key in ("model", "type", "test")), done, total)
             if number < plan.warmup:
@@ -210,19 +218,18 @@ def _measure_group(cases: list[Case], subjects: list[Subject], plan: Plan, secon
             else:
                 case.sample(limit)
             done += 1
-    narrow(cases, plan, seconds, tell)
-    for case in cases:
+    narrow(cases, plan, limit, seconds, tell)
+    for case in cases:  # memory is for the next group
         case.passes = None
-    del loaded
+    loaded.clear()
     gc.collect()
 
 
-def narrow(cases: list[Case], plan: Plan, seconds: float, tell: Tell) -> None:
+def narrow(cases: list[Case], plan: Plan, limit: Limits, seconds: float, tell: Tell) -> None:
     """More rounds over rows whose median is not known to plan.ci yet, until the time is out."""
     start = time.monotonic()
     number = plan.rounds
     while wide := [case for case in cases if not case.row.estimate.width <= plan.ci]:
-        limit = RoundLimits()
         for case in rotated(wide, number):
             elapsed = time.monotonic() - start
             if elapsed >= seconds:
