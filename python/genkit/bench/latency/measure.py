@@ -215,7 +215,7 @@ def _cold(case: Case, settings: Settings, prompt: Path, log: Path) -> None:
         row.noise = [f"{kept:.0%} of the model's files stayed in memory: not all of it was cold"]
     found, others = _start(case, settings, prompt, log, to_the_end=True)
     _add(row, found["first_s"], others)
-    _add(case.rows[PEAK], found["peak"], others)
+    _add(case.rows[PEAK], found["peak"], None)
 
 
 def _warm(case: Case, settings: Settings, prompt: Path, log: Path) -> None:
@@ -225,7 +225,7 @@ def _warm(case: Case, settings: Settings, prompt: Path, log: Path) -> None:
     found, others = _start(case, settings, prompt, log, to_the_end=never_cold)
     _add(case.rows[WARM], found["first_s"], others)
     if never_cold:
-        _add(case.rows[PEAK], found["peak"], others)
+        _add(case.rows[PEAK], found["peak"], None)
 
 
 def _loaded(case: Case, settings: Settings, prompt: Path, log: Path) -> None:
