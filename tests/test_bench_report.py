@@ -438,7 +438,7 @@ def test_svg_is_well_formed_whatever_the_names_hold():
 
 
 def test_nothing_measured_draws_nothing():
-    assert charts(results()) == [] and svg(drawing([])).count("<rect") == 1
+    assert charts(results()) == [] and "Nothing was measured" in svg(drawing([])) and drawing([]).height > 0
 
 
 def test_a_png_without_matplotlib_is_refused_before_with_what_to_do(tmp_path, monkeypatch):

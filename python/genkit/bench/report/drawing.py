@@ -84,6 +84,9 @@ def drawing(charts: list[Chart]) -> Drawing:
     made = Drawing()
     for chart in charts:
         made.height = _bars(made, chart) if chart.bars else _lines(made, chart)
+    if not charts:
+        made.height = 56
+        made.items.append(Words(16, 34, "Nothing was measured"))
     return made
 
 
