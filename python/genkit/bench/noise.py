@@ -104,7 +104,8 @@ def note_load(results: "Results") -> None:
     """Notes a machine that has work already."""
     load, processors = results.machine.get("load_average"), os.cpu_count() or 1
     if load and load[0] > BUSY * processors:
-        results.notes.append(f"the load average was {load[0]:g} on {processors} processors at the start: others were at work")
+        results.notes.append(f"the load average was {load[0]:g} on {processors} processors at the start: others were "
+                             "at work")
 
 
 def judge(results: "Results", ci: float | None = None) -> None:
@@ -124,7 +125,8 @@ def judge(results: "Results", ci: float | None = None) -> None:
             row.noise.append(f"others had {others.median:.0%} of the machine")
         limit = row.limit and estimate(row.limit.samples)
         if limit and limit.spread > LIMIT_SPREAD:
-            row.noise.append(f"the {row.limit.of} limit itself changed by {limit.spread:.0%}: other clocks, or others at work")
+            row.noise.append(f"the {row.limit.of} limit itself changed by {limit.spread:.0%}: other clocks, or others at "
+                             "work")
     noisy = sum(bool(row.noise) for row in results.rows)
     if noisy:
         results.notes.append(f"noisy: {noisy} of {len(results.rows)} rows; their notes say why")

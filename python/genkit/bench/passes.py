@@ -47,7 +47,7 @@ class Passes:
         self._random = random.Random(0)
 
     def fill(self, sequences: int, told: Callable[[int, int], None]) -> None:
-        """Puts the deepest past into so many sequences: once, whatever is measured over it later. told(done, total) tokens."""
+        """Puts the deepest past into so many sequences: once, whatever is measured over it. told(done, total) tokens."""
         done = 0
 
         def tick() -> bool:

@@ -54,17 +54,17 @@ class Subject:
     def check_context(self, depth: int, tokens: int) -> None:
         """Raises UsageError where so many tokens after so many are more than the model was made for."""
         if depth + tokens > self.config.max_positions:
-            raise UsageError(f"{self.name}: --depth {depth} and {tokens} tokens more are {depth + tokens}, beyond its context "
-                             f"of {self.config.max_positions}; take fewer")
+            raise UsageError(f"{self.name}: --depth {depth} and {tokens} tokens more are {depth + tokens}, beyond its "
+                             f"context of {self.config.max_positions}; take fewer")
 
     def check_memory(self, pages: int, what: str) -> int:
         """Bytes of weights and of so many pages of keys and values, `what` in words. Raises ResourceError where they are
         more than is free."""
         weights, cache, free = self.weight_bytes, self.cache_bytes(pages), machine.memory_available()
         if weights + cache > free:
-            raise ResourceError(f"{self.name} in {self.type}: the weights need {size_words(weights)}, keys and values of {what} "
-                                f"{size_words(cache)}, together {size_words(weights + cache)}, and {size_words(free)} is free; "
-                                "take a smaller model, type, --depth or --batch")
+            raise ResourceError(f"{self.name} in {self.type}: the weights need {size_words(weights)}, keys and values of "
+                                f"{what} {size_words(cache)}, together {size_words(weights + cache)}, and "
+                                f"{size_words(free)} is free; take a smaller model, type, --depth or --batch")
         return weights + cache
 
     def load(self, threads: int, progress: "Callable[[int, int], None] | None") -> LoadedModel:

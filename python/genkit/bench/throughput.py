@@ -1,5 +1,5 @@
-"""Tokens a second of models, beside the limits of the machine: each model in each type by threads, batch, depth and test, round
-by round so that all share the machine's moods, until their medians are known well enough."""
+"""Tokens a second of models, beside the limits of the machine: each model in each type by threads, batch, depth and test,
+round by round so that all share the machine's moods, until their medians are known well enough."""
 
 from __future__ import annotations
 
@@ -79,10 +79,12 @@ class Case:
         self.passes, self.others = passes, others
         loaded, work = passes.loaded, passes.work
         if self.test == "pp":
-            self.cost, steps = work.prompt(self.batch, self.depth, self.tokens), self.batch * -(-self.tokens // PREFILL_CHUNK)
+            self.cost = work.prompt(self.batch, self.depth, self.tokens)
+            steps = self.batch * -(-self.tokens // PREFILL_CHUNK)
         else:
             together = not loaded.config.varies(self.depth + self.tokens)
-            self.cost, steps = work.decode(self.batch, self.depth, self.tokens, together), self.tokens * (1 if together else self.batch)
+            self.cost = work.decode(self.batch, self.depth, self.tokens, together)
+            steps = self.tokens * (1 if together else self.batch)
         # Never so much that the memory to read from is not there; beyond the caches all sizes are alike.
         self.working_set = min(limits.READ_BYTES, machine.memory_available() // 4,
                                max(64 * self.threads, round(self.cost.nbytes / steps)))
@@ -92,8 +94,8 @@ class Case:
         self.row.facts.update(
             bytes_per_token=self.cost.nbytes / tokens, operations_per_token=total / tokens, weight_bytes=work.weight_bytes,
             peak_memory=None, tier=loaded.tier, bound=None, load_s=loaded.load_s, kv_type=loaded.kv_type,
-            prompt=self.tokens if self.test == "pp" else 0, generate=self.tokens if self.test == "tg" else 0, depth=self.depth,
-            working_set=self.working_set)
+            prompt=self.tokens if self.test == "pp" else 0, generate=self.tokens if self.test == "tg" else 0,
+            depth=self.depth, working_set=self.working_set)
 
     def once(self) -> float:
         """Seconds of one pass."""
@@ -172,9 +174,9 @@ def measure(results: Results, plan: Plan, tell: "Tell | None" = None) -> None:
         groups = [subjects]
         if sum(needs) > machine.memory_available():
             groups = [[subject] for subject in subjects]
-            results.notes.append("the models do not fit into memory together: they were measured one after the other, not in "
-                                 "turns; what the machine did meanwhile is in their differences too")
-        cases = [Case(_row(subject, device, count, sequences, depth, test, tokens), subject, count, sequences, depth, test, tokens)
+            results.notes.append("the models do not fit into memory together: they were measured one after the other, not "
+                                 "in turns; what the machine did meanwhile is in their differences too")
+        cases = [_case(subject, device, count, sequences, depth, test, tokens)
                  for subject in subjects for device in devices for count in threads for sequences in plan.batches
                  for depth in plan.depths for test, tokens in tests]
         results.rows += [case.row for case in cases]
@@ -186,10 +188,10 @@ def measure(results: Results, plan: Plan, tell: "Tell | None" = None) -> None:
             judge(results, plan.ci)
 
 
-def _row(subject: Subject, device: str, threads: int, batch: int, depth: int, test: str, tokens: int) -> Row:
-    name = f"{test}{tokens}" + (f" @ d{depth}" if depth else "")
-    return Row({"model": subject.name, "type": subject.type, "device": device, "threads": threads, "batch": batch, "test": name},
-               "tokens/s")
+def _case(subject: Subject, device: str, threads: int, batch: int, depth: int, test: str, tokens: int) -> Case:
+    row = Row({"model": subject.name, "type": subject.type, "device": device, "threads": threads, "batch": batch,
+               "test": f"{test}{tokens}" + (f" @ d{depth}" if depth else "")}, "tokens/s")
+    return Case(row, subject, threads, batch, depth, test, tokens)
 
 
 def _measure_group(cases: list[Case], subjects: list[Subject], plan: Plan, seconds: float, tell: Tell) -> None:

@@ -1,5 +1,5 @@
-"""What a loaded model has to do for a token at the least: bytes to read, operations to make. Found in the model's own layers,
-so that it holds for every architecture and every form of weights.
+"""What a loaded model has to do for a token at the least: bytes to read, operations to make. Found in the model's own
+layers, so that it holds for every architecture and every form of weights.
 
 Counted are matrices with their biases, the rows of tables, and keys and values; norms, activations and what is written are
 a few thousandths of that. A multiplication and the addition that follows are two operations.
@@ -29,8 +29,8 @@ ATTENTION = {"bf16": "bf16", "int8": "bf16", "f16": "f32", "f32": "f32"}
 
 @dataclass(frozen=True)
 class Product:
-    """Of x with a matrix. Of `experts` matrices, where there are several, a row goes to `chosen`; nbytes and operations (of one
-    row) are then one's."""
+    """Of x with a matrix. Of `experts` matrices, where there are several, a row goes to `chosen`; nbytes and operations
+    (of one row) are then one's."""
 
     nbytes: int
     operations: int
@@ -128,8 +128,8 @@ class Work:
         return cost
 
     def prompt(self, sequences: int, fed: int, tokens: int) -> Cost:
-        """Of prompts of so many tokens after `fed` in the cache, that go through one after the other, in chunks, logits after
-        the last token only (batch.prefill)."""
+        """Of prompts of so many tokens after `fed` in the cache, that go through one after the other, in chunks, logits
+        after the last token only (batch.prefill)."""
         cost = Cost()
         for begin in range(fed, fed + tokens, PREFILL_CHUNK):
             new = min(PREFILL_CHUNK, fed + tokens - begin)
