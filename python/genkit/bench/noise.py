@@ -56,18 +56,19 @@ def forget_peak() -> bool:
         return False
 
 
-def wait_until_quiet(patience: float, share: float = 0.1, window: float = 0.15) -> None:
-    """Returns when the processors have been idle for a moment, or patience is at an end. Engines keep their threads
-    spinning for some time after a request, which would be measured with the next one's."""
+def wait_until_quiet(patience: float, share: float = 0.1, window: float = 0.15) -> bool:
+    """Returns when the processors have been idle for a moment, or patience is at an end: whether they were, or nobody can
+    tell. Engines keep their threads spinning for some time after a request, which would be measured with the next one's."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         before, start = machine_busy_seconds(), time.monotonic()
         if before is None:
             time.sleep(min(patience, 0.5))
-            return
+            return True
         time.sleep(window)
         if machine_busy_seconds() - before <= share * (time.monotonic() - start):
-            return
+            return True
+    return False
 
 
 class Watch:

@@ -3,70 +3,110 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping
 
 from genkit.errors import UsageError
 
-# The weights in the checkpoint's own type, which llama.cpp's other files are written from.
-GGUF = "model-bf16.gguf"
+FAMILIES = ("llama.cpp", "openvino", "ctranslate2", "transformers")
+BITS = {"int4": 4.5, "int8": 8.1, "f16": 16, "bf16": 16, "f32": 32}  # of a weight, with its share of the scales
 
 
 @dataclass(frozen=True)
 class Engine:
+    """A configuration. type: "int4", "int8" or the checkpoint's own float type; rows of one type are compared. file: what is
+    written for it into the work folder, None where it reads the model's own folder. weights: what they are there, in words.
+    writer: who made them so. same: whether genkit can read the very same file."""
+
     name: str
-    family: str  # the file in drivers/, and what --python names
-    bits: int  # 4, 8 or 16 a weight, roughly: rows of the same are compared with each other as well
+    family: str  # one of FAMILIES, or "genkit"
+    type: str
+    weights: str
     options: Mapping[str, Any] = field(default_factory=dict)  # of the driver
-    file: str | None = None  # what is written for it into the work folder; None: it reads the model's own folder
+    file: str | None = None
+    writer: str = "as stored"
+    same: bool = True
+    usual: bool = True  # whether it runs where only its family is named
 
     @property
     def is_genkit(self) -> bool:
         return self.family == "genkit"
 
 
-def _llama_cpp(kind: str, bits: int, flash: bool) -> Engine:
-    return Engine(f"llama-cpp-{kind}{'-fa' if flash else ''}", "llama_cpp", bits, {"type": kind, "flash": flash},
-                  GGUF if kind == "bf16" else f"model-{kind}.gguf")
+def gguf_file(kind: str) -> str:
+    return f"model-{kind}.gguf"
+
+
+def _llama_cpp(kind: str, type: str, flash: bool, usual: bool = True) -> Engine:
+    ours = kind != "q4_k_m"
+    return Engine(f"llama-cpp-{kind}{'-fa' if flash else ''}", "llama.cpp", type, kind.upper() if type != kind else kind,
+                  {"type": kind, "flash": flash}, gguf_file(kind), "genkit" if ours else "llama.cpp", usual=usual)
 
 
 def _openvino(bits: int, backend: str) -> Engine:
-    return Engine(f"openvino-int{bits}{'-pa' if backend == 'PA' else ''}", "openvino", bits,
-                  {"bits": bits, "backend": backend}, f"openvino-int{bits}")
+    return Engine(f"openvino-int{bits}{'-pa' if backend == 'PA' else ''}", "openvino", f"int{bits}",
+                  "int4 symmetric, groups of 128" if bits == 4 else "int8 per channel", {"bits": bits, "backend": backend},
+                  f"openvino-int{bits}", "OpenVINO", same=False, usual=backend == "SDPA")
 
 
-ENGINES = {engine.name: engine for engine in (
-    Engine("genkit-int4", "genkit", 4, {"quantize": "int4"}),
-    Engine("genkit-int8", "genkit", 8, {"quantize": "int8"}),
-    Engine("genkit-bf16", "genkit", 16, {"quantize": "none"}),
-    *(_llama_cpp(kind, bits, flash) for kind, bits in (("q4_0", 4), ("q4_k_m", 4), ("q8_0", 8), ("bf16", 16))
-      for flash in (False, True)),
-    *(_openvino(bits, backend) for bits in (4, 8) for backend in ("SDPA", "PA")),
-    Engine("ctranslate2-int8", "ctranslate2", 8, file="ctranslate2-int8"),
-    Engine("transformers-bf16", "transformers", 16),
-)}
+def known(dtype: str = "bf16") -> dict[str, Engine]:
+    """Every configuration by name, for a checkpoint whose matrices are stored in `dtype`. Of settings that matter the faster
+    ones are the usual, as measured on AVX-512 and AMX machines."""
+    kinds = (("q4_0", "int4"), ("q4_k_m", "int4"), ("q8_0", "int8"), (dtype, dtype))
+    found = [
+        Engine("genkit-int4", "genkit", "int4", "int4", {"quantize": "int4"}, writer="genkit, while loading", same=False),
+        Engine("genkit-int8", "genkit", "int8", "int8", {"quantize": "int8"}, writer="genkit, while loading", same=False),
+        Engine(f"genkit-{dtype}", "genkit", dtype, dtype, {"quantize": "none"}),
+        *(Engine(f"genkit-{kind}", "genkit", type, kind.upper(), {"quantize": "none"}, gguf_file(kind), "genkit", usual=False)
+          for kind, type in kinds if kind in ("q4_0", "q8_0")),
+        *(_llama_cpp(kind, type, flash, flash and kind != "q4_k_m" or kind == "q4_0") for kind, type in kinds
+          for flash in (False, True)),
+        *(_openvino(bits, backend) for bits in (4, 8) for backend in ("SDPA", "PA")),
+        Engine("ctranslate2-int8", "ctranslate2", "int8", "int8 per channel", file="ctranslate2-int8", writer="CTranslate2",
+               same=False),
+        Engine(f"transformers-{dtype}", "transformers", dtype, dtype),
+    ]
+    return {engine.name: engine for engine in found}
 
-# Of engines with settings that matter the faster ones, as measured on AVX-512 and AMX machines.
-DEFAULT = ("genkit,llama-cpp-q4_0,llama-cpp-q4_0-fa,llama-cpp-q4_k_m-fa,llama-cpp-q8_0-fa,llama-cpp-bf16-fa,"
-           "openvino-int4,openvino-int8,ctranslate2,transformers")
 
 # What caps the instruction set of each family for a whole run. llama.cpp has it fixed when it is built: its driver
 # refuses a build that goes beyond.
 ISA = {"avx2": {"GENKIT_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "CT2_FORCE_CPU_ISA": "AVX2",
                 "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}}
 
-
-def choose(names: str) -> list[Engine]:
-    """Engines by a list of names or families with commas, in the order of the table. Raises UsageError."""
-    asked = {name.strip() for name in names.split(",") if name.strip()}
-    families = {family_name(engine) for engine in ENGINES.values()}
-    if unknown := sorted(asked - {"all", *ENGINES, *families}):
-        raise UsageError(f"--engines: {unknown[0]!r} is unknown; known: all, {', '.join(sorted(families))}, "
-                         f"{', '.join(ENGINES)}")
-    if not asked:
-        raise UsageError("--engines names none")
-    return [engine for engine in ENGINES.values() if asked & {"all", engine.name, family_name(engine)}]
+# What to do about an end that is known, by family and by a word of what was said of it.
+HINTS = {("llama.cpp", "SIGILL"): "gcc 12 builds its AMX path wrongly: install llama-cpp-python anew with CC=clang "
+                                  "CXX=clang++, or with CMAKE_ARGS=-DGGML_NATIVE=OFF and the GGML_AVX options of this processor"}
 
 
-def family_name(engine: Engine) -> str:
-    """As people write it: the driver's file with "-"."""
-    return engine.family.replace("_", "-")
+def driver_name(family: str) -> str:
+    """Of the file in drivers/."""
+    return family.replace(".", "_")
+
+
+def check_peers(peers: Iterable[str]) -> None:
+    """Raises UsageError for a peer that is neither a family nor a configuration, whatever the checkpoint's type."""
+    everything = [*FAMILIES, *dict.fromkeys(name for dtype in ("bf16", "f16", "f32") for name in known(dtype))]
+    for name in peers:
+        if name not in everything:
+            raise UsageError(f"{name!r} is no peer that is known; known: {', '.join(FAMILIES)}, or one of their configurations: "
+                             f"{', '.join(known())}")
+
+
+def choose(peers: Iterable[str], types: Iterable[str] | None, dtype: str) -> list[Engine]:
+    """genkit's own configurations and the peers', in the order of `known`. A family stands for its usual ones; types: of
+    families and genkit, None for all. A configuration that is named runs whatever the types. Raises UsageError."""
+    engines, asked = known(dtype), list(dict.fromkeys(peers))
+    check_peers(asked)
+    for name in asked:
+        if name not in (*FAMILIES, *engines):
+            raise UsageError(f"{name}: this model's weights are {dtype}")
+    for type in types or ():
+        if type not in ("int4", "int8", dtype):
+            raise UsageError(f"--type {type}: expected int4, int8 or {dtype}, as this model's weights are stored")
+    wanted = set(types or ("int4", "int8", dtype))
+    chosen = [engine for engine in engines.values() if engine.name in asked
+              or (engine.usual and engine.type in wanted and engine.family in asked)]
+    # genkit beside each type of theirs; where types are named, in each of those.
+    wanted = set(types) if types else {engine.type for engine in chosen if not engine.is_genkit}
+    ours = [engine for engine in engines.values() if engine.is_genkit and engine.usual and engine.type in wanted]
+    return [engine for engine in engines.values() if engine in ours or engine in chosen]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -9,14 +11,17 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
-from genkit.errors import ResourceError
+from genkit.errors import ResourceError, UsageError
 
+LOCK = ".lock"
 RECORD = "written.json"  # {"source": fingerprint, "files": {name: {"seconds", "bytes"}}}
 
 
 def default_folder(model: Path) -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "genkit-bench" / model.resolve().name
+    """In the user's cache, one a model."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    path = model.resolve()
+    return cache / "genkit-bench" / "against" / f"{path.name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
 
 
 def fingerprint(model: Path) -> list[list[Any]]:
@@ -26,12 +31,17 @@ def fingerprint(model: Path) -> list[list[Any]]:
 
 
 class WorkFolder:
-    """Raises ResourceError when it cannot be made or written."""
+    """One run at a time has it. Raises ResourceError when it cannot be made or written, UsageError where another run is in it."""
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(folder / LOCK, "w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise UsageError(f"--work {folder}: another run is using it; wait for it or name another folder") from None
         except OSError as error:
             raise ResourceError(f"--work {folder}: {error.strerror}") from None
         self._source = fingerprint(model)
@@ -50,7 +60,7 @@ class WorkFolder:
         if name in self._files and path.exists():
             return path
         partial = self.folder / f".partial-{name}"
-        for old in (partial, path):
+        for old in (*self.folder.glob(f"{partial.name}*"), path):  # writers keep journals and reports beside
             self._remove(old)
         start = time.perf_counter()
         try:
@@ -63,8 +73,12 @@ class WorkFolder:
         except OSError as error:
             raise ResourceError(f"{path}: cannot be written: {error.strerror}") from None
         finally:
-            self._remove(partial)
+            for rest in self.folder.glob(f"{partial.name}*"):
+                self._remove(rest)
         return path
+
+    def close(self) -> None:
+        self._lock.close()
 
     def facts(self, name: str) -> dict[str, Any]:
         """Seconds it took to write, and bytes."""

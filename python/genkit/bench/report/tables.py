@@ -15,11 +15,17 @@ ALWAYS = ("model", "type", "test", "threads")
 
 # How soon a column goes where the room is too small; 0 never. Ids that tell rows apart never go.
 DROP = {"limit": 9, "tier": 8, "threads": 7, "peak memory": 6, "MB/token": 5, "model": 4, "type": 3, "test": 2, "device": 2,
-        "verdict": 0}
+        "genkit, times as fast": 0, "verdict": 0}
 
 
 def megabytes(value: float) -> str:
     return number(value / 1e6)
+
+
+def times(ratio: dict[str, Any]) -> str:
+    """Of bench/peers/ratios.py: the median and its interval."""
+    interval = f" ({number(ratio['low'])}-{number(ratio['high'])})" if len(ratio["samples"]) > 1 else ""
+    return number(ratio["median"]) + interval
 
 
 # Of Row.facts, those with a column; the others are in the files.
@@ -27,6 +33,7 @@ FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "bytes_per_token": ("MB/token", megabytes),
     "peak_memory": ("peak memory", format_bytes),
     "tier": ("tier", clean),
+    "ratio": ("genkit, times as fast", times),
     "verdict": ("verdict", clean),
 }
 

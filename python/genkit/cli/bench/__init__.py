@@ -2,6 +2,7 @@
 
 import typer
 
+from genkit.cli.bench.against import against
 from genkit.cli.bench.compare import compare
 from genkit.cli.bench.history import history
 from genkit.cli.bench.kernels import kernels
@@ -11,6 +12,7 @@ from genkit.cli.help import GroupedCommand, GroupedGroup
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 app.callback(cls=GroupedGroup, invoke_without_command=True)(bench)
+app.command(cls=GroupedCommand)(against)
 app.command(cls=GroupedCommand)(history)
 app.command(cls=GroupedCommand)(kernels)
 app.command(cls=GroupedCommand)(compare)

@@ -1,62 +1,55 @@
-"""genkit through its public interface, its own clock for the prompt and for the tokens after the first."""
+"""genkit, timed as `genkit bench` times it."""
+
+import numpy as np
 
 import genkit
-from genkit import _core, checkpoints
-from genkit.kv_cache import PAGE_KEYS, page_bytes
-from genkit.quant import formats
-
-BITS = {"f32": 32, "f16": 16, "bf16": 16}
+from genkit import _core
+from genkit.batch import PREFILL_CHUNK
+from genkit.bench.passes import Passes
 
 
 class Driver:
     def __init__(self, quantize: str) -> None:
         self.quantize = quantize
         self.model = None
+        self.passes = {}  # tokens before, sequences -> the passes over them, and the most tokens of one
 
     def about(self) -> dict:
-        return {"version": f"genkit {genkit.__version__}", "notes": f"tier {_core.current_tier()}"}
+        return {"version": f"genkit {genkit.__version__}", "settings": f"tier {_core.current_tier()}"}
 
     def load(self, path: str, threads: int, context: int) -> dict:
         self.model = genkit.load(path, device="cpu", threads=threads, quantize=self.quantize)
-        return {"seconds": self.model.load_s, "work": self._work()}
+        return {"seconds": self.model.load_s}
 
-    def _work(self) -> dict:
-        """What one token costs at the least, from which a row's share of the machine's limits follows."""
-        config = self.model.config
-        with checkpoints.open_checkpoint(self.model.folder) as checkpoint:
-            matrices = {name: info for name, info in checkpoint.tensors.items() if len(info.shape) == 2}
-        # Of the table of embeddings a token reads one row, unless it is the head as well.
-        head = config.vocab_size * config.hidden_size
-        numbers = sum(info.shape[0] * info.shape[1] for info in matrices.values())
-        numbers -= head if "lm_head.weight" in matrices else 0
-        dtype = max((info.dtype for info in matrices.values()), key=lambda dtype: BITS.get(dtype, 0))
-        bits = BITS[dtype] if self.quantize == "none" else formats.BY_NAME[self.quantize].bits
-        return {
-            "kind": "int8" if self.quantize != "none" else "bf16" if dtype == "bf16" else "f32",
-            "weight_bytes": numbers * bits / 8,
-            # Of one key and its value, over all layers.
-            "kv_bytes": page_bytes(config.layers, config.kv_heads, config.head_dim, self.model.kv_type) / PAGE_KEYS,
-            "layer_weights": numbers - head,
-            "head_weights": head,
-            "attention_width": config.layers * config.heads * config.head_dim,
-        }
+    def check(self, prompts: list, out: str) -> None:
+        """Logits after each prompt into `out`, float32."""
+        with open(out, "wb") as file:
+            for ids in prompts:
+                file.write(np.ascontiguousarray(self.model.logits(ids)[-1]).tobytes())
 
-    def _generate(self, prompt: list, tokens: int):
-        return self.model.generate(prompt, max_tokens=tokens, temperature=0, ignore_eos=True)
+    def cost(self, kind: str, sequences: int, before: int, tokens: int) -> dict:
+        """What a test takes at the least: bytes to read, operations by kind of arithmetic; walked: bytes a step reads, whose
+        number decides from which memory they come."""
+        work, config = self._passes(before, sequences, tokens).work, self.model.config
+        if kind == "prefill":
+            cost, steps = work.prompt(1, before, tokens), -(-tokens // PREFILL_CHUNK)
+        else:
+            cost, steps = work.decode(sequences, before, tokens, not config.varies(before + tokens)), tokens
+        return {"nbytes": cost.nbytes, "operations": dict(cost.operations), "walked": cost.nbytes / steps,
+                "facts": {"bytes_per_token": cost.nbytes / tokens / sequences, "weight_bytes": work.weight_bytes,
+                          "operations_per_token": sum(cost.operations.values()) / tokens / sequences,
+                          "tier": _core.current_tier()}}
 
-    def prefill(self, ids: list) -> float:
-        return self._generate(ids, 1).timings.prefill_s
+    def _passes(self, before: int, sequences: int, tokens: int) -> Passes:
+        key = before, sequences
+        if key not in self.passes or self.passes[key][1] < tokens:
+            made = Passes(self.model, [before], sequences, tokens)
+            made.fill(sequences, lambda done, total: None)
+            self.passes[key] = made, tokens
+        return self.passes[key][0]
 
-    def decode(self, ids: list, tokens: int) -> float:
-        generation = self._generate(ids, tokens + 1)
-        return _whole(generation, tokens + 1).timings.decode_s
+    def prefill(self, before: list, ids: list) -> float:
+        return self._passes(len(before), 1, len(ids)).prompt(1, len(before), len(ids))
 
-    def batch(self, prompts: list, tokens: int) -> float:
-        generations = self.model.generate(prompts, max_tokens=tokens + 1, temperature=0, ignore_eos=True)
-        return max(_whole(generation, tokens + 1).timings.decode_s for generation in generations)
-
-
-def _whole(generation, tokens: int):
-    if len(generation.tokens) != tokens:
-        raise RuntimeError(f"asked for {tokens} tokens, got {len(generation.tokens)}")
-    return generation
+    def decode(self, prompts: list, tokens: int) -> float:
+        return self._passes(len(prompts[0]), len(prompts), tokens).decode(len(prompts), len(prompts[0]), tokens)

@@ -4,8 +4,8 @@ from genkit.bench import limits
 
 
 class Driver:
-    def read(self, threads: int) -> float:
-        return limits.read_bandwidth(limits.READ_BYTES, threads)
+    def read(self, nbytes: int, threads: int) -> float:
+        return limits.read_bandwidth(nbytes, threads)
 
     def peak(self, kind: str, threads: int) -> float:
         return limits.arithmetic_peak(kind, threads)

@@ -6,7 +6,6 @@ import time
 
 import llama_cpp as ll
 
-TYPES = {"q4_0": ll.LLAMA_FTYPE_MOSTLY_Q4_0, "q4_k_m": ll.LLAMA_FTYPE_MOSTLY_Q4_K_M, "q8_0": ll.LLAMA_FTYPE_MOSTLY_Q8_0}
 UBATCH = 512  # the default
 KEEP_LOG = ll.llama_log_callback(lambda level, text, data: None)
 
@@ -28,16 +27,16 @@ class Driver:
         vector = [name for name in ("AMX_INT8", "AVX512_BF16", "AVX512_VNNI", "AVX512", "AVX_VNNI", "AVX2", "NEON")
                   if f" {name} = 1" in self.features]
         return {"version": f"llama-cpp-python {ll.__version__}",
-                "notes": f"flash attention {'on' if self.flash else 'off'}, KV f16, n_ubatch {UBATCH}, built with "
+                "settings": f"flash attention {'on' if self.flash else 'off'}, KV f16, n_ubatch {UBATCH}, built with "
                          + ", ".join(vector[:4])}
 
     def write(self, source: str, out: str, threads: int) -> None:
-        """source: the GGUF in bf16."""
+        """Q4_K_M, which genkit does not write. source: the GGUF of floats."""
         parameters = ll.llama_model_quantize_default_params()
-        parameters.ftype = TYPES[self.type]
+        parameters.ftype = ll.LLAMA_FTYPE_MOSTLY_Q4_K_M
         parameters.nthread = threads
         if ll.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(parameters)):
-            raise RuntimeError(f"llama.cpp could not write {self.type}")
+            raise RuntimeError("llama.cpp could not write Q4_K_M")
 
     def load(self, path: str, threads: int, context: int) -> dict:
         start = time.perf_counter()
@@ -49,7 +48,8 @@ class Driver:
         return {"seconds": time.perf_counter() - start}
 
     def _context(self, purpose: str, tokens: int, sequences: int):
-        """The context made for a purpose, remade when it is too small."""
+        """The context made for a purpose, remade when it is too small. In 256s, so that a brief turn's serves the others."""
+        tokens += -tokens % 256
         if purpose in self.contexts and self.contexts[purpose][1] >= tokens:
             return self.contexts[purpose][0]
         parameters = ll.llama_context_default_params()
@@ -88,29 +88,39 @@ class Driver:
         for sequence, ids in enumerate(prompts):
             self._decode(context, [(token, i, sequence, i == len(ids) - 1) for i, token in enumerate(ids)])
 
-    def prefill(self, ids: list) -> float:
-        context = self._context("prefill", len(ids), 1)
-        start = time.perf_counter()
-        self._fill(context, [ids])
-        return time.perf_counter() - start
-
-    def decode(self, ids: list, tokens: int) -> float:
-        purpose = f"decode after {len(ids)}"
-        context = self._context(purpose, len(ids) + tokens, 1)
-        if self.filled.get(purpose) == ids:
-            # A long prompt is paid once a run: what was written after it is dropped again.
-            ll.llama_memory_seq_rm(ll.llama_get_memory(context), 0, len(ids), -1)
+    def _after(self, purpose: str, prompts: list, tokens: int):
+        """A context that holds the prompts and has room for so many tokens more in each. A long prompt is paid once a run:
+        what was written after it is dropped again."""
+        context = self._context(purpose, len(prompts[0]) + tokens, len(prompts))
+        if self.filled.get(purpose) == prompts:
+            for sequence, ids in enumerate(prompts):
+                ll.llama_memory_seq_rm(ll.llama_get_memory(context), sequence, len(ids), -1)
         else:
-            self._fill(context, [ids])
-            self.filled[purpose] = ids
+            self._fill(context, prompts)
+            self.filled[purpose] = prompts
+        return context
+
+    def check(self, prompts: list, out: str) -> None:
+        """Logits after each prompt into `out`, float32."""
+        vocabulary = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(self.model))
+        with open(out, "wb") as file:
+            for ids in prompts:
+                context = self._context("prefill", len(ids), 1)
+                self._fill(context, [ids])
+                file.write(ctypes.string_at(ll.llama_get_logits_ith(context, -1), 4 * vocabulary))
+
+    def prefill(self, before: list, ids: list) -> float:
+        if before:
+            context = self._after(f"prompt after {len(before)}", [before], len(ids))
+        else:
+            context = self._context("prefill", len(ids), 1)
+            ll.llama_memory_clear(ll.llama_get_memory(context), False)
         start = time.perf_counter()
-        for i in range(tokens):
-            self._decode(context, [(ids[i % len(ids)], len(ids) + i, 0, True)])
+        self._decode(context, [(token, len(before) + i, 0, i == len(ids) - 1) for i, token in enumerate(ids)])
         return time.perf_counter() - start
 
-    def batch(self, prompts: list, tokens: int) -> float:
-        context = self._context(f"batch of {len(prompts)}", len(prompts[0]) + tokens, len(prompts))
-        self._fill(context, prompts)
+    def decode(self, prompts: list, tokens: int) -> float:
+        context = self._after(f"{len(prompts)} after {len(prompts[0])}", prompts, tokens)
         start = time.perf_counter()
         for i in range(tokens):
             self._decode(context, [(ids[i % len(ids)], len(ids) + i, sequence, True)

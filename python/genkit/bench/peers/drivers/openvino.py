@@ -16,7 +16,8 @@ class Driver:
         self.pipe = None
 
     def about(self) -> dict:
-        return {"version": f"openvino-genai {genai.__version__.split('-')[0]}", "notes": f"{self.backend} attention"}
+        return {"version": f"openvino-genai {genai.__version__.split('-')[0]}",
+                "settings": f"{self.backend} attention, performance hint LATENCY"}
 
     def write(self, source: str, out: str, threads: int) -> None:
         """source: the Hugging Face folder."""
@@ -40,6 +41,10 @@ class Driver:
         self.pipe = genai.LLMPipeline(path, "CPU", **properties)
         return {"seconds": time.perf_counter() - start}
 
+    def check(self, prompts: list, out: str) -> list:
+        """The likeliest token after each prompt: the pipeline gives no logits."""
+        return [int(self._generate([ids], 1).tokens[0][0]) for ids in prompts]
+
     def _generate(self, prompts: list, tokens: int):
         ids = np.array(prompts, np.int64)
         inputs = genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
@@ -50,14 +55,13 @@ class Driver:
         got = [len(row) for row in result.tokens]
         if got != [tokens] * len(prompts):
             raise RuntimeError(f"asked for {tokens} tokens, got {got}")
-        return result.perf_metrics
+        return result
 
-    def prefill(self, ids: list) -> float:
-        return self._generate([ids], 1).get_ttft().mean / 1000
+    def prefill(self, before: list, ids: list) -> float:
+        if before:
+            raise NotImplementedError("its pipeline has no call that takes a prompt after another")
+        return self._generate([ids], 1).perf_metrics.get_ttft().mean / 1000
 
-    def decode(self, ids: list, tokens: int) -> float:
-        return self.batch([ids], tokens)
-
-    def batch(self, prompts: list, tokens: int) -> float:
+    def decode(self, prompts: list, tokens: int) -> float:
         # Its time per output token is a step's, divided by the sequences of the batch.
-        return self._generate(prompts, tokens + 1).get_tpot().mean * len(prompts) * tokens / 1000
+        return self._generate(prompts, tokens + 1).perf_metrics.get_tpot().mean * len(prompts) * tokens / 1000
