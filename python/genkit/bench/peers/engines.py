@@ -107,6 +107,6 @@ def choose(peers: Iterable[str], types: Iterable[str] | None, dtype: str) -> lis
     chosen = [engine for engine in engines.values() if engine.name in asked
               or (engine.usual and engine.type in wanted and engine.family in asked)]
     # genkit beside each type of theirs; where types are named, in each of those.
-    wanted = set(types) if types else {engine.type for engine in chosen if not engine.is_genkit}
+    wanted = set(types) if types else {engine.type for engine in chosen}
     ours = [engine for engine in engines.values() if engine.is_genkit and engine.usual and engine.type in wanted]
     return [engine for engine in engines.values() if engine in ours or engine in chosen]

@@ -51,7 +51,7 @@ def missed(rows: "Iterable[Any]", goal: float) -> "Iterator[str]":
     least: "dict[tuple[Any, ...], tuple[float, Any]]" = {}
     for row in rows:
         ratio = row.facts.get("ratio")
-        if ratio and not row.id["engine"].startswith("genkit-"):
+        if ratio:
             key = (ratio["of"], row.id["test"], row.id["batch"])
             least[key] = min(least.get(key, (float("inf"), row)), (ratio["median"], row), key=lambda pair: pair[0])
     for (name, test, batch), (ratio, row) in least.items():
