@@ -133,11 +133,29 @@ def test_states_that_never_meet_are_no_difference():
 
 def test_samples_during_which_others_worked_do_not_count():
     random = np.random.default_rng(7)
-    samples = 100 * random.lognormal(0, 0.01, 40)
-    disturbed = np.concatenate([samples[:10], 0.5 * samples[10:]])
-    others = [0.0] * 10 + [0.5] * 30
+    samples = 100 * random.lognormal(0, 0.01, 18)
+    disturbed = np.concatenate([samples[:4], 0.5 * samples[4:]])
+    others = [0.0] * 4 + [0.5] * 14
     assert verdict(row(samples), row(disturbed, others=others)) == "no difference"
     assert verdict(row(samples), row(disturbed)) == "slower"
+    found = compare.compare(result(row(samples)), result(row(disturbed, others=[0.4] * 18))).rows[0]
+    assert found.facts["verdict"] == "no difference" and "others had 40% of the machine" in found.noise
+
+
+def test_the_fast_end_of_many_samples_holds_the_truth():
+    """Whatever share of the time each run was slowed down, as long as it was not all of it."""
+    random = np.random.default_rng(12)
+
+    def moody(speed: float) -> np.ndarray:
+        slow = np.repeat(random.random(12) < random.uniform(0, 0.7), 5)
+        slow[random.integers(0, 12) * 5:][:10] = False
+        return speed * np.where(slow, random.uniform(0.85, 0.95), 1.0) * random.lognormal(0, 0.01, 60)
+
+    found = [ratios.fast_ends(moody(100), moody(90), 0.015) for _ in range(100)]
+    assert np.mean([one.low <= 0.9 <= one.high for one in found]) > 0.95
+    assert np.median([one.high / one.low for one in found]) < 1.08
+    assert all((one.p <= 0.05) == (not one.low <= 1 <= one.high) for one in found)
+    assert ratios.fast_ends([5.0] * 30, [4.0] * 30).low == pytest.approx(0.8)
 
 
 # Verdicts.

@@ -173,7 +173,7 @@ def test_a_short_pass_is_repeated_within_a_sample(quick, monkeypatch):
     assert count == 7 and row.samples[0] == pytest.approx(4 / 0.03)
 
 
-def narrowed(times, ci=0.05, seconds=30.0, rounds=3):
+def narrowed(times, ci=0.05, seconds=30.0, rounds=3, mood=0.0):
     """Samples taken where a pass of the two rows takes these seconds in turns."""
     def once(self):
         takes = times[self.row.id["batch"]]
@@ -181,6 +181,7 @@ def narrowed(times, ci=0.05, seconds=30.0, rounds=3):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Case, "once", once)
+        patch.setattr(throughput, "MOOD_SECONDS", mood)
         return [len(row.samples) for row in run(prompts=(), batches=(1, 2), ci=ci, seconds=seconds, rounds=rounds).rows]
 
 
@@ -190,7 +191,8 @@ def test_more_rounds_only_where_the_median_is_not_known_yet(quick):
     alone = narrowed({1: steady, 2: [0.1, 0.2, 0.1]})
     assert alone[0] == 3 and alone[1] > 3
     assert narrowed({1: wild, 2: wild}, ci=1.0) == [3, 3]
-    assert narrowed({1: steady, 2: [0.1, 0.2]}, seconds=0.0) == [3, 3]
+    assert narrowed({1: steady, 2: [0.1, 0.2]}, seconds=0.0) == narrowed({1: steady, 2: steady}, seconds=0.0, mood=9.0) == [3, 3]
+    assert min(narrowed({1: steady, 2: steady}, mood=0.5)) > 3  # all of them while the machine may be in one mood still
     assert narrowed({1: [0.1, 0.2], 2: [0.1, 0.2]}, seconds=0.3, rounds=1)[0] > 1  # and the time is an end of it
 
 

@@ -6,12 +6,12 @@ docs/bench.md says how often this is right, and how that was measured.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from statistics import median
 from typing import Any, Iterable, Sequence
 
 from genkit.bench import noise
 from genkit.bench.estimates import CONFIDENCE, Estimate, quantile
-from genkit.bench.ratios import Ratio, two_sample
+from genkit.bench.ratios import Ratio, fast_ends, two_sample
 from genkit.bench.results import Results, Row
 from genkit.errors import LimitError, UsageError
 
@@ -22,11 +22,15 @@ FASTER, SLOWER, SAME, TOO_FEW = "faster", "slower", "no difference", "too few sa
 # samples: their weights lie elsewhere in the caches.
 BETWEEN_PROCESSES = 0.015
 
+# Where others were at work all the time, so much of what they had of the machine, as a logarithm, is no difference: a thread
+# that has to wait for its processor keeps all others waiting.
+OTHERS = 2.0
+
 # Limits no further apart than this, as a logarithm, were measured on a machine in the same state.
 LIKE = 0.06
 
-# With fewer samples a side nothing is said.
-FEWEST = 4
+# With fewer samples a side nothing is said; from so many on, what is compared is how fast each was at its best.
+FEWEST, MANY = 4, 20
 
 
 def compare(a: Results, b: Results, tolerance: float = TOLERANCE, names: Sequence[str] = ("A", "B")) -> Results:
@@ -89,8 +93,10 @@ def compared(a: Row, b: Row) -> Row:
     if failures:
         row.failure = "; ".join(failures)
         return row
-    views = like(a, b)
-    found = views and _hull([two_sample(*view, BETWEEN_PROCESSES) for view in views])
+    disturbed = max(_disturbed(a), _disturbed(b))
+    if disturbed:
+        row.noise.append(f"others had {disturbed:.0%} of the machine")
+    found = _hull([ratio_of(*view, BETWEEN_PROCESSES + OTHERS * disturbed) for view in like(a, b)])
     if found:
         set_ratio(row, found, min(len(a.samples), len(b.samples)))
     return row
@@ -100,6 +106,11 @@ def set_ratio(row: Row, found: Ratio, count: int, samples: Iterable[float] = ())
     row.samples = list(samples) or [found.value]
     row.computed = Estimate(found.value, found.low, found.high, min(row.samples), max(row.samples), count, found.confidence)
     row.facts["p"] = found.p
+
+
+def ratio_of(a: Sequence[float], b: Sequence[float], slack: float) -> Ratio | None:
+    """Of many samples the fast end, of few the middle."""
+    return (fast_ends if min(len(a), len(b)) >= MANY else two_sample)(a, b, slack)
 
 
 def like(a: Row, b: Row) -> list[tuple[list[float], list[float]]]:
@@ -124,10 +135,21 @@ def like(a: Row, b: Row) -> list[tuple[list[float], list[float]]]:
 def _speeds(row: Row) -> list[tuple[float, float | None]]:
     """(speed, the limit beside it) of each sample during which nobody else was at work, if such are enough."""
     limits = row.limit.samples if row.limit else []
-    every = [(sample if row.better == "more" else 1 / sample, limits[i] if i < len(limits) else None,
-              row.others[i] if i < len(row.others) else None) for i, sample in enumerate(row.samples) if sample > 0]
-    calm = [entry for entry in every if (entry[2] or 0) <= noise.DISTURBED]
-    return [entry[:2] for entry in (calm if len(calm) >= FEWEST else every)]
+    every = [(sample if row.better == "more" or sample <= 0 else 1 / sample, limits[i] if i < len(limits) else None)
+             for i, sample in enumerate(row.samples)]
+    calm = _calm(row)
+    picked = [entry for entry, is_calm in zip(every, calm) if is_calm] if sum(calm) >= FEWEST else every
+    return [entry for entry in picked if entry[0] > 0]
+
+
+def _calm(row: Row) -> list[bool]:
+    others = row.others + [None] * len(row.samples)
+    return [(others[i] or 0) <= noise.DISTURBED for i in range(len(row.samples))]
+
+
+def _disturbed(row: Row) -> float:
+    """What others had of the machine, where that cannot be left out."""
+    return 0.0 if sum(_calm(row)) >= FEWEST else median([value or 0 for value in row.others] or [0])
 
 
 def _hull(found: Sequence[Ratio | None]) -> Ratio | None:
@@ -135,8 +157,11 @@ def _hull(found: Sequence[Ratio | None]) -> Ratio | None:
     known = [ratio for ratio in found if ratio is not None]
     if not known:
         return None
-    return Ratio(math.exp(sum(math.log(ratio.value) for ratio in known) / len(known)), min(ratio.low for ratio in known),
-                 max(ratio.high for ratio in known), max(ratio.p for ratio in known), min(ratio.confidence for ratio in known))
+    value = math.exp(sum(math.log(ratio.value) for ratio in known) / len(known))
+    low, high = min(ratio.low for ratio in known), max(ratio.high for ratio in known)
+    agree = not low <= 1 <= high
+    return Ratio(value, low, high, max(ratio.p for ratio in known) if agree or len(known) == 1 else 1.0,
+                 min(ratio.confidence for ratio in known))
 
 
 def judge(rows: Sequence[Row], tolerance: float) -> None:

@@ -26,6 +26,9 @@ Tell = Callable[[str, int, int], None]
 SAMPLE_SECONDS = 0.2
 # A limit is measured again when this many seconds old: beside every sample, but not for each of many short ones.
 STALE = 1.0
+# A shared machine stays in one mood for up to so long (docs/bench.md): samples of less are of one mood, and two runs of less
+# differ by their moods.
+MOOD_SECONDS = 40.0
 MOST_ROWS = 1000  # of a model in one type: more is a mistyped range
 # Kinds of arithmetic below this share of all operations are not worth measuring a limit: the floor stays one without them.
 NEGLIGIBLE = 0.01
@@ -212,6 +215,7 @@ def _measure_group(cases: list[Case], subjects: list[Subject], plan: Plan, secon
             if case.subject is subject:
                 case.take(passes, sum(held) - own)
     total, done, limit = len(cases) * (plan.warmup + plan.rounds), 0, Limits()
+    begun = time.monotonic()
     for number in range(plan.warmup + plan.rounds):
         for case in rotated(cases, number):
             tell(" ".join(str(case.row.id[key]) for key in ("model", "type", "test")), done, total)
@@ -220,23 +224,30 @@ def _measure_group(cases: list[Case], subjects: list[Subject], plan: Plan, secon
             else:
                 case.sample(limit)
             done += 1
-    narrow(cases, plan, limit, seconds, tell)
+    narrow(cases, plan, limit, seconds, begun, tell)
     for case in cases:  # memory is for the next group
         case.passes = None
     loaded.clear()
     gc.collect()
 
 
-def narrow(cases: list[Case], plan: Plan, limit: Limits, seconds: float, tell: Tell) -> None:
-    """More rounds over rows whose median is not known to plan.ci yet, until the time is out."""
+def narrow(cases: list[Case], plan: Plan, limit: Limits, seconds: float, begun: float, tell: Tell) -> None:
+    """More rounds until the time is out: over all rows while the machine may still be in the mood it was in when they began,
+    then over those whose median is not known to plan.ci yet."""
     start = time.monotonic()
     number = plan.rounds
-    while wide := [case for case in cases if not case.row.estimate.width <= plan.ci]:
-        for case in rotated(wide, number):
+
+    def unsettled() -> list[Case]:
+        if time.monotonic() - begun < MOOD_SECONDS:
+            return cases
+        return [case for case in cases if not case.row.estimate.width <= plan.ci]
+
+    while going := unsettled():
+        for case in rotated(going, number):
             elapsed = time.monotonic() - start
             if elapsed >= seconds:
                 return
-            tell(f"narrowing {len(wide)} of {len(cases)} rows", round(10 * elapsed), round(10 * seconds))
+            tell(f"narrowing {len(going)} of {len(cases)} rows", round(10 * elapsed), round(10 * seconds))
             case.sample(limit)
         number += 1
 
