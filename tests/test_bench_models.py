@@ -81,6 +81,14 @@ def test_the_share_is_the_floor_beside_the_time(quick):
         assert row.facts["bound"] == ("read" if reading > computing else "int8")
 
 
+def test_the_limit_shown_is_the_one_that_bounds_most_samples(quick, monkeypatch):
+    speeds = iter([1e15, 2e9, 3e9, 1e15, 4e9])
+    monkeypatch.setattr(limits, "read_bandwidth", lambda size, threads: next(speeds))
+    monkeypatch.setattr(throughput, "STALE", 0.0)
+    row = run(prompts=(), rounds=5).rows[0]
+    assert row.facts["bound"] == row.limit.of == "read" and row.limit.samples == [1e15, 2e9, 3e9, 1e15, 4e9]
+
+
 def test_what_is_drawn_is_what_the_model_writes(quick, player, monkeypatch):
     """The timed passes are the engine's: the same tokens, also in a batch, over a past, and once more over the same past."""
     seen = []

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import gc
 import time
+from collections import Counter
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Callable, Iterable
 
 from genkit import _core, machine
@@ -76,6 +77,8 @@ class Case:
     kinds: tuple[str, ...] = ()  # of its arithmetic
     working_set: int = 0  # bytes that a step reads
     others: int = 0  # bytes that other models in memory hold
+    bounds: "Counter[str]" = field(default_factory=Counter)  # what bounded its samples: near the ridge now this, now that
+    beside: "list[dict[str, float]]" = field(default_factory=list)  # all limits beside each sample
 
     def take(self, passes: Passes, others: int) -> None:
         """The loaded model."""
@@ -117,13 +120,13 @@ class Case:
         peak = memory_words("self", "VmHWM") if resettable else None
         floor, bound = self.cost.floor(read, peaks)
         row, facts = self.row, self.row.facts
-        if row.limit is None:
-            facts["bound"] = bound
-            row.limit = Limit(bound, "B/s" if bound == "read" else "op/s")
         row.samples.append(count * self.batch * self.tokens / seconds)
         row.shares.append(count * floor / seconds)
         row.others.append(watch.others)
-        row.limit.samples.append(read if row.limit.of == "read" else peaks[row.limit.of])
+        self.bounds[bound] += 1
+        self.beside.append(peaks | {"read": read})
+        facts["bound"] = bound = self.bounds.most_common(1)[0][0]
+        row.limit = Limit(bound, "B/s" if bound == "read" else "op/s", [values.get(bound) for values in self.beside])
         if peak is not None:
             facts["peak_memory"] = max(facts["peak_memory"] or 0, peak - self.others)
 
