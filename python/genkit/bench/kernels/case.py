@@ -20,6 +20,8 @@ COPIES_MOST = 2048  # calls of one recording
 # Rows that the head and what is done with logits are measured with at most: a prefill needs those of its last row.
 HEAD_ROWS = 64
 
+INTENSE = 32  # operations a byte from which on people count operations
+
 BYTES = {"f32": 4, "f16": 2, "bf16": 2, "int8": 1, "i8": 1}
 
 
@@ -104,6 +106,11 @@ class Case:
     working_set: int = 0  # 0: nbytes
     shared: Optional[tuple[Hashable, int]] = None
     making: int = 0
+
+    @property
+    def unit(self) -> str:
+        """Of its speed, whatever bounds it today."""
+        return "op/s" if self.operations >= INTENSE * self.nbytes else "B/s"
 
     @property
     def touched(self) -> int:

@@ -25,7 +25,7 @@ SAMPLE = 0.02  # seconds of work in a sample, repeated so often
 REPLAY = 2e-4  # of one replay, beside which its start is nothing
 CALLS_MOST = 4096  # in one replay
 FRESH = 0.5  # seconds that a limit counts as measured beside a sample
-SLOW = 1.0  # seconds a call would take at the limit: such a case is not measured
+SLOW = 2.0  # seconds a call takes: such a case is not measured
 
 BATCH_BYTES = 3 << 30  # of inputs at a time
 
@@ -65,9 +65,11 @@ class Entry:
     plan: Optional[_core.Plan] = None
     calls: int = 1  # in a replay
     replays: int = 1  # in a sample
+    running: int = 0  # threads: one where nothing is split
 
     def __post_init__(self) -> None:
-        self.row = Row({**self.case.id, "threads": self.threads, "tier": self.tier}, "B/s")
+        self.row = Row({**self.case.id, "threads": self.threads, "tier": self.tier}, self.case.unit)
+        self.running = self.threads
 
     @property
     def group(self) -> Hashable:
@@ -76,7 +78,12 @@ class Entry:
 
     @property
     def amount(self) -> int:
-        """Bytes or operations of a call, whichever bounds it."""
+        """Of a call, in the row's unit."""
+        return self.case.nbytes if self.row.unit == "B/s" else self.case.operations
+
+    @property
+    def bounded(self) -> int:
+        """Of a call, in the limit's unit."""
         return self.case.nbytes if self.row.limit.of == "read" else self.case.operations
 
     def enter(self) -> None:
@@ -94,18 +101,20 @@ class Entry:
 
 
 class Gauge:
-    """The machine's limits, each measured again when it is asked for and older than FRESH."""
+    """The machine's limits, each measured again when it is asked for and older than FRESH. largest: working set, bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, largest: int, threads: int) -> None:
+        self._memory = limits.readable_memory(largest, threads)
         self._known: dict[tuple[Any, ...], tuple[float, float]] = {}
 
     def value(self, of: str, entry: Entry) -> float:
-        """Bytes or operations a second; the entry's tier must be in use."""
-        key = (of, entry.threads, entry.tier, entry.case.touched if of == "read" else 0)
+        """Bytes or operations a second of the threads that the entry runs on; its tier must be in use."""
+        size = max(entry.case.touched, 64 * entry.running) if of == "read" else 0
+        key = (of, entry.running, entry.tier, size)
         then, value = self._known.get(key, (-math.inf, 0.0))
         if time.monotonic() - then > FRESH:
-            value = limits.read_bandwidth(entry.case.touched, entry.threads) if of == "read" else \
-                limits.arithmetic_peak(of, entry.threads)
+            value = limits.read_bandwidth(size, entry.running, self._memory) if of == "read" else \
+                limits.arithmetic_peak(of, entry.running)
             self._known[key] = time.monotonic(), value
         return value
 
@@ -179,11 +188,12 @@ def batches(found: Sequence[Entry], available: int) -> list[list[Entry]]:
         together = list(group)
         shared = together[0].case.shared
         needed = (shared[1] if shared else 0) + sum(entry.case.memory for entry in together)
-        if needed > available:
+        largest = max(entry.case.touched for entry in together)  # as much is read to measure the limit
+        if needed + largest > available:
             entry = together[-1]
-            raise ResourceError(f"{entry.case.kernel} {entry.case.case}: needs {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free; "
+            raise ResourceError(f"{entry.case.kernel} {entry.case.case}: needs {(needed + largest) / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free; "
                                 "take a smaller --shape, fewer --rows or a shorter --context")
-        if held + needed > most:
+        if held + needed + largest > most:
             made.append([])
             held = 0
         made[-1] += together
@@ -216,7 +226,8 @@ def measure(results: Results, request: Request, tell: Optional[Tell] = None) -> 
 
 def measure_batch(batch: Sequence[Entry], request: Request, seconds: float, results: Results, step: Callable[[Entry], None]) -> None:
     """seconds: for rounds after `repetitions`."""
-    gauge, store = Gauge(), Store(np.random.default_rng())
+    most = max(entry.threads for entry in batch)
+    gauge, store = Gauge(max(64 * most, *(entry.case.touched for entry in batch)), most), Store(np.random.default_rng())
     try:
         for entry in batch:
             step(entry)
@@ -243,43 +254,58 @@ def notes(request: Request) -> list[str]:
 
 
 def prepare(entry: Entry, store: Store, gauge: Gauge) -> None:
-    """Makes inputs, records, runs once, and finds what bounds the case and how often a sample repeats it."""
+    """Finds what bounds the case, makes inputs, and finds how often a sample repeats the call."""
     case, row = entry.case, entry.row
     entry.enter()
+    row.facts = {"bytes": case.nbytes, "operations": case.operations, "working_set": case.touched}
+    once = limit_of(entry, gauge)
+    if once <= SLOW:
+        call = case.make(store)
+        record(entry, call, 1)
+        entry.seconds()  # memory is touched the first time
+        once = entry.seconds()
+    if once > SLOW:
+        row.failure = f"not measured: a call takes {once:.1f} s on tier {entry.tier}; take fewer --rows"
+        entry.plan = None
+        return
+    if entry.plan.phases == 0:  # too small for more than one thread
+        entry.running = 1
+        limit_of(entry, gauge)
+    row.facts |= {"bound": row.limit.of, "running_threads": entry.running}
+    bound = row.limit.of
+    # What computes more than it reads need not go through all copies.
+    calls = case.copies if bound == "read" else min(case.copies, math.ceil(SAMPLE / once))
+    if calls * once < REPLAY:
+        calls *= min(math.ceil(REPLAY / (calls * once)), max(1, CALLS_MOST // calls))
+    if calls > 1:
+        record(entry, call, calls)
+        entry.seconds()
+    entry.replays = max(1, math.ceil(SAMPLE / (calls * once)))
+
+
+def limit_of(entry: Entry, gauge: Gauge) -> float:
+    """Seconds that what bounds the case lets a call take at the least: the roofline (work.py has its source)."""
+    case = entry.case
     floors = {"read": case.nbytes / gauge.value("read", entry)}
     if case.operations:
         floors[case.kind] = case.operations / gauge.value(case.kind, entry)
     bound = max(floors, key=lambda of: floors[of])
-    row.unit = "B/s" if bound == "read" else "op/s"
-    row.limit = Limit(bound, row.unit)
-    row.facts = {"bytes": case.nbytes, "operations": case.operations, "working_set": case.touched, "copies": case.copies,
-                 "bound": bound, "kernels": list(case.slots), "served_by": list(entry.served_by)}
-    if floors[bound] > SLOW:
-        row.failure = f"not measured: a call takes more than {floors[bound]:.0f} s on this tier; take fewer --rows"
-        return
-    call = case.make(store)
-    entry.calls = case.copies
-    record(entry, call)
-    entry.seconds()  # memory is touched the first time
-    seconds = entry.seconds() if entry.calls * floors[bound] < SAMPLE else SAMPLE
-    if seconds * entry.calls < REPLAY:  # seconds are of a call
-        entry.calls *= min(math.ceil(REPLAY / (seconds * entry.calls)), max(1, CALLS_MOST // entry.calls))
-        record(entry, call)
-        seconds = entry.seconds()
-    entry.replays = max(1, math.ceil(SAMPLE / (seconds * entry.calls)))
+    entry.row.limit = Limit(bound, "B/s" if bound == "read" else "op/s")
+    return floors[bound]
 
 
-def record(entry: Entry, call: Callable[[int], Any]) -> None:
+def record(entry: Entry, call: Callable[[int], Any], calls: int) -> None:
     copies = entry.case.copies
 
     def body() -> None:
-        for i in range(entry.calls):
+        for i in range(calls):
             call(i % copies)
 
+    entry.calls = calls
     entry.plan = _core.Plan.record(body)[0]
-    steps = entry.plan.steps // entry.calls
-    if entry.plan.steps != steps * entry.calls or not 0 <= len(entry.case.slots) - steps <= 1:
-        raise RuntimeError(f"{entry.case.id}: {entry.plan.steps} kernels in {entry.calls} calls of {entry.case.slots}")
+    steps = entry.plan.steps // calls
+    if entry.plan.steps != steps * calls or not 0 <= len(entry.case.slots) - steps <= 1:
+        raise RuntimeError(f"{entry.case.id}: {entry.plan.steps} kernels in {calls} calls of {entry.case.slots}")
     entry.row.facts |= {"kernels": list(entry.case.slots[:steps]), "served_by": list(entry.served_by[:steps])}
 
 
@@ -305,5 +331,5 @@ def sample(entry: Entry, gauge: Gauge) -> None:
         seconds = entry.seconds()
     row.samples.append(entry.amount / seconds)
     row.limit.samples.append(limit)
-    row.shares.append(entry.amount / limit / seconds)
+    row.shares.append(entry.bounded / limit / seconds)
     row.others.append(watch.others)
