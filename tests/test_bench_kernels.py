@@ -141,6 +141,11 @@ def test_bytes_of_what_lies_between():
     assert one("add", of, rows=1).nbytes == 3 * 2048 * 4
     assert one("quantize", of, case="f32 to int8 2048", rows=1).nbytes == 2048 * 4 + 2048 + 8 * 4 + 64 * 2
     assert one("copy_pages", of, rows=1).nbytes == 2 * 8 * 64 * 64 * 2
+    # What is changed in place is read and written, and there once.
+    case = one("rms_norm", of, case="heads 32x64", rows=512)
+    assert (case.nbytes, case.touched) == (4 * (2 * 512 * 2048 + 64), 4 * (512 * 2048 + 64))
+    case = one("rope", of, rows=1)
+    assert (case.nbytes, case.touched) == (4 * (2 * 40 * 64 + 64), 4 * (40 * 64 + 64))
 
 
 # ---- What is called --------------------------------------------------------------------------------------------------

@@ -85,7 +85,8 @@ def rope(sizes: Sizes, rows: int) -> Case:
         x, table = store.floats(rows, width), angles(store, rows, dim // 2)
         return lambda i: _core.rope_(x, table, dim)
 
-    return Case("rope", f"{heads}x{dim}", rows, ("rope",), 4 * rows * (2 * width + dim), make, 3 * rows * width)
+    return Case("rope", f"{heads}x{dim}", rows, ("rope",), 4 * rows * (2 * width + dim), make, 3 * rows * width,
+                working_set=4 * rows * (width + dim))
 
 
 def write(sizes: Sizes, rows: int, kind: str, rotated: bool = False) -> Case:
@@ -105,7 +106,8 @@ def write(sizes: Sizes, rows: int, kind: str, rotated: bool = False) -> Case:
     stored = rows * 2 * sizes.kv_heads * page_row(kind, dim)
     name = "rope_kv_write" if rotated else "kv_write"
     nbytes = stored + 4 * rows * ((2 * turned + dim + kv) if rotated else 2 * kv)
-    return Case(name, f"{kind} {sizes.kv_heads}x{dim}", rows, (name,), nbytes, make, 3 * rows * turned if rotated else 0)
+    return Case(name, f"{kind} {sizes.kv_heads}x{dim}", rows, (name,), nbytes, make, 3 * rows * turned if rotated else 0,
+                working_set=nbytes - 4 * rows * turned * rotated)
 
 
 def attention(scope: Scope, name: str, rows: int, context: int, kind: str, kv_heads: int) -> Case:

@@ -18,12 +18,13 @@ GATED = {"silu": ACTIVATIONS["silu"] + 1, "gelu_tanh": ACTIVATIONS["gelu_tanh"] 
 EPS = 1e-5
 
 
-def elementwise(kernel: str, case: str, rows: int, nbytes: int, operations: int, make: Callable[[Store], Callable[[], Any]]) -> Case:
+def elementwise(kernel: str, case: str, rows: int, nbytes: int, operations: int, make: Callable[[Store], Callable[[], Any]],
+                working_set: int = 0) -> Case:
     def build(store: Store) -> Callable[[int], Any]:
         call = make(store)
         return lambda i: call()
 
-    return Case(kernel, case, rows, (kernel,), nbytes, build, operations)
+    return Case(kernel, case, rows, (kernel,), nbytes, build, operations, working_set=working_set)
 
 
 def cases(scope: Scope) -> Iterator[Case]:
@@ -73,7 +74,7 @@ def norms(scope: Scope, rows: int) -> Iterator[Case]:
         yield elementwise(kernel, f"{width}", rows, 4 * (2 * rows * width + vectors * width), operations * rows * width,
                           over_rows(op, vectors))
         yield elementwise(kernel, f"heads {sizes.heads}x{sizes.head_dim}", rows, 4 * (2 * rows * heads + vectors * sizes.head_dim),
-                          operations * rows * heads, over_heads(op_heads, vectors))
+                          operations * rows * heads, over_heads(op_heads, vectors), 4 * (rows * heads + vectors * sizes.head_dim))
 
 
 def inside(scope: Scope, rows: int) -> Iterator[Case]:
