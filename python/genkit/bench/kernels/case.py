@@ -41,8 +41,8 @@ class Sizes:
 
     @classmethod
     def read(cls, name: str, fields: Mapping[str, Any]) -> "Sizes":
-        """Raises UsageError for a model without one of the sizes. One without experts is measured with 32 of an eighth of its
-        width, of which 4 run."""
+        """Raises UsageError for a model without one of the sizes. One without experts is measured with 32, an eighth as wide as
+        its MLP, of which 4 run."""
 
         def first(*keys: str, default: Optional[int] = None) -> int:
             for key in keys:

@@ -12,6 +12,9 @@ from genkit.bench.kernels.products import ROUNDS_ROWS
 from genkit.bench.kernels.rowwise import EXP
 from genkit.bench.kernels.weights import DENSE, MAIN, make_weight, weight_bytes
 
+# A processor learns where a few rows go when they come again and again: as many others come between.
+ROWS_APART = 512
+
 
 def cases(scope: Scope) -> Iterator[Case]:
     for rows in scope.rows:
@@ -36,18 +39,18 @@ def routing(scope: Scope, rows: int) -> Iterator[Case]:
     """As many places as the op makes room for, which is more than rows take, are neither read nor counted."""
     sizes = scope.sizes
     experts, k, width = sizes.experts, sizes.experts_per_token, sizes.hidden
-    words = f"{k} of {experts}"
+    words, turns = f"{k} of {experts}", max(1, ROWS_APART // rows)
 
     def groups(store: Store) -> _core.Groups:
         return _core.group_rows(ints(balanced(rows, k, experts, 0)), experts)
 
     def route(store: Store) -> Callable[[int], Any]:
-        logits = store.floats(rows, experts)
-        return lambda i: _core.route(logits, k)
+        logits = [store.floats(rows, experts) for _ in range(turns)]
+        return lambda i: _core.route(logits[i], k)
 
     def group(store: Store) -> Callable[[int], Any]:
-        ids = ints(balanced(rows, k, experts, 0))
-        return lambda i: _core.group_rows(ids, experts)
+        ids = [ints(balanced(rows, k, experts, store.rng.integers(experts))) for _ in range(turns)]
+        return lambda i: _core.group_rows(ids[i], experts)
 
     def gather(store: Store) -> Callable[[int], Any]:
         x, found = store.floats(rows, width), groups(store)
@@ -59,8 +62,11 @@ def routing(scope: Scope, rows: int) -> Iterator[Case]:
         return lambda i: _core.combine(y, weights, found, residual)
 
     each = rows * k
-    yield Case("route", words, rows, ("route",), 4 * rows * experts + 8 * each, route, (EXP + 3) * rows * experts)
-    yield Case("group_rows", words, rows, ("group_rows",), 8 * each + 4 * places(rows, k, experts), group)
+    logits, places_bytes = 4 * rows * experts, 4 * places(rows, k, experts)
+    yield Case("route", words, rows, ("route",), logits + 8 * each, route, (EXP + 3) * rows * experts, copies=turns,
+               working_set=turns * logits + 8 * each)
+    yield Case("group_rows", words, rows, ("group_rows",), 8 * each + places_bytes, group, copies=turns,
+               working_set=(turns + 1) * 4 * each + places_bytes)
     yield Case("gather_rows", f"{words} {width}", rows, ("gather_rows",), 4 * (rows * width + each * width + each), gather)
     yield Case("combine", f"{words} {width}", rows, ("combine",), 4 * (each * width + 2 * rows * width + 2 * each), combine,
                2 * each * width)
@@ -92,6 +98,7 @@ def product(scope: Scope, rows: int, kind: str) -> Case:
 
     rounds = ROUNDS_ROWS.get(_core.slots()["linear"]) if kind == "bf16" else "quantize" if packed else None
     slots = tuple(slot for slot in (rounds, "packed_linear" if packed else "linear", None if packed else "gated") if slot)
-    return Case("expert_linear", f"{kind} {per_token} of {experts} {n}x{k}", rows, slots, used * one + io, make, 2 * each * n * k,
+    words = f"{kind} {per_token} of {experts} {n}x{k}"
+    return Case("expert_linear", words, rows, slots, used * one + io, make, 2 * each * n * k,
                 "int8" if packed else "bf16" if kind == "bf16" else "f32", layers * turns, layers * turns * used * one + io,
                 (key, layers * experts * one), 2 * n * k * packed)

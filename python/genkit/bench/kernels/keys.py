@@ -32,7 +32,8 @@ def make_pages(store: Store, kind: str, kv_heads: int, head_dim: int, context: i
     count = pages_for(context)
     shape, element = (kv_heads, count, PAGE_KEYS, head_dim), "i8" if kind == "int8" else kind
     scales = {name: _core.Tensor.zeros(shape[:3]) if kind == "int8" else None for name in ("k_scales", "v_scales")}
-    pages = Pages(_core.Tensor.zeros(shape, element), _core.Tensor.zeros(shape, element), ints(np.arange(count)[None]), scales)
+    k, v = _core.Tensor.zeros(shape, element), _core.Tensor.zeros(shape, element)
+    pages = Pages(k, v, ints(np.arange(count)[None]), scales)
     rows = store.keep(("rows", kv_heads * head_dim), lambda: store.floats(1024, 2 * kv_heads * head_dim))
     width = kv_heads * head_dim
     for begin in range(0, context, 1024):
@@ -65,10 +66,12 @@ def rope_table(sizes: Sizes, rows: int) -> Case:
     half = sizes.head_dim // 2
 
     def make(store: Store) -> Callable[[int], Any]:
-        positions, frequencies = ints(np.arange(rows)), _core.Tensor.from_numpy((1e4 ** -(np.arange(half) / half)).astype(np.float32))
+        positions = ints(np.arange(rows))
+        frequencies = _core.Tensor.from_numpy((1e4 ** -(np.arange(half) / half)).astype(np.float32))
         return lambda i: _core.rope_table(positions, frequencies)
 
-    return Case("rope_table", f"{sizes.head_dim}", rows, ("rope_table",), 4 * (rows + half + rows * 2 * half), make, 3 * rows * half)
+    nbytes = 4 * (rows + half + rows * 2 * half)
+    return Case("rope_table", f"{sizes.head_dim}", rows, ("rope_table",), nbytes, make, 3 * rows * half)
 
 
 def angles(store: Store, rows: int, half: int) -> _core.Tensor:
@@ -126,7 +129,8 @@ def attention(scope: Scope, name: str, rows: int, context: int, kind: str, kv_he
                                          **layers[i].scales)
 
     seen = rows * context - rows * (rows - 1) // 2  # each row all keys up to its own
-    return Case(name, f"{kind} {context} keys {heads}/{kv_heads}x{dim}", rows, ("attention", "attention_merge"), layer + io, make,
+    words = f"{kind} {context} keys {heads}/{kv_heads}x{dim}"
+    return Case(name, words, rows, ("attention", "attention_merge"), layer + io, make,
                 4 * dim * heads * seen, "bf16" if kind in ("bf16", "int8") else "f32", copies, copies * layer + io,
                 (key, copies * 2 * kv_heads * pages_for(context) * PAGE_KEYS * page_row(kind, dim)))
 

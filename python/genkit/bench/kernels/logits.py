@@ -44,7 +44,8 @@ def penalty(vocab: int, rows: int) -> Case:
         logits = store.floats(rows, vocab, scale=3.0)
         ids = ints(np.concatenate([store.rng.permutation(vocab)[:said] for _ in range(rows)]))
         counts, offsets = ints(store.rng.integers(1, 4, rows * said)), ints(np.arange(rows + 1) * said, np.int64)
-        return lambda i: _core.penalize_(logits, ids, counts, counts, offsets, *((2.0, 0.5, 0.25), (0.5, -0.5, -0.25))[i % 2])
+        penalties = (2.0, 0.5, 0.25), (0.5, -0.5, -0.25)
+        return lambda i: _core.penalize_(logits, ids, counts, counts, offsets, *penalties[i % 2])
 
     return Case("penalty", f"{said} of {vocab}", rows, ("penalty",), 20 * rows * said, make, 4 * rows * said, copies=2)
 

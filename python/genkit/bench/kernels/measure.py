@@ -34,8 +34,8 @@ Tell = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Request:
-    """names: kernels, or how their names begin; none: all. tiers: none: the one in use, "all": all there are. threads: none: the
-    processors this process may use. repetitions: samples of a row at least; rows whose interval is wider than ci, a share of
+    """names: kernels, or how their names begin; none: all. tiers: none: the one in use, "all": all there are. threads: none:
+    the processors this process may use. repetitions: samples of a row at least; rows whose interval is wider than ci, a share of
     the median, get more for up to `seconds`."""
 
     scope: Scope
@@ -48,9 +48,10 @@ class Request:
 
     def as_dict(self) -> dict[str, Any]:
         scope = self.scope
-        return {"names": list(self.names), "sizes": asdict(scope.sizes), "rows": list(scope.rows), "contexts": list(scope.contexts),
-                "types": None if scope.types is None else list(scope.types), "tiers": list(self.tiers), "threads": list(self.threads),
-                "repetitions": self.repetitions, "ci": self.ci, "seconds": self.seconds}
+        return {"names": list(self.names), "sizes": asdict(scope.sizes), "rows": list(scope.rows),
+                "contexts": list(scope.contexts), "types": None if scope.types is None else list(scope.types),
+                "tiers": list(self.tiers), "threads": list(self.threads), "repetitions": self.repetitions,
+                "ci": self.ci, "seconds": self.seconds}
 
 
 @dataclass
@@ -161,8 +162,8 @@ def entries(request: Request) -> list[Entry]:
                         seen.add(key)
                         found.append(entry)
     if not found:
-        raise UsageError(f"{', '.join(sorted(wanted))}: does not run with these tiers and threads: round_rows is avx512bf16's, tile_rows "
-                         "amx's, and attention_merge needs two threads and --context above 1024")
+        raise UsageError(f"{', '.join(sorted(wanted))}: nothing of it runs on these tiers: round_rows is avx512bf16's, tile_rows "
+                         f"amx's, and attention_merge needs two threads and --context above {keys.SPLIT}")
     first = {}
     for place, entry in enumerate(found):
         first.setdefault(entry.group, place)
@@ -191,8 +192,8 @@ def batches(found: Sequence[Entry], available: int) -> list[list[Entry]]:
         largest = max(entry.case.touched for entry in together)  # as much is read to measure the limit
         if needed + largest > available:
             entry = together[-1]
-            raise ResourceError(f"{entry.case.kernel} {entry.case.case}: needs {(needed + largest) / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free; "
-                                "take a smaller --shape, fewer --rows or a shorter --context")
+            raise ResourceError(f"{entry.case.kernel} {entry.case.case}: needs {(needed + largest) / 2**30:.1f} GiB, "
+                                f"{available / 2**30:.1f} GiB are free; take a smaller --shape, fewer --rows or a shorter --context")
         if held + needed + largest > most:
             made.append([])
             held = 0
@@ -224,7 +225,8 @@ def measure(results: Results, request: Request, tell: Optional[Tell] = None) -> 
         judge(results, request.ci)
 
 
-def measure_batch(batch: Sequence[Entry], request: Request, seconds: float, results: Results, step: Callable[[Entry], None]) -> None:
+def measure_batch(batch: Sequence[Entry], request: Request, seconds: float, results: Results,
+                  step: Callable[[Entry], None]) -> None:
     """seconds: for rounds after `repetitions`."""
     most = max(entry.threads for entry in batch)
     gauge, store = Gauge(max(64 * most, *(entry.case.touched for entry in batch)), most), Store(np.random.default_rng())
@@ -246,8 +248,8 @@ def measure_batch(batch: Sequence[Entry], request: Request, seconds: float, resu
 
 
 def notes(request: Request) -> list[str]:
-    made = [f"weights, keys and values are read in turn from copies of {request.scope.rotation >> 20} MiB together; everything else lies "
-            "where the call before left it"]
+    made = [f"weights, keys and values are read in turn from copies of {request.scope.rotation >> 20} MiB together; everything "
+            "else lies where the call before left it"]
     if len(request.tiers) > 1 or "all" in request.tiers:
         made.append("a kernel that several tiers share is measured under the first of them")
     return made

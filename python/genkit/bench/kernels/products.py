@@ -54,9 +54,10 @@ def product(scope: Scope, kind: str, shape: Product, rows: int) -> Case:
     copies = scope.copies(nbytes)
     outputs = n // 2 if gated else n
     io = rows * 4 * (k + outputs + (n if shape.residual else 0))
+    key = "weights", kind, n, k, gated
 
     def make(store: Store) -> Callable[[int], Any]:
-        weights = store.keep(("weights", kind, n, k, gated), lambda: [make_weight(store, kind, n, k, gated) for _ in range(copies)])
+        weights = store.keep(key, lambda: [make_weight(store, kind, n, k, gated) for _ in range(copies)])
         x = store.floats(rows, k)
         residual = store.floats(rows, n) if shape.residual else None
         if gated:
@@ -68,7 +69,7 @@ def product(scope: Scope, kind: str, shape: Product, rows: int) -> Case:
     name = "packed_linear" if packed else "linear"
     return Case(name, f"{kind} {n}x{k}{' gated' * gated}", rows, (rounds, name) if rounds else (name,), nbytes + io, make,
                 2 * rows * n * k, "int8" if packed else "bf16" if kind == "bf16" else "f32", copies, copies * nbytes + io,
-                (("weights", kind, n, k, gated), copies * nbytes), 2 * n * k * packed)
+                (key, copies * nbytes), 2 * n * k * packed)
 
 
 def inputs(scope: Scope) -> Iterator[Case]:

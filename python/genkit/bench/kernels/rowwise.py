@@ -73,8 +73,9 @@ def norms(scope: Scope, rows: int) -> Iterator[Case]:
                                                       ("layer_norm", _core.layer_norm, _core.layer_norm_heads_, 2, 7)):
         yield elementwise(kernel, f"{width}", rows, 4 * (2 * rows * width + vectors * width), operations * rows * width,
                           over_rows(op, vectors))
-        yield elementwise(kernel, f"heads {sizes.heads}x{sizes.head_dim}", rows, 4 * (2 * rows * heads + vectors * sizes.head_dim),
-                          operations * rows * heads, over_heads(op_heads, vectors), 4 * (rows * heads + vectors * sizes.head_dim))
+        own = vectors * sizes.head_dim
+        yield elementwise(kernel, f"heads {sizes.heads}x{sizes.head_dim}", rows, 4 * (2 * rows * heads + own),
+                          operations * rows * heads, over_heads(op_heads, vectors), 4 * (rows * heads + own))
 
 
 def inside(scope: Scope, rows: int) -> Iterator[Case]:
@@ -102,7 +103,8 @@ def inside(scope: Scope, rows: int) -> Iterator[Case]:
                           one(_core.activation, inner, kind))
     yield elementwise("add", f"{width}", rows, 12 * rows * width, 2 * rows * width, two)
     yield elementwise("scale", f"{width}", rows, 8 * rows * width, rows * width, one(_core.scale, width, 0.5))
-    yield elementwise("scale", f"{width} capped", rows, 8 * rows * width, (EXP + 8) * rows * width, one(_core.scale, width, 0.5, 30.0))
+    yield elementwise("scale", f"{width} capped", rows, 8 * rows * width, (EXP + 8) * rows * width,
+                      one(_core.scale, width, 0.5, 30.0))
     yield elementwise("gather_columns", f"{width}", rows, 8 * rows * width + 4 * width, 0, reordered)
 
 

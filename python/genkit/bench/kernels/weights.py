@@ -33,8 +33,8 @@ def _formats() -> dict[str, Format]:
 FORMATS = _formats()
 TYPES = (*DENSE, *FORMATS)
 
-# All products are measured with MAIN, one of them with the others that files have: GPTQ and AWQ, Q4_1, Q8_0, Q4_K, Q3_K, Q2_K,
-# Q6_K, Q5_K in turn.
+# All products are measured with MAIN, one of them with the others that files have: Q4_0, GPTQ and AWQ, MLX, Q8_0, Q4_K, Q3_K,
+# Q2_K, Q6_K, Q5_K in turn.
 MAIN = ("bf16", "int8", "int4")
 OTHERS = ("f32", "f16", "int4-g32", "int4-g128-zero", "int4-g32-min", "int8-g32", "int4_k-g32-min", "int4_k-g16",
           "int4_k-g16-min", "int8_k-g16", "int8_k-g32-min")

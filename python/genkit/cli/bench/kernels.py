@@ -20,7 +20,7 @@ def kernels(
     ] = None,
     shape: Annotated[
         str, typer.Option("--shape", metavar="NAME", show_default=False, rich_help_panel=WHAT,
-                          help="The model whose sizes are taken (genkit bench --shape help lists them). Default: llama-3.2-1b.")
+                          help="Whose sizes are taken (genkit bench --shape help lists models). Default: llama-3.2-1b.")
     ] = "llama-3.2-1b",
     rows: Annotated[
         Optional[list[str]], typer.Option("--rows", metavar="LIST", show_default=False, rich_help_panel=WHAT,
@@ -32,8 +32,8 @@ def kernels(
     ] = None,
     kinds: Annotated[
         Optional[list[str]], typer.Option("--type", metavar="LIST", show_default=False, rich_help_panel=WHAT,
-                                          help="Of weights: f32, bf16, int8, int4, int4_k-g32-min ... or all, each in every product. "
-                                               "Default: bf16, int8 and int4, and one product in others.")
+                                          help="Of weights: f32, bf16, int8, int4, int4_k-g32-min ... or all, each in every "
+                                               "product. Default: bf16, int8 and int4, and one product in others.")
     ] = None,
     tier: Annotated[
         Optional[list[str]], typer.Option("--tier", metavar="LIST", show_default=False, rich_help_panel=WHAT,
@@ -83,9 +83,9 @@ def kernels(
     for option, value, least in (("-r", repetitions, 1), ("--time", seconds, 0)):
         if value is not None and not least <= value < 1e6:
             raise UsageError(f"{option} {value:g}: expected {least} to a million")
-    scope = Scope(Sizes.read(shape, shape_fields(shape).raw), *(lists.numbers(option, texts) if texts else default for option, texts, default
-                  in (("--rows", rows, (1, 512)), ("--context", context, (128, 4096)))),
-                  types=check_types(lists.names("--type", kinds)) if kinds else None)
+    scope = Scope(Sizes.read(shape, shape_fields(shape).raw), lists.numbers("--rows", rows) if rows else (1, 512),
+                  lists.numbers("--context", context) if context else (128, 4096),
+                  check_types(lists.names("--type", kinds)) if kinds else None)
     request = Request(scope, tuple(names or ()), tuple(lists.names("--tier", tier)) if tier else (),
                       tuple(lists.numbers("-t", threads)) if threads else (), repetitions, 0.05 if ci is None else ci,
                       (0 if repetitions == 1 and ci is None else 60) if seconds is None else seconds)
