@@ -224,7 +224,7 @@ PYBIND11_MODULE(_core, m) {
         .def("encode", [](const Pieces& p, const std::string& text, bool space) { return p.encode(text, space); },
              "text"_a, "dummy_space"_a, nogil());
 
-    m.def("readable_memory", &readable_memory, "bytes"_a, "threads"_a, nogil());
+    m.def("make_readable", &make_readable, "memory"_a, "threads"_a, nogil());
     m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "threads"_a, "memory"_a = py::none(), nogil());
     m.def("has_arithmetic", &has_arithmetic, "kind"_a);
     m.def("arithmetic_peak", &arithmetic_peak, "kind"_a, "threads"_a, nogil());

@@ -120,7 +120,7 @@ void copy_pages(const Tensor& pages, const Tensor& source, const Tensor& target)
 // memory, each a share of its own over and over; multiplications and additions a second of "f32", "bf16" or "int8" on
 // registers, as the current tier does them (bf16 in f32 where has_arithmetic says that it cannot); seconds that a
 // parallel_for and a phase of a WorkList take in which all threads meet and do nothing.
-Tensor readable_memory(int64_t bytes, int64_t threads);  // throws std::bad_alloc for more than there is
+void make_readable(const Tensor& memory, int64_t threads);  // writes numbers, none of them zero
 double read_bandwidth(int64_t bytes, int64_t threads, const OptionalTensor& memory);
 bool has_arithmetic(const std::string& kind);
 double arithmetic_peak(const std::string& kind, int64_t threads);

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <new>
 #include <thread>
 #include <vector>
@@ -122,32 +123,29 @@ struct Share {
     int64_t at, length;
 };
 
-// A share of memory, with no two words alike in all of it.
-void fill(uint8_t* memory, const Share& share) {
-    auto* words = reinterpret_cast<uint64_t*>(memory);
-    const int64_t end = share.at + share.length;
-    for (int64_t i = share.at / 8; i < end / 8; i++) words[i] = uint64_t(i + 1) * 0x9e3779b97f4a7c15u;
-    std::fill(memory + end / 8 * 8, memory + end, uint8_t(0x3f));
-}
-
 }  // namespace
 
-Tensor readable_memory(int64_t bytes, int64_t threads) {
-    const char* op = "readable_memory";
-    if (bytes < 1) fail(op, "bytes is " + std::to_string(bytes) + "; expected 1 or more");
-    Arena::Scope none(nullptr);
+void make_readable(const Tensor& memory, int64_t threads) {
+    const char* op = "make_readable";
+    if (memory.dtype() != DType::u8 || !memory.contiguous()) fail(op, "memory is " + memory.shape_text() + "; expected contiguous u8");
     const Threads team(threads);
-    const Tensor memory = allocate(op, bytes);
     struct Job {
         uint8_t* memory;
         int64_t bytes, threads;
-    } job{memory.data<uint8_t>(), bytes, threads};
+    } job{memory.data<uint8_t>(), memory.nbytes(), threads};
     auto run = [](const void* context, int64_t begin, int64_t end) {
         const Job& j = *static_cast<const Job*>(context);
-        for (int64_t thread = begin; thread < end; thread++) fill(j.memory, Share(j.bytes, j.threads, thread));
+        for (int64_t thread = begin; thread < end; thread++) {
+            const Share share(j.bytes, j.threads, thread);
+            uint8_t* at = j.memory + share.at;
+            for (int64_t i = 0; i + 8 <= share.length; i += 8) {  // by the address: no two words alike, and none zero
+                const uint64_t word = (reinterpret_cast<uintptr_t>(at + i) + 1) * 0x9e3779b97f4a7c15u;
+                std::memcpy(at + i, &word, sizeof word);
+            }
+            std::fill(at + share.length / 8 * 8, at + share.length, uint8_t(0x3f));
+        }
     };
     parallel_for(threads, 1, run, &job);
-    return memory;
 }
 
 double read_bandwidth(int64_t bytes, int64_t threads, const OptionalTensor& memory) {
@@ -157,7 +155,9 @@ double read_bandwidth(int64_t bytes, int64_t threads, const OptionalTensor& memo
         fail(op, "bytes is " + std::to_string(bytes) + "; expected 64 or more for each of " + std::to_string(threads) + " threads");
     if (memory && (memory->dtype() != DType::u8 || !memory->contiguous() || memory->nbytes() < bytes))
         fail(op, "memory is " + memory->shape_text() + "; expected u8 and at least [" + std::to_string(bytes) + "]");
-    const Tensor block = memory ? *memory : readable_memory(bytes, threads);
+    Arena::Scope none(nullptr);
+    const Tensor block = memory ? *memory : allocate(op, bytes);
+    if (!memory) make_readable(block, threads);
     struct alignas(64) Reader {
         MeasureReadArgs args;
         const uint8_t* memory;

@@ -217,8 +217,8 @@ class Pieces:
     def encode(self, text: str, dummy_space: bool) -> list[int]:
         """dummy_space: put a space before the text, as add_dummy_prefix says. No control tokens."""
 
-def readable_memory(bytes: int, threads: int) -> Tensor:
-    """u8 [bytes], written by so many threads, no two words alike. Raises MemoryError for more than the machine has."""
+def make_readable(memory: Tensor, threads: int) -> None:
+    """Fills u8 [bytes] with words of which no two are alike and none is zero."""
 def read_bandwidth(bytes: int, threads: int, memory: Optional[Tensor] = None) -> float:
     """Bytes a second that so many threads read of a block of exactly so many bytes, each a share of its own over and over:
     the best of 4 tries of 25 ms. memory: where to read, u8 and at least so large, else some is made and filled first.

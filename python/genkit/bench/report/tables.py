@@ -33,6 +33,7 @@ FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "bytes_per_token": ("MB/token", megabytes),
     "peak_memory": ("peak memory", format_bytes),
     "tier": ("tier", clean),
+    "level": ("cache level", clean),
     "ratio": ("genkit, times as fast", times),
     "verdict": ("verdict", clean),
 }
