@@ -276,6 +276,28 @@ def test_bad_input(tmp_path):
         assert not done.stdout
 
 
+def test_the_model_itself_is_found_out_when_it_waits():
+    """Two runs of the default model as it is, one whose decode step takes ten times as long: far beyond any noise."""
+    from genkit.bench.throughput import Plan, measure
+    from compare_tries import plant
+    from genkit.plan import Decoder
+
+    def measured() -> Results:
+        results = Results("models", dict(MACHINE))
+        measure(results, Plan(prompts=(), generates=(32,), rounds=8, seconds=0.0))
+        return results
+
+    first, second = measured(), measured()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoder, "draw", Decoder.draw)  # so that it is put back
+        plant(9.0)
+        slow = measured()
+    same, found = compare.compare(first, second, 0.5), compare.compare(second, slow, 0.5)
+    assert same.rows[0].facts["verdict"] == "no difference"
+    assert found.rows[0].facts["verdict"] == "slower" and found.rows[0].computed.median < 0.3
+    assert found.rows[0].id == first.rows[0].id
+
+
 # Installs and commits, the real thing. A repository whose build needs no compiler: it packs the genkit that runs this test.
 
 BACKEND = '''

@@ -22,7 +22,7 @@ from genkit.bench.peers.process import Failed, Worker
 from genkit.bench.ratios import paired
 from genkit.bench.results import Results, Row
 from genkit.checkpoints.files import shown_path
-from genkit.errors import BadFileError, Error, ResourceError, UsageError
+from genkit.errors import BadFileError, DeviceError, Error, ResourceError, UsageError
 
 Tell = Callable[[str, int, int], None]
 
@@ -138,14 +138,23 @@ def _reason(text: str) -> str:
     return ([line for line in lines if "error" in line.lower()] or lines or ["it said nothing"])[-1]
 
 
-@dataclass
-class Plan:
-    """model: what it is called, and the path it is loaded from. types: values of load's quantize, None for its default.
-    seconds: for all rows; a row ends before when its interval is narrower than `ci`."""
+@dataclass(frozen=True)
+class Subject:
+    """A model: what it and its type are called (None: as it says itself), where it is, and load's quantize, None for the
+    default."""
 
     model: str
     path: str
-    types: Sequence[str | None]
+    type: str | None = None
+    quantize: str | None = None
+
+
+@dataclass
+class Plan:
+    """prompts and generates: tokens of each test, pp and tg. rounds: of A B B A at least, and not fewer than FEWEST_ROUNDS.
+    seconds: for all rows; a row ends before when its interval is narrower than `ci`."""
+
+    subjects: Sequence[Subject]
     threads: Sequence[int | None]
     prompts: Sequence[int]
     generates: Sequence[int]
@@ -185,6 +194,15 @@ def measure(results: Results, installs: Sequence[Install], plan: Plan, tolerance
             compare.judge(results.rows, tolerance)
 
 
+def _kind(error: Failed) -> tuple[type[Error], str]:
+    """The error of genkit's own that a process answered with, and its words; Error where it is none."""
+    for kind in (UsageError, BadFileError, ResourceError, DeviceError):
+        _, found, said = str(error).partition(f": {kind.__name__}: ")
+        if found:
+            return kind, said
+    return Error, str(error)
+
+
 class _Turns:
     def __init__(self, results: Results, installs: Sequence[Install], plan: Plan, logs: Path, tell: Tell | None) -> None:
         self.results, self.installs, self.plan, self.logs, self.tell = results, installs, plan, logs, tell
@@ -192,11 +210,11 @@ class _Turns:
 
     def run(self) -> None:
         plan = self.plan
-        cases = [(kind, threads) for kind in plan.types for threads in plan.threads]
-        for place, (kind, threads) in enumerate(cases):
+        cases = [(subject, threads) for subject in plan.subjects for threads in plan.threads]
+        for place, (subject, threads) in enumerate(cases):
             try:
                 self._start()
-                tests = self._load(kind, threads)
+                tests = self._load(subject, threads)
                 self._rounds(tests, place, len(cases))
             finally:
                 self._end()
@@ -220,29 +238,30 @@ class _Turns:
         while self._workers:
             self._workers.pop().close()
 
-    def _load(self, kind: str | None, threads: int | None) -> list[_Test]:
+    def _load(self, subject: Subject, threads: int | None) -> list[_Test]:
         plan, loaded = self.plan, []
-        options = {name: value for name, value in (("quantize", kind), ("threads", threads)) if value is not None}
-        self._say("loading", 0.0, 1)
+        options = {name: value for name, value in (("quantize", subject.quantize), ("threads", threads)) if value is not None}
+        self._say(f"loading {subject.model}", 0.0, 1)
         for install, worker in zip(self.installs, self._workers):
             try:
-                loaded.append(worker.call("load", path=plan.path, options=options))
+                loaded.append(worker.call("load", path=subject.path, options=options))
             except Failed as error:
-                raise UsageError(f"{shown_path(install.name)}: {error}") from None
+                kind, said = _kind(error)
+                raise kind(f"{shown_path(install.name)}: {said}") from None
         context = min(facts["context"] for facts in loaded)
         for option, tokens, more in [("-p", count, 1) for count in plan.prompts] + [("-n", count, 2) for count in plan.generates]:
             if tokens + more > context:
-                raise UsageError(f"{option} {tokens}: {plan.model} was made for {context} tokens")
+                raise UsageError(f"{option} {tokens}: {subject.model} was made for {context} tokens")
         first, second = loaded
         for what in ("type", "threads", "device"):
             if first[what] != second[what]:
-                raise UsageError(f"A runs {plan.model} with {what} {first[what]}, B with {second[what]}; say which with"
+                raise UsageError(f"A runs {subject.model} with {what} {first[what]}, B with {second[what]}; say which with"
                                  f" {'-t' if what == 'threads' else '--' + what}")
         facts = {"tier": first["tier"] if first["tier"] == second["tier"] else f"{first['tier']}, {second['tier']}", "of": "tokens/s"}
         tests = []
         for method, short, counts in (("prefill", "pp", plan.prompts), ("decode", "tg", plan.generates)):
             for count in counts:
-                row = Row({"model": plan.model, "type": "stored" if first["type"] == "none" else first["type"],
+                row = Row({"model": subject.model, "type": subject.type or ("stored" if first["type"] == "none" else first["type"]),
                            "device": first["device"], "threads": first["threads"], "batch": 1, "test": f"{short}{count}"},
                           "ratio", facts=dict(facts))
                 tests.append(_Test(row, method, count))

@@ -100,9 +100,13 @@ def compare(
         results = comparing.compare(read_results(sides[0]), read_results(sides[1]), tolerance, (a, b))
         report.show(results)
     else:
-        plan = make_plan(model, shape, kinds, prompt, generate, threads, rounds, ci, seconds)
+        if shape == "help":
+            from genkit.cli.bench.models import print_shapes
+
+            return print_shapes()
         results = Results("compare", machine_facts(), {"a": a, "b": b, "tolerance": tolerance, "of": "models"})
         with measured(results, report), step_bar(not quiet) as tell:
+            plan = make_plan(model, shape, kinds, prompt, generate, threads, rounds, ci, seconds, tell)
             for side in sides:
                 if side.commit and not quiet and not Path(side.folder).is_dir():
                     note(f"genkit: building commit {side.name} into {side.folder}, once")
@@ -114,7 +118,7 @@ def compare(
 
 def make_plan(model: Optional[str], shape: Optional[str], kinds: "Optional[list[str]]", prompt: "Optional[list[str]]",
               generate: "Optional[list[str]]", threads: "Optional[list[str]]", rounds: Optional[int], ci: Optional[float],
-              seconds: Optional[float]) -> Any:
+              seconds: Optional[float], tell: Any = None) -> Any:
     """bench.installs.Plan of the options. Raises UsageError."""
     import genkit
     from genkit.bench import installs, lists
@@ -126,7 +130,9 @@ def make_plan(model: Optional[str], shape: Optional[str], kinds: "Optional[list[
 
     if model is not None and shape is not None:
         raise UsageError("-m and --shape: give one of them")
-    types = {"stored": "none", "int8": "int8", "int4": "int4"}
+    types = {"stored": ("bf16", "none"), "int8": ("bf16", "int8"), "int4": ("bf16", "int4")}
+    if shape is not None:
+        types |= {dtype: (dtype, "none") for dtype in ("f32", "f16", "bf16")}
     named = lists.names("--type", kinds) if kinds else []
     unknown = [name for name in named if name not in types]
     if unknown:
@@ -137,7 +143,14 @@ def make_plan(model: Optional[str], shape: Optional[str], kinds: "Optional[list[
     prompts, generates = counts("-p", prompt, 512), counts("-n", generate, 128)
     if not prompts and not generates:
         raise UsageError("-p none -n none: nothing is left to measure")
-    path = resolve(str(model or genkit.DEFAULT_MODEL))
-    return installs.Plan(model_name(model or genkit.DEFAULT_MODEL), str(path), [types[name] for name in named] or [None],
-                         lists.numbers("-t", threads) if threads else [None], prompts, generates, int(rounds or 10),
+    if shape is None:
+        path, name = str(resolve(str(model or genkit.DEFAULT_MODEL))), model_name(model or genkit.DEFAULT_MODEL)
+        subjects = [installs.Subject(name, path, kind, types[kind][1]) for kind in named] or [installs.Subject(name, path)]
+    else:
+        from genkit.bench.shapes import folder_for
+
+        told = tell and (lambda done, total: tell(f"writing {shape}", done, total))
+        subjects = [installs.Subject(shape, str(folder_for(shape, types[kind][0], progress=told)), kind, types[kind][1])
+                    for kind in named or ["bf16"]]
+    return installs.Plan(subjects, lists.numbers("-t", threads) if threads else [None], prompts, generates, int(rounds or 10),
                          ci or 0.05, seconds or 60.0)
