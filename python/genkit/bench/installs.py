@@ -135,7 +135,7 @@ def _run(command: list[str], install: Install, work: str, tell: Tell | None = No
 def _reason(text: str) -> str:
     """The last line that tells of an error: within what pip quotes of the build, where it does."""
     lines = [line.strip() for line in text.partition("[end of output]")[0].splitlines() if line.strip()]
-    return ([line for line in lines if "error" in line.lower()] or lines or ["it said nothing"])[-1]
+    return ([line for line in lines if "error" in line.lower() and "subprocess-exited" not in line] or lines or ["it said nothing"])[-1]
 
 
 @dataclass(frozen=True)
