@@ -32,12 +32,16 @@ class Bound:
     what: str
 
 
-SAME = Bound(0.1, 0.1, "the same weights")
-BOUNDS = {"int8": Bound(0.2, 0.2, "8 bits rounded in another way"), "int4": Bound(0.7, 1.5, "4 bits rounded in another way")}
+# Measured, on the default model and on random weights of llama-3.2-1b's shape: floats 0.003 to 0.03 and codes 0.016 to 0.08 (each
+# engine rounds activations in its own way), other eight bits 0.02 to 0.12, other four 0.1 to 0.67.
+FLOATS, CODES = Bound(0.05, 0.05, "the same floats"), Bound(0.12, 0.12, "the same codes")
+OTHERS = {"int8": Bound(0.2, 0.2, "8 bits rounded in another way"), "int4": Bound(0.9, 1.5, "4 bits rounded in another way")}
 
 
 def bound_of(engine: Engine) -> Bound:
-    return SAME if engine.same else BOUNDS[engine.type]
+    if not engine.same:
+        return OTHERS[engine.type]
+    return CODES if engine.type in OTHERS else FLOATS
 
 
 def compare(ours: np.ndarray, theirs: np.ndarray | Sequence[int], bound: Bound) -> dict[str, Any]:

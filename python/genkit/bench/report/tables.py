@@ -15,7 +15,7 @@ ALWAYS = ("model", "type", "test", "threads")
 
 # How soon a column goes where the room is too small; 0 never. Ids that tell rows apart never go.
 DROP = {"limit": 9, "tier": 8, "threads": 7, "peak memory": 6, "MB/token": 5, "model": 4, "type": 3, "test": 2, "device": 2,
-        "genkit, times as fast": 0, "verdict": 0}
+        "genkit, times as fast": 0, "answers differ": 6, "verdict": 0}
 
 
 def megabytes(value: float) -> str:
@@ -28,6 +28,11 @@ def times(ratio: dict[str, Any]) -> str:
     return number(ratio["median"]) + interval
 
 
+def difference(found: dict[str, Any]) -> str:
+    """Of bench/peers/agreement.py: of logits a share, of tokens standard deviations."""
+    return percent(found["error"]) if "error" in found else f"{number(found['regret'])} sd"
+
+
 # Of Row.facts, those with a column; the others are in the files.
 FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "bytes_per_token": ("MB/token", megabytes),
@@ -35,6 +40,7 @@ FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "tier": ("tier", clean),
     "level": ("cache level", clean),
     "ratio": ("genkit, times as fast", times),
+    "agreement": ("answers differ", difference),
     "verdict": ("verdict", clean),
 }
 
