@@ -56,9 +56,10 @@ def fast_ends(a: Sequence[float], b: Sequence[float], slack: float = 0.0) -> Rat
     random = np.random.default_rng(0)
     ends, errors = [], []
     for values in (np.log(a), np.log(b)):
-        groups = np.array_split(values, min(len(values), GROUPS))
-        drawn = random.integers(len(groups), size=(RESAMPLES, len(groups)))
-        errors.append(np.std([np.quantile(np.concatenate([groups[i] for i in row]), FAST) for row in drawn]))
+        count = min(len(values), GROUPS)
+        groups = values[len(values) % count:].reshape(count, -1)
+        drawn = groups[random.integers(count, size=(RESAMPLES, count))].reshape(RESAMPLES, -1)
+        errors.append(np.std(np.quantile(drawn, FAST, axis=1)))
         ends.append(np.quantile(values, FAST))
     shift, error = float(ends[1] - ends[0]), float(np.hypot(*errors))
     reach = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * error + slack
