@@ -99,7 +99,7 @@ def table_of(results: Results) -> Table:
         made.columns.append(Column(SHARE, [_share(row) for row in rows], True))
         made.columns.append(Column("limit", [_limit(row) for row in rows], True, DROP["limit"]))
     if results.kind == "compare":
-        made.columns += [Column(side.upper(), [_side(row, side) for row in rows], True, 3) for side in ("a", "b")]
+        made.columns += [Column(f"{side.upper()}, median", [_side(row, side) for row in rows], True, 3) for side in ("a", "b")]
     for name, (title, spelled) in FACTS.items():
         cells = ["" if row.facts.get(name) is None else spelled(row.facts[name]) for row in rows]
         if any(cells):
