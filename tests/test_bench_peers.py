@@ -129,7 +129,7 @@ TESTS = workloads([8], [8], batches=[1, 2], load=True)
 
 
 def compare(drivers, model, chosen, tests=TESTS, rounds=3, **more):
-    settings = Settings(model, "made-up", "bf16", 50, 100, 3, rounds, patience=0.0, retries=0, drivers=drivers, **more)
+    settings = Settings(model, "made-up", "bf16", 50, 100, 0.0, 3, rounds, patience=0.0, retries=0, drivers=drivers, **more)
     results = Results("against", machine_facts())
     work = WorkFolder(model.parent / "work", model)
     try:
@@ -203,6 +203,14 @@ def test_an_engine_that_does_not_fit_says_what_it_needs(drivers, model, monkeypa
     monkeypatch.setattr(measure.machine, "memory_available", lambda: 5)
     rows, _ = compare(drivers, model, [fake("large")], TESTS[:1], rounds=1)
     assert "10 bytes" in rows["large", "pp8", 1].failure and "5 bytes" in rows["large", "pp8", 1].failure
+
+
+def test_a_cache_that_does_not_fit_is_known_before(tmp_path):
+    """Of the real command: 10**6 sequences of 1,009 tokens, whose keys and values nobody allocates."""
+    done = command("transformers", "-p", "none", "-n", "8", "-r", "1", "--depth", "1000", "--batch", "1000000", "--type", "int8", "--json",
+                   "--work", tmp_path / "work")
+    (row,) = json.loads(done.stdout)["rows"]
+    assert done.returncode == 0 and "GB of memory" in row["failure"] and "free" in row["failure"]
 
 
 def test_engines_leave_memory_to_one_another(drivers, model, monkeypatch):

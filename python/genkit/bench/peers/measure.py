@@ -38,7 +38,8 @@ REFERENCE, LIMITS = "reference", "limits"
 
 @dataclass
 class Settings:
-    """name: of the model, in the rows. dtype: its matrices are stored in. longest: context it was made for. rounds: at least;
+    """name: of the model, in the rows. dtype: its matrices are stored in. longest: context it was made for. kv_bytes: of a token's
+    keys and values in 16 bits. rounds: at least;
     then, for at most `seconds`, of tests in which the interval of a median is wider than `ci` of it."""
 
     folder: Path
@@ -46,6 +47,7 @@ class Settings:
     dtype: str
     vocabulary: int
     longest: int
+    kv_bytes: float
     threads: int
     rounds: int = 5
     ci: float = 0.05
@@ -146,6 +148,7 @@ class Comparison:
             self._agree(contender)
         except (Failed, Error) as error:
             contender.fail(str(error))
+            self._end(engine.name)
         except MemoryError:
             contender.fail("out of memory while its weights were written")
         for row in contender.rows.values():
@@ -206,7 +209,7 @@ class Comparison:
 
     def _reference(self, path: Path, prompts: list[list[int]]) -> np.ndarray:
         if path not in self._answers:
-            self._make_room(int(MEMORY_FACTOR * size_of(path)), REFERENCE)
+            self._make_room(int(MEMORY_FACTOR * size_of(path)))
             worker = self._worker(REFERENCE, "genkit", {"quantize": "none"})
             try:
                 worker.call("load", path=str(path), threads=self.settings.threads, context=len(prompts[0]))
@@ -245,7 +248,7 @@ class Comparison:
         if worker is not None:
             worker.close()
 
-    def _make_room(self, need: int, name: str) -> None:
+    def _make_room(self, need: int) -> None:
         """Ends engines, those first that have not been used for longest, until so many bytes are free. Raises Failed."""
         while need > (free := machine.memory_available()):
             if not self._loaded:
@@ -257,7 +260,8 @@ class Comparison:
         need = MEMORY_FACTOR * size_of(contender.path)
         if engine.is_genkit and engine.file is None:  # rounds while it reads
             need *= BITS[engine.type] / BITS[settings.dtype]
-        self._make_room(int(need), engine.name)
+        need += settings.kv_bytes * max(test.batch * test.context for test in self.tests)
+        self._make_room(int(need))
         loaded = self._call(contender, "load", path=str(contender.path), threads=settings.threads,
                             context=max(test.context for test in self.tests))
         self._loaded[engine.name] = None

@@ -45,6 +45,7 @@ class Plan:
     dtype: str = field(init=False)
     vocabulary: int = field(init=False)
     longest: int = field(init=False)
+    kv_bytes: float = field(init=False)
 
     def check(self) -> "Plan":
         """Raises UsageError and BadFileError for what cannot be compared; nothing is measured or written."""
@@ -88,6 +89,7 @@ class Plan:
         return opened.fields, opened.checkpoint
 
     def _read(self, fields: "Fields", checkpoint: "Checkpoint") -> None:
+        from genkit.kv_cache import PAGE_KEYS, page_bytes
         from genkit.models import read_model_config
 
         if checkpoint.quantized:
@@ -95,7 +97,8 @@ class Plan:
                              "like the one it was made from, or what genkit convert MODEL FOLDER --format safetensors --type bf16 makes")
         config = read_model_config(fields, checkpoint)
         self.vocabulary, self.longest = config.vocab_size, config.max_positions
-        sizes = Counter()
+        self.kv_bytes = page_bytes(config.layers, config.kv_heads, config.head_dim, "f16") / PAGE_KEYS
+        sizes: "Counter[str]" = Counter()
         for info in checkpoint.tensors.values():
             sizes[info.dtype] += info.nbytes * (len(info.shape) > 1)
         self.dtype = sizes.most_common(1)[0][0]
@@ -120,7 +123,8 @@ def measure(results: "Results", plan: Plan, tell: "Tell | None" = None) -> None:
         folder = folder_for(plan.shape, plan.dtype, progress=tell and (lambda done, total: tell(f"writing {plan.shape}", done, total)))
     work = files.WorkFolder((plan.work or files.default_folder(folder)).resolve(), folder)
     try:
-        settings = Settings(folder.resolve(), plan.name, plan.dtype, plan.vocabulary, plan.longest, plan.threads, plan.rounds,
+        settings = Settings(folder.resolve(), plan.name, plan.dtype, plan.vocabulary, plan.longest, plan.kv_bytes,
+                            plan.threads, plan.rounds,
                             plan.ci, plan.seconds, plan.isa, plan.pythons, plan.patience)
         Comparison(results, settings, plan.engines, plan.tests, work, tell).run()
     finally:
