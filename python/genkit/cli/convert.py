@@ -5,11 +5,11 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from genkit.cli.doctor import columns, table
 from genkit.cli.failure import enable_traceback
 from genkit.cli.interrupt import Interrupts
-from genkit.cli.terminal import format_bytes, step_bar
+from genkit.cli.terminal import step_bar
 from genkit.cli.values import whole
+from genkit.plaintext import columns, format_bytes, table
 
 
 class Form(str, Enum):
@@ -78,7 +78,7 @@ def convert(
                 report = rewrite.convert(model, out, name, kind.value, allow_loss=allow_loss, resume=resume, force=force,
                                          threads=threads, progress=progress)
     if as_json:
-        from genkit.cli.result import json_text
+        from genkit.plaintext import json_text
 
         print(json_text(report))
     else:

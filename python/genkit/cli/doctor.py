@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from genkit.cli.failure import enable_traceback
-from genkit.cli.terminal import format_bytes
+from genkit.plaintext import format_bytes, table
 
 
 def doctor(
@@ -20,7 +20,7 @@ def doctor(
     """Say what this machine can do and what genkit uses of it."""
     facts = examine()
     if as_json:
-        from genkit.cli.result import json_text
+        from genkit.plaintext import json_text
 
         print(json_text(facts))
     else:
@@ -82,16 +82,3 @@ def report(facts: "dict[str, Any]") -> str:
         lines.append(f"warning: {tiers['error']}")
     lines += ["", *table([("kernel", "tier"), *tiers["slots"].items()])]
     return "\n".join(lines)
-
-
-def table(rows: "list[tuple[str, Any]]") -> "list[str]":
-    """Lines of names and values, the values under one another."""
-    width = max(len(name) for name, _ in rows)
-    return [f"{name:{width}}  {value}" for name, value in rows]
-
-
-def columns(lines: "list[tuple[str, ...]]", right: "tuple[int, ...]") -> "list[str]":
-    """Cells under one another; those of the columns `right` end together."""
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return ["  ".join(cell.rjust(width) if i in right else cell.ljust(width)
-                      for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from genkit.cli.doctor import table
+from genkit.plaintext import table
 from genkit.cli.failure import enable_traceback
 from genkit.cli.help import GroupedCommand
 from genkit.cli.interrupt import Interrupts
@@ -87,7 +87,7 @@ def perplexity(
             price = evaluate.compare((base.fields, base.checkpoint), (opened.fields, opened.checkpoint), sequences, tell, errors=False)
     result: "dict[str, Any]" = {"model": model, "against": against, "text": text or "bundled"} | price.as_dict()
     if as_json:
-        from genkit.cli.result import json_text
+        from genkit.plaintext import json_text
 
         print(json_text(result))
     elif base is None:

@@ -14,6 +14,7 @@ from genkit.cli.prompt import checked, read_prompt, read_text_file
 from genkit.cli.terminal import bar, note
 from genkit.cli.values import Device, KVType, Quantize, logit_bias, real, token_count, whole
 from genkit.errors import Interrupted, UsageError
+from genkit.plaintext import json_text
 
 # Enough for a page of text, and an end for base models that never say stop. -n -1 writes to the end of the context.
 DEFAULT_MAX_TOKENS = 512
@@ -254,7 +255,7 @@ def run(prompt: str, settings: "dict[str, Any]", loading: "dict[str, Any]", targ
             if not as_json:
                 target.write(piece)
     if as_json:
-        target.write(result.json_text(result.json_object(generation, loaded, folder, prompt)) + "\n")
+        target.write(json_text(result.json_object(generation, loaded, folder, prompt)) + "\n")
     target.finish()
     if not quiet:
         note(result.summary(generation, loaded))

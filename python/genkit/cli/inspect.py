@@ -4,10 +4,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from genkit.cli.doctor import columns, table
 from genkit.cli.failure import enable_traceback
-from genkit.cli.terminal import format_bytes
 from genkit.cli.values import token_count
+from genkit.plaintext import columns, format_bytes, table
 
 # Of what GGUF and safetensors files say of themselves, for people.
 SAID = ("name", "basename", "size_label", "author", "organization", "version", "license", "quantized_by", "url", "source.url",
@@ -50,7 +49,7 @@ def inspect(
     if tensors and as_json:
         facts["tensor_list"] = listed
     if as_json:
-        from genkit.cli.result import json_text
+        from genkit.plaintext import json_text
 
         print(json_text(facts))
         return

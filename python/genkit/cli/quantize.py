@@ -5,13 +5,13 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from genkit.cli.doctor import table
 from genkit.cli.failure import enable_traceback
 from genkit.cli.generate import option
 from genkit.cli.interrupt import Interrupts
-from genkit.cli.terminal import format_bytes, step_bar
+from genkit.cli.terminal import step_bar
 from genkit.cli.values import byte_count, real, token_count, whole
 from genkit.errors import LimitError, UsageError
+from genkit.plaintext import format_bytes, table
 
 WHAT, HOW, PRICE, RUN = "What it becomes", "How", "Price", "Run"
 
@@ -132,7 +132,7 @@ def quantize(
                 report = job.quantize(model, out, recipe, calibration=calibration, evaluation=evaluation, price=price,
                                       resume=resume, force=force, threads=threads, progress=progress)
     if as_json:
-        from genkit.cli.result import json_text
+        from genkit.plaintext import json_text
 
         print(json_text(report))
     else:

@@ -1,11 +1,9 @@
 """How a generation is told: the line on stderr, the lines of -v, and the object of --json."""
 
-import json
-import math
 from pathlib import Path
 from typing import Any, Iterator, Union
 
-from genkit.cli.terminal import format_bytes
+from genkit.plaintext import format_bytes
 
 
 def model_name(model: Union[str, Path]) -> str:
@@ -86,18 +84,3 @@ def json_object(generation: Any, loaded: Any, model: Union[str, Path], prompt: s
     if generation.logprobs is not None:
         made["logprobs"] = generation.logprobs
     return made
-
-
-def json_text(value: Any) -> str:
-    """One line of strict JSON: readable characters, and null where a float is infinite (a forbidden token's logprob)."""
-    return json.dumps(strict(value), ensure_ascii=False, allow_nan=False)
-
-
-def strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

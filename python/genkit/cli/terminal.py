@@ -85,12 +85,3 @@ def speed_column():
             return Text(f"{task.speed / 1e6:.0f} M/s" if task.speed and (task.total or 0) > 1e6 else "")
 
     return Speed()
-
-
-def format_bytes(count: float) -> str:
-    """1536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

@@ -34,7 +34,7 @@ def verify(
         result = check(open_model(resolve(model), stack), progress)
     problems = result["problems"]
     if as_json:
-        from genkit.cli.result import json_text
+        from genkit.plaintext import json_text
 
         print(json_text({"model": model} | result))
     else:

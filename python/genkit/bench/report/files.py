@@ -20,7 +20,7 @@ from genkit.bench.report.png import MISSING, png
 from genkit.bench.report.svg import svg
 from genkit.bench.report.tables import common, markdown_table
 from genkit.checkpoints.files import shown_path
-from genkit.cli.result import json_text, strict
+from genkit.plaintext import json_text, strict
 from genkit.errors import ResourceError, UsageError
 
 # ---- Before measuring ----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Iterable
 
 from genkit.bench.estimates import Estimate
-from genkit.cli.terminal import format_bytes
+from genkit.plaintext import format_bytes
 
 # What is counted in large numbers or small ones gets a prefix: 41.9e9 B/s -> 41.9 GB/s, 0.0123 s -> 12.3 ms.
 SPELLED = {"B/s": "B/s", "op/s": "OP/s", "B": "B", "s": "s"}

@@ -8,7 +8,7 @@ from typing import Any, Callable
 
 from genkit.bench.report.numbers import RATIO, clean, format_size, measured, number, percent, scale
 from genkit.bench.results import Results, Row
-from genkit.cli.terminal import format_bytes
+from genkit.plaintext import format_bytes
 
 # Ids that are columns even where all rows agree; what else all rows agree on is said once, above.
 ALWAYS = ("model", "type", "test", "threads")

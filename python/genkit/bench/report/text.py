@@ -15,7 +15,7 @@ EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 def plain(made: Document) -> str:
     """Aligned columns without escape codes; nothing is cut."""
-    from genkit.cli.doctor import table as pairs
+    from genkit.plaintext import table as pairs
 
     table = made.table
     parts = ["\n".join([made.title, *pairs(made.head)])]
@@ -76,7 +76,7 @@ def rich_lines(made: Document, width: int, unicode: bool = True) -> list[Any]:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    from genkit.cli.doctor import table as pairs
+    from genkit.plaintext import table as pairs
 
     table = made.table
     lines: list[Any] = [Text(made.title, "bold"), *(Text(line, "dim") for line in pairs(made.head)), Text("")]

@@ -1,6 +1,6 @@
 """`genkit bench latency`: how long one waits for text."""
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 

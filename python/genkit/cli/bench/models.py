@@ -129,7 +129,7 @@ def bench(
 def print_shapes() -> None:
     """All that are known, with their sizes."""
     from genkit.bench.shapes import SHAPES, open_shape
-    from genkit.cli.doctor import table
+    from genkit.plaintext import table
 
     rows = []
     for name in SHAPES:
