@@ -2,7 +2,7 @@
 
 template <bool integers>
 void measure_tiles(const MeasureArithmeticArgs& a, int64_t begin, int64_t end) {
-    constexpr int64_t rounds = 256;
+    constexpr int64_t rounds = 1024;
     alignas(64) float sums[256];
     TileShapes shapes;
     for (int tile = 0; tile < 8; tile++) shapes.set(tile, 16, 64);
