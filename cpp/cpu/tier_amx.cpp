@@ -18,6 +18,7 @@ namespace {
 Kernels below{};  // the slots as they were: tiles do not pay everywhere
 
 #include "vec_avx512.h"
+#include "loads.inl"
 #include "functions.inl"
 #include "tiles.inl"
 #include "attention_pages.inl"

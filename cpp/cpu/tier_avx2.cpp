@@ -10,6 +10,7 @@ namespace genkit {
 namespace {
 
 #include "vec_avx2.h"
+#include "loads.inl"
 #include "functions.inl"
 #include "simd.inl"
 #include "linear.inl"

@@ -15,6 +15,7 @@ namespace genkit {
 namespace {
 
 #include "vec_avx512.h"
+#include "loads.inl"
 #include "functions.inl"
 #include "simd.inl"
 #include "linear.inl"

@@ -17,6 +17,7 @@ namespace {
 Kernels below{};  // the slots as they were, for weights of other types
 
 #include "vec_avx512.h"
+#include "loads.inl"
 #include "functions.inl"
 #include "attention_pages.inl"
 #include "attention_bf16.inl"

@@ -15,6 +15,7 @@ namespace genkit {
 namespace {
 
 #include "vec_avx512.h"
+#include "loads.inl"
 #include "functions.inl"
 #include "packed_vnni.inl"
 #include "packed_k_vnni.inl"

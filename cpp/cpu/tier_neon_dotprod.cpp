@@ -11,6 +11,7 @@ namespace genkit {
 namespace {
 
 #include "vec_neon.h"
+#include "loads.inl"
 #include "functions.inl"
 #include "packed.inl"
 

@@ -1,0 +1,15 @@
+// All kernels, in the order they need one another; included inside an anonymous namespace of genkit, by plugin.cu for the
+// device and by tests/cuda_tier.cpp for a processor.
+#include "../cpp/cpu/storage.inl"
+#include "vec_cuda.h"
+#include "../cpp/cpu/functions.inl"
+#include "../cpp/cpu/draw.inl"
+#include "../cpp/cpu/choose.inl"
+#include "elementwise.inl"
+#include "rows.inl"
+#include "linear.inl"
+#include "packed.inl"
+#include "attention.inl"
+#include "experts.inl"
+#include "sample.inl"
+#include "launch.inl"

@@ -1,0 +1,120 @@
+// The slots of kernels.h: each starts a kernel for units [begin, end). GK_LAUNCH is the compiler's way to do so, or the
+// shim's.
+
+constexpr int place_bytes = 256;  // of block_sum and its like
+
+int64_t up(int64_t x, int64_t by) { return (x + by - 1) / by; }
+
+#define SLOT(name, Args) void name(const Args& a, int64_t begin, int64_t end)
+#define BY_ROWS(name, Args) \
+    SLOT(name, Args) { GK_LAUNCH(name##_kernel, end - begin, 1, row_threads, place_bytes, a, begin); }
+#define BY_ELEMENTS(name, Args) \
+    SLOT(name, Args) { GK_LAUNCH(name##_kernel, up(end - begin, elements_a_block), 1, row_threads, 0, a, begin, end); }
+
+BY_ELEMENTS(convert, ConvertArgs)
+BY_ELEMENTS(add, AddArgs)
+BY_ELEMENTS(scale, ScaleArgs)
+BY_ROWS(embedding, EmbeddingArgs)
+BY_ROWS(rms_norm, RmsNormArgs)
+BY_ROWS(layer_norm, LayerNormArgs)
+BY_ROWS(round_rows, RoundRowsArgs)
+BY_ROWS(tile_rows, TileRowsArgs)
+BY_ROWS(unpack, UnpackArgs)
+BY_ROWS(gather_rows, GatherRowsArgs)
+BY_ROWS(combine, CombineArgs)
+BY_ROWS(rope_table, RopeTableArgs)
+BY_ROWS(rope, RopeArgs)
+BY_ROWS(kv_write, KvWriteArgs)
+BY_ROWS(rope_kv_write, RopeKvWriteArgs)
+BY_ROWS(activation, ActivationArgs)
+BY_ROWS(gated, GatedArgs)
+BY_ROWS(gather_columns, GatherColumnsArgs)
+BY_ROWS(softmax, SoftmaxArgs)
+BY_ROWS(nonfinite, NonfiniteArgs)
+BY_ROWS(penalty, PenaltyArgs)
+
+SLOT(quantize, QuantizeArgs) {
+    const int64_t last = a.tiled && end == a.rows ? round_up(end, code_tile_rows) : end;
+    GK_LAUNCH(quantize_kernel, last - begin, 1, row_threads, 0, a, begin);
+}
+
+SLOT(linear, LinearArgs) {
+    GK_LAUNCH(linear_kernel, up(end - begin, 8), up(a.rows, linear_rows), row_threads, 0, a, begin, end);
+}
+
+template <Packing packing>
+void packed_panels(const PackedLinearArgs& a, int64_t begin, int64_t end) {
+    const int64_t tiles = up(a.rows, row_tile);
+    const int bytes = packed_shared_bytes(a.format);
+    if (a.format.group == 16) GK_LAUNCH((packed_rows<packing, true>), end - begin, tiles, panel_warps * 32, bytes, a, begin);
+    else GK_LAUNCH((packed_rows<packing, false>), end - begin, tiles, panel_warps * 32, bytes, a, begin);
+}
+SLOT(packed_linear, PackedLinearArgs) {
+    switch (a.format.packing) {
+        case Packing::int4_two_level: return packed_panels<Packing::int4_two_level>(a, begin, end);
+        case Packing::int4: return packed_panels<Packing::int4>(a, begin, end);
+        case Packing::int8: return packed_panels<Packing::int8>(a, begin, end);
+        case Packing::int4_k: return packed_panels<Packing::int4_k>(a, begin, end);
+        case Packing::int8_k: return packed_panels<Packing::int8_k>(a, begin, end);
+    }
+}
+
+SLOT(route, RouteArgs) { GK_LAUNCH(route_kernel, end - begin, 1, 32, int(2 * experts_most * sizeof(float)), a, begin); }
+SLOT(group_rows, GroupRowsArgs) {
+    if (begin < end) GK_LAUNCH(group_rows_kernel, 1, 1, row_threads, int(experts_most * sizeof(uint32_t)), a);
+}
+
+SLOT(attention, AttentionArgs) {
+    GK_LAUNCH(attention_kernel, end - begin, a.unit_rows * (a.heads / a.pages.kv_heads), attention_threads,
+              int(sizeof(AttentionPlace)), a, begin);
+}
+SLOT(attention_merge, AttentionArgs) {
+    GK_LAUNCH(attention_merge_kernel, end - begin, 1, attention_threads, int(sizeof(AttentionPlace)), a, begin);
+}
+
+SLOT(argmax, ArgmaxArgs) { GK_LAUNCH(argmax_kernel, end - begin, 1, sample_threads, int(sizeof(SamplePlace)), a, begin); }
+SLOT(top_k, TopKArgs) { GK_LAUNCH(top_k_kernel, end - begin, 1, sample_threads, int(sizeof(SamplePlace)), a, begin); }
+SLOT(sample, SampleArgs) {
+    const float scale = a.temperature > 0 ? mass_scale(a.temperature) : 0.0f;
+    GK_LAUNCH(sample_kernel, end - begin, up(a.rows, scratch_slots(a.rows)), sample_threads, int(sizeof(SamplePlace)), a, begin, scale);
+}
+SLOT(copy_pages, CopyPagesArgs) { GK_LAUNCH(copy_pages_kernel, end - begin, a.heads, row_threads, 0, a, begin); }
+
+#undef BY_ELEMENTS
+#undef BY_ROWS
+#undef SLOT
+
+void install(Kernels& k) {
+    k.convert = convert;
+    k.embedding = embedding;
+    k.rms_norm = rms_norm;
+    k.layer_norm = layer_norm;
+    k.round_rows = round_rows;
+    k.tile_rows = tile_rows;
+    k.linear = linear;
+    k.quantize = quantize;
+    k.packed_linear = packed_linear;
+    k.unpack = unpack;
+    k.route = route;
+    k.group_rows = group_rows;
+    k.gather_rows = gather_rows;
+    k.combine = combine;
+    k.rope_table = rope_table;
+    k.rope = rope;
+    k.kv_write = kv_write;
+    k.rope_kv_write = rope_kv_write;
+    k.attention = attention;
+    k.attention_merge = attention_merge;
+    k.activation = activation;
+    k.gated = gated;
+    k.add = add;
+    k.scale = scale;
+    k.gather_columns = gather_columns;
+    k.softmax = softmax;
+    k.argmax = argmax;
+    k.nonfinite = nonfinite;
+    k.top_k = top_k;
+    k.penalty = penalty;
+    k.sample = sample;
+    k.copy_pages = copy_pages;
+}

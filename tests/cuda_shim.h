@@ -1,0 +1,190 @@
+// gk.h's face on a processor: the threads of one block as fibers, one running at a time, which change at sync() and inside
+// what a warp does together. Finds wrong indexing and missing barriers that matter in this order, not races.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <stdexcept>
+#include <vector>
+
+#define GK_KERNEL static
+#define GK_UNROLL
+#define DEVICE static inline
+#define INLINE static inline
+#define GK_LAUNCH(kernel, grid_x, grid_y, threads, shared_bytes, ...) \
+    gk::launch(grid_x, grid_y, threads, shared_bytes, [&] { kernel(__VA_ARGS__); })
+
+// void gk_switch(void** from, void* to): keeps what a call must keep on the stack it leaves, and takes up the other one.
+asm(R"(
+.text
+.type gk_switch, @function
+gk_switch:
+    push %rbp
+    push %rbx
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    mov %rsp, (%rdi)
+    mov %rsi, %rsp
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %rbx
+    pop %rbp
+    ret
+)");
+extern "C" void gk_switch(void** from, void* to);
+
+namespace gk {
+
+constexpr size_t stack_bytes = 1 << 16;
+
+struct Fiber {
+    void* stack_pointer = nullptr;
+    int64_t barriers = 0, meetings = 0;  // passed so far, of the block and of the warp
+    bool done = false;
+    uint32_t mail[8];  // what a lane shows the others of its warp
+};
+
+struct Block {
+    std::vector<Fiber> fibers;
+    std::vector<char> memory;
+    void* home = nullptr;
+    int current = 0;
+    int64_t x = 0, y = 0;
+    const std::function<void()>* body = nullptr;
+};
+inline Block* running = nullptr;
+
+inline void switch_away() { gk_switch(&running->fibers[size_t(running->current)].stack_pointer, running->home); }
+
+inline void enter() {
+    (*running->body)();
+    running->fibers[size_t(running->current)].done = true;
+    switch_away();
+}
+
+// Runs body in every thread of every block, one block after the other.
+inline void launch(int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, const std::function<void()>& body) {
+    static char* const stacks = new char[stack_bytes * 1024];
+    for (int64_t i = 0; i < grid_x * grid_y; i++) {
+        Block b;
+        b.body = &body;
+        b.x = i % grid_x;
+        b.y = i / grid_x;
+        b.memory.assign(size_t(shared_bytes) + 16, char(0xa5));  // never zeros
+        b.fibers.resize(size_t(threads));
+        running = &b;
+        for (size_t t = 0; t < b.fibers.size(); t++) {
+            auto top = reinterpret_cast<uintptr_t>(stacks + (t + 1) * stack_bytes) / 16 * 16;
+            auto* stack = reinterpret_cast<void**>(top) - 2;  // enter's return address would lie at 8 below a multiple of 16
+            stack[0] = reinterpret_cast<void*>(enter);
+            b.fibers[t].stack_pointer = stack - 6;
+        }
+        for (bool left = true; left;) {
+            left = false;
+            for (int t = 0; t < threads; t++) {
+                if (b.fibers[size_t(t)].done) continue;
+                left = true;
+                b.current = t;
+                gk_switch(&b.home, b.fibers[size_t(t)].stack_pointer);
+            }
+        }
+        running = nullptr;
+    }
+}
+
+DEVICE int thread() { return running->current; }
+DEVICE int lane() { return running->current % 32; }
+DEVICE int threads() { return int(running->fibers.size()); }
+DEVICE int64_t block() { return running->x; }
+DEVICE int64_t block_y() { return running->y; }
+DEVICE char* shared() { return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(running->memory.data()) + 15) / 16 * 16); }
+
+// Waits until every thread of [first, last) that has not ended has come as far.
+inline void meet(int first, int last, int64_t Fiber::*count) {
+    Block& b = *running;
+    const int64_t mine = ++(b.fibers[size_t(b.current)].*count);
+    auto behind = [&] {
+        for (int i = first; i < last; i++)
+            if (!b.fibers[size_t(i)].done && b.fibers[size_t(i)].*count < mine) return true;
+        return false;
+    };
+    while (behind()) switch_away();
+}
+inline void sync() { meet(0, int(running->fibers.size()), &Fiber::barriers); }
+inline void meet_warp() {
+    const int first = running->current / 32 * 32;
+    meet(first, first + 32, &Fiber::meetings);
+}
+
+struct Words4 {
+    uint32_t x[4];
+};
+DEVICE Words4 load_stream(const void* p) {
+    if (reinterpret_cast<uintptr_t>(p) % 16) throw std::runtime_error("a load of 16 bytes that is not aligned");
+    Words4 w;
+    std::memcpy(&w, p, 16);
+    return w;
+}
+
+inline int32_t dot4(uint32_t a, uint32_t b) {
+    int32_t sum = 0;
+    for (int i = 0; i < 4; i++) sum += int8_t(a >> (8 * i)) * int8_t(b >> (8 * i));
+    return sum;
+}
+
+// Everyone shows its fragments, then each adds up its own four elements of d.
+template <int halves>
+inline void mma(int32_t (&d)[4], const uint32_t* a, const uint32_t* b) {
+    auto& fibers = running->fibers;
+    const int first = running->current / 32 * 32, lane = running->current % 32, g = lane / 4, t = lane % 4;
+    uint32_t* mail = fibers[size_t(running->current)].mail;
+    for (int i = 0; i < 2 * halves; i++) mail[i] = a[i];
+    for (int i = 0; i < halves; i++) mail[4 + i] = b[i];
+    meet_warp();
+    for (int i = 0; i < 4; i++)
+        for (int half = 0; half < halves; half++)
+            for (int q = 0; q < 4; q++) {
+                const uint32_t* row = fibers[size_t(first + g * 4 + q)].mail;                      // row g, or g + 8
+                const uint32_t* column = fibers[size_t(first + (2 * t + i % 2) * 4 + q)].mail;
+                d[i] += dot4(row[half * 2 + i / 2], column[4 + half]);
+            }
+    meet_warp();
+}
+DEVICE void mma_k32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma<2>(d, a, b); }
+DEVICE void mma_k16(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
+    const uint32_t a[2] = {a0, a1};
+    mma<1>(d, a, &b0);
+}
+
+// Each shows what it has; who has left shows nothing new.
+template <class T>
+T exchange(T x, int partner) {
+    auto& fibers = running->fibers;
+    const int first = running->current / 32 * 32;
+    std::memcpy(fibers[size_t(running->current)].mail, &x, sizeof x);
+    meet_warp();
+    T got = x;
+    if (partner >= 0 && partner < 32) std::memcpy(&got, fibers[size_t(first + partner)].mail, sizeof got);
+    meet_warp();
+    return got;
+}
+template <class T>
+T shuffle_xor(T x, int distance) { return exchange(x, lane() ^ distance); }
+template <class T>
+T shuffle_up(T x, int distance) { return exchange(x, lane() - distance); }
+template <class T>
+void add_shared(T* p, T x) { *p += x; }
+
+DEVICE float fma(float a, float b, float c) { return fmaf(a, b, c); }
+DEVICE float round_even(float x) { return nearbyintf(x); }
+DEVICE float as_float(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+}  // namespace gk
