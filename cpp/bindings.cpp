@@ -11,7 +11,7 @@
 #include "ops.h"
 #include "pieces.h"
 #include "plan.h"
-#include "plugin.h"
+#include "device.h"
 #include "tensor.h"
 #include "threads.h"
 
@@ -52,12 +52,20 @@ Tensor from_numpy(const py::array& array, const std::optional<std::string>& name
     }
     std::vector<int64_t> shape(dense.shape(), dense.shape() + dense.ndim());
     Arena::Scope constant(nullptr);  // made while a plan is recorded, its contents are the plan's for good
+    const Device device = device_in_use();
+    use_device(Device::cpu);
     Tensor out(shape, dtype);
-    if (out.nbytes() > 0) std::memcpy(out.bytes(), dense.data(), static_cast<size_t>(out.nbytes()));
-    return out;
+    use_device(device);
+    if (out.nbytes() > 0) std::memcpy(out.host_bytes(), dense.data(), static_cast<size_t>(out.nbytes()));
+    return out.to(device);
 }
 
 py::array to_numpy(const Tensor& t) {
+    if (t.host_bytes() == nullptr) {  // a copy of what only the device has
+        py::array copy(numpy_dtype(t.dtype()), t.shape());
+        t.fetch(copy.mutable_data());
+        return copy;
+    }
     // The array's base keeps a Tensor, and so the storage, alive.
     std::vector<int64_t> strides(t.shape().size());
     int64_t step = dtype_size(t.dtype());
@@ -65,13 +73,20 @@ py::array to_numpy(const Tensor& t) {
         strides[i] = i == 0 ? t.row_stride() * dtype_size(t.dtype()) : step;
         step *= t.shape()[i];
     }
-    return py::array(numpy_dtype(t.dtype()), t.shape(), strides, t.bytes(), py::cast(t));
+    return py::array(numpy_dtype(t.dtype()), t.shape(), strides, t.lend(), py::cast(t));
 }
 
 py::object to_bytes(const Tensor& t) {
+    if (t.device() != Device::cpu) throw std::invalid_argument("bytes of " + t.shape_text() + " on " + device_name(t.device()));
     if (!t.contiguous()) throw std::invalid_argument("bytes of a strided view " + t.shape_text());
-    py::array flat(py::dtype("uint8"), std::vector<int64_t>{t.nbytes()}, std::vector<int64_t>{1}, t.bytes(), py::cast(t));
+    py::array flat(py::dtype("uint8"), std::vector<int64_t>{t.nbytes()}, std::vector<int64_t>{1}, t.host_bytes(), py::cast(t));
     return py::reinterpret_steal<py::object>(PyMemoryView_FromObject(flat.ptr()));
+}
+
+Device device_from_name(const std::string& name) {
+    if (name == "cpu") return Device::cpu;
+    if (name == "cuda") return Device::cuda;
+    throw std::invalid_argument("device '" + name + "'; known: cpu, cuda");
 }
 
 std::map<std::string, std::string> slots() {
@@ -97,6 +112,8 @@ PYBIND11_MODULE(_core, m) {
         .def_property_readonly("dtype", [](const Tensor& t) { return dtype_name(t.dtype()); })
         .def_property_readonly("shape", [](const Tensor& t) { return py::tuple(py::cast(t.shape())); })
         .def_property_readonly("nbytes", &Tensor::nbytes)
+        .def_property_readonly("device", [](const Tensor& t) { return device_name(t.device()); })
+        .def("to", [](const Tensor& t, const std::string& device) { return t.to(device_from_name(device)); }, py::arg("device"))
         .def("numpy", &to_numpy)
         .def("bytes", &to_bytes)
         .def("rows", &Tensor::rows, py::arg("begin"), py::arg("end"))
@@ -121,6 +138,11 @@ PYBIND11_MODULE(_core, m) {
         .def_property_readonly("packing", [](const PackedWeight& w) { return packing_name(w.format); })
         .def_property_readonly("group", [](const PackedWeight& w) { return w.format.group; })
         .def_property_readonly("nbytes", [](const PackedWeight& w) { return w.panels.nbytes(); })
+        .def("to", [](const PackedWeight& w, const std::string& device) {
+            PackedWeight copy = w;
+            copy.panels = w.panels.to(device_from_name(device));
+            return copy;
+        }, "device"_a)
         .def_readonly("gated", &PackedWeight::gated)
         .def_readonly("panels", &PackedWeight::panels);
     m.def("quantize", [](const Tensor& x) { Quantized q = quantize(x); return std::make_tuple(q.codes, q.scales, q.sums); },
@@ -243,5 +265,20 @@ PYBIND11_MODULE(_core, m) {
         const AmxState state = amx_state();
         return std::make_pair(state.usable, state.reason);
     });
-    m.def("plugin_abi", [] { return GENKIT_PLUGIN_ABI; });
+    m.def("open_device", &open_device, "path"_a);
+    m.def("use_device", [](const std::string& name) { use_device(device_from_name(name)); }, "name"_a);
+    m.def("device_missing", &device_missing);
+    m.def("device_facts", [] {
+        DeviceFacts f;
+        check_device("asking for its facts", device_plugin().facts(&f));
+        py::dict facts;
+        facts["name"] = f.name;
+        facts["capability"] = std::to_string(f.major) + "." + std::to_string(f.minor);
+        facts["processors"] = f.processors;
+        facts["memory"] = f.memory;
+        facts["available"] = f.available;
+        facts["targets"] = device_plugin().targets;
+        return facts;
+    });
+    m.def("device_in_use", [] { return device_name(device_in_use()); });
 }

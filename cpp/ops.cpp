@@ -162,8 +162,9 @@ Tensor gather_columns(const Tensor& x, const Tensor& index, const OptionalTensor
     if (y) check_f32(op, "y", *y, {x.dim(0), -1});
     check_vector(op, "index", index, DType::i32, index.rank() == 1 ? index.dim(0) : -1);
     const int64_t columns = index.dim(0), limit = x.dim(1) + (y ? y->dim(1) : 0);
-    for (int64_t i = 0; i < columns; i++) {
-        const int32_t from = index.data<int32_t>()[i];
+    const int32_t* known = index.host<int32_t>();
+    for (int64_t i = 0; i < columns && known; i++) {
+        const int32_t from = known[i];
         if (from < -1 || from >= limit)
             fail(op, "index[" + std::to_string(i) + "] is " + std::to_string(from) + "; expected -1 to " + std::to_string(limit - 1));
     }

@@ -35,21 +35,22 @@ KvPages kv_pages(const char* op, int64_t rows, const Tensor& k_pages, const Tens
     check_range(op, "sequences", sequences, page_table.dim(0));
     int64_t max_pages = page_table.dim(1), pages = k_pages.dim(1);
     check_range(op, "positions", positions, max_pages * page_keys);
-    const int32_t* table = page_table.data<int32_t>();
+    const int32_t *table = page_table.host<int32_t>(), *sequence_of = sequences.host<int32_t>(), *position = positions.host<int32_t>();
     int32_t last_sequence = -1;
     int64_t checked = 0;  // pages of last_sequence known to be good
-    for (int64_t r = 0; r < rows; r++) {
-        int32_t sequence = sequences.data<int32_t>()[r];
+    for (int64_t r = 0; r < rows && table && sequence_of && position; r++) {
+        int32_t sequence = sequence_of[r];
         if (sequence != last_sequence) checked = 0;
         last_sequence = sequence;
-        for (; checked <= positions.data<int32_t>()[r] / page_keys; checked++) {
+        for (; checked <= position[r] / page_keys; checked++) {
             int32_t page = table[sequence * max_pages + checked];
             if (page < 0 || page >= pages)
                 fail(op, "page_table[" + std::to_string(sequence) + ", " + std::to_string(checked) + "] is " +
                              std::to_string(page) + "; expected 0 to " + std::to_string(pages - 1));
         }
     }
-    return {k_pages.bytes(), v_pages.bytes(), optional_data(k_scales), optional_data(v_scales), table,
+    return {k_pages.bytes(), v_pages.bytes(), optional_data(k_scales), optional_data(v_scales),
+            page_table.data<int32_t>(),
             sequences.data<int32_t>(), positions.data<int32_t>(), k_pages.dim(0), pages, k_pages.dim(3), max_pages,
             k_pages.dtype()};
 }

@@ -14,7 +14,7 @@ void check_logits(const char* op, const char* name, const Tensor& t) {
 // Kept by each thread that calls: getting fresh memory from the system takes longer than the draw. A plan has its own.
 Tensor scratch_for(int64_t rows, int64_t dim) {
     const int64_t bytes = scratch_slots(rows) * scratch_bytes(dim);
-    if (Plan::recording()) return Tensor({bytes}, DType::u8);
+    if (Plan::recording() || device_in_use() != Device::cpu) return Tensor({bytes}, DType::u8);
     static thread_local Tensor kept({0}, DType::u8);
     if (bytes <= kept.count()) return kept;
     Tensor fresh({bytes}, DType::u8);
@@ -64,8 +64,8 @@ void penalize_(const Tensor& logits, const Tensor& ids, const Tensor& seen, cons
     check_vector(op, "generated", generated, DType::i32, entries);
     check_vector(op, "offsets", offsets, DType::i64, rows + 1);
     check_range(op, "ids", ids, logits.dim(1));
-    const int64_t* o = offsets.data<int64_t>();
-    for (int64_t r = 0; r < rows; r++)
+    const int64_t* o = offsets.host<int64_t>();
+    for (int64_t r = 0; r < rows && o; r++)
         if (o[r] > o[r + 1] || o[r] < 0 || o[r + 1] > entries)
             fail(op, "offsets[" + std::to_string(r) + "] to the next are " + std::to_string(o[r]) + " and " +
                          std::to_string(o[r + 1]) + " of " + std::to_string(entries) + " entries");
@@ -73,7 +73,7 @@ void penalize_(const Tensor& logits, const Tensor& ids, const Tensor& seen, cons
     check_finite(op, "presence", presence);
     check_finite(op, "frequency", frequency);
     if (repetition <= 0) fail(op, "repetition is " + std::to_string(repetition) + "; expected more than 0");
-    PenaltyArgs a{logits.data<float>(), ids.data<int32_t>(), seen.data<int32_t>(), generated.data<int32_t>(), o,
+    PenaltyArgs a{logits.data<float>(), ids.data<int32_t>(), seen.data<int32_t>(), generated.data<int32_t>(), offsets.data<int64_t>(),
                   logits.dim(1), repetition, presence, frequency};
     submit(kernels().penalty, a, rows, 1);
 }

@@ -43,8 +43,31 @@ std::shared_ptr<Plan> Plan::record(const std::function<void()>& body) {
         body();
     }
     plan->arena_->close();
-    plan->list_ = std::make_unique<WorkList>(std::move(plan->works_));
+    if (plan->device_ == Device::cpu) plan->list_ = std::make_unique<WorkList>(std::move(plan->works_));
+    else plan->make_graph();
     return plan;
+}
+
+Plan::~Plan() {
+    if (graph_ != nullptr) device_plugin().graph_release(graph_);
+}
+
+void Plan::make_graph() {
+    const DevicePlugin& device = device_plugin();
+    check_device("recording a plan", device.graph_begin());
+    for (const Work& work : works_) work.fn(work.context, 0, work.units);
+    const char* error = nullptr;
+    graph_ = device.graph_end(&error);
+    check_device("recording a plan", error);
+    check_device("recording a plan", device.check());
+}
+
+void Plan::run() {
+    check_ranges();
+    if (device_ == Device::cpu) return list_->run();
+    if (device_in_use() != device_) throw std::invalid_argument(std::string("a plan for ") + device_name(device_) + ", replayed on " + device_name(device_in_use()));
+    arena_->send_inputs();
+    check_device("running a plan", device_plugin().graph_run(graph_));
 }
 
 void Plan::add(RangeFunction fn, const void* context, size_t bytes, int64_t units, int64_t grain) {
@@ -56,8 +79,9 @@ void Plan::add(RangeFunction fn, const void* context, size_t bytes, int64_t unit
 }
 
 void Plan::add_range(const char* op, const char* name, const Tensor& values, int64_t limit) {
-    if (arena_->owns(values)) return;
-    const Range range{op, name, values.data<int32_t>(), values.count(), limit};
+    if (arena_->owns(values) || values.host<int32_t>() == nullptr) return;
+    values.bytes();  // kept alive
+    const Range range{op, name, values.host<int32_t>(), values.count(), limit};
     check_values(op, name, range.values, range.count, limit);
     auto same = [&](const Range& r) {
         return r.values == range.values && r.count == range.count && r.limit == range.limit;
@@ -71,8 +95,7 @@ void Plan::check_ranges() const {
 
 void Plan::replay() {
     std::lock_guard<std::mutex> lock(turn_);
-    check_ranges();
-    list_->run();
+    run();
 }
 
 std::vector<int32_t> Plan::decode(const Rows& rows, const std::vector<int32_t>& stop_ids, int64_t count, double seconds) {
@@ -83,27 +106,29 @@ std::vector<int32_t> Plan::decode(const Rows& rows, const std::vector<int32_t>& 
     check_row_tensor("draw_positions", rows.draw_positions, DType::i64, n);
     check_row_tensor("tokens", rows.tokens, DType::i32, n);
     check_row_tensor("nonfinite", rows.nonfinite, DType::i32, n);
-    int32_t* ids = rows.token_ids.data<int32_t>();
-    int32_t* positions = rows.positions.data<int32_t>();
-    int64_t* draw_positions = rows.draw_positions.data<int64_t>();
-    const int32_t* tokens = rows.tokens.data<int32_t>();
-    const int32_t* nonfinite = rows.nonfinite.data<int32_t>();
+    auto* ids = reinterpret_cast<int32_t*>(rows.token_ids.lend());
+    auto* positions = reinterpret_cast<int32_t*>(rows.positions.lend());
+    auto* draw_positions = reinterpret_cast<int64_t*>(rows.draw_positions.lend());
+    if (!ids || !positions || !draw_positions) throw std::invalid_argument("[decode] ids and positions are to be the host's");
+    std::vector<int32_t> tokens(static_cast<size_t>(n)), nonfinite(static_cast<size_t>(n));
 
     std::lock_guard<std::mutex> lock(turn_);
     using clock = std::chrono::steady_clock;
     const clock::time_point start = clock::now();
     std::vector<int32_t> taken;
     for (int64_t step = 0; step < count; step++) {
-        check_ranges();
-        list_->run();
+        run();
+        rows.tokens.fetch(tokens.data());
+        rows.nonfinite.fetch(nonfinite.data());
         bool stop = false;
         for (int64_t r = 0; r < n; r++) {
-            if (nonfinite[r] != 0 || tokens[r] < 0) return taken;
-            stop = stop || std::find(stop_ids.begin(), stop_ids.end(), tokens[r]) != stop_ids.end();
+            const int32_t token = tokens[size_t(r)];
+            if (nonfinite[size_t(r)] != 0 || token < 0) return taken;
+            stop = stop || std::find(stop_ids.begin(), stop_ids.end(), token) != stop_ids.end();
         }
         for (int64_t r = 0; r < n; r++) {
-            taken.push_back(tokens[r]);
-            ids[r] = tokens[r];
+            taken.push_back(tokens[size_t(r)]);
+            ids[r] = tokens[size_t(r)];
             positions[r]++;
             draw_positions[r]++;
         }

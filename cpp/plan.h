@@ -24,6 +24,7 @@ public:
     // Runs the kernels. Throws std::invalid_argument as the recorded ops would when ids, sequences or positions have
     // come to lie outside what they index. Callers on different threads take turns.
     void replay();
+    ~Plan();
 
     // Tensors of a step that feeds one token to each of `rows` sequences and draws the next ones.
     struct Rows {
@@ -41,7 +42,7 @@ public:
     std::vector<int32_t> decode(const Rows& rows, const std::vector<int32_t>& stop_ids, int64_t count, double seconds);
 
     int64_t steps() const { return static_cast<int64_t>(contexts_.size()); }
-    int64_t phases() const { return static_cast<int64_t>(list_->phases()); }
+    int64_t phases() const { return list_ ? static_cast<int64_t>(list_->phases()) : steps(); }
     std::vector<Tensor> arena() const { return arena_->blocks(); }
 
     // For ops. The plan being recorded on this thread, or null.
@@ -52,8 +53,10 @@ public:
     void add_range(const char* op, const char* name, const Tensor& values, int64_t limit);
 
 private:
-    Plan() : arena_(std::make_shared<Arena>(true)) {}
+    Plan() : arena_(std::make_shared<Arena>(true)), device_(device_in_use()) {}
     void check_ranges() const;
+    void make_graph();
+    void run();
 
     struct Range {
         const char *op, *name;
@@ -64,7 +67,9 @@ private:
     std::vector<std::unique_ptr<std::max_align_t[]>> contexts_;
     std::vector<Range> ranges_;
     std::vector<Work> works_;  // while recording
-    std::unique_ptr<WorkList> list_;
+    std::unique_ptr<WorkList> list_;  // on the processor
+    Device device_;
+    void* graph_ = nullptr;           // on a device
     std::mutex turn_;
 };
 

@@ -46,7 +46,14 @@ std::shared_ptr<char> allocate(size_t bytes, bool zero) {
     return {static_cast<char*>(block), [](char* p) { std::free(p); }};
 }
 
+std::shared_ptr<char> allocate_in_use(size_t bytes, bool zero) {
+    return device_in_use() == Device::cpu ? allocate(bytes, zero) : allocate_on_device(bytes, zero);
+}
+
 thread_local Arena* arena_in_use = nullptr;
+
+// Whole numbers up to here say where things are: the host checks them, and may change them between replays.
+constexpr int64_t mirrored_most = 1 << 20;
 
 }  // namespace
 
@@ -61,7 +68,7 @@ std::shared_ptr<char> Arena::take(size_t bytes) {
     for (size_t i = 0; i < blocks_.size(); i++)
         if (blocks_[i].free && blocks_[i].bytes >= bytes && (best == blocks_.size() || blocks_[i].bytes < blocks_[best].bytes))
             best = i;
-    if (best == blocks_.size()) blocks_.push_back({allocate(bytes, false), bytes, false});
+    if (best == blocks_.size()) blocks_.push_back({allocate_in_use(bytes, false), bytes, false});
     blocks_[best].free = false;
     return {blocks_[best].memory.get(), [self = shared_from_this(), best](char*) { self->give_back(best); }};
 }
@@ -71,11 +78,21 @@ void Arena::give_back(size_t block) {
     blocks_[block].free = open_;
 }
 
-void Arena::keep(const std::shared_ptr<char>& storage) {
+Arena::Arena(bool keeps) : keeps_(keeps) {}
+Arena::~Arena() = default;
+
+void Arena::keep(const Tensor& t) {
     if (!keeps_) return;
+    const std::shared_ptr<char>& storage = t.storage_;
     std::lock_guard<std::mutex> lock(mutex_);
+    if (t.mirror_ && std::none_of(inputs_.begin(), inputs_.end(), [&](const Tensor& i) { return i.storage_ == storage; }))
+        inputs_.push_back(t);
     if (std::any_of(blocks_.begin(), blocks_.end(), [&](const Block& b) { return b.memory.get() == storage.get(); })) return;
     if (std::find(kept_.begin(), kept_.end(), storage) == kept_.end()) kept_.push_back(storage);
+}
+
+void Arena::send_inputs() const {
+    for (const Tensor& t : inputs_) t.send();
 }
 
 bool Arena::owns(const Tensor& t) const {
@@ -96,6 +113,7 @@ std::vector<Tensor> Arena::blocks() const {
         t.storage_ = b.memory;
         t.data_ = b.memory.get();
         t.dtype_ = DType::u8;
+        t.device_ = device_in_use();
         t.shape_ = {static_cast<int64_t>(b.bytes)};
         t.row_stride_ = 1;
         all.push_back(t);
@@ -127,13 +145,63 @@ Tensor::Tensor(std::vector<int64_t> shape, DType dtype, bool zero) : shape_(std:
     }
     row_stride_ = shape_.empty() || shape_[0] == 0 ? 1 : total / shape_[0];
     const size_t bytes = static_cast<size_t>(total * dtype_size(dtype));
-    storage_ = arena_in_use != nullptr && !zero ? arena_in_use->take(bytes) : allocate(bytes, zero);
+    device_ = device_in_use();
+    storage_ = arena_in_use != nullptr && !zero ? arena_in_use->take(bytes) : allocate_in_use(bytes, zero);
     data_ = storage_.get();
 }
 
+Tensor Tensor::to(Device device) const {
+    if (device == device_) return *this;
+    if (!contiguous()) throw std::invalid_argument("a strided view " + shape_text() + " cannot go to another device");
+    const Device before = device_in_use();
+    use_device(device);
+    Arena::Scope constant(nullptr);
+    struct Back {
+        Device device;
+        ~Back() { use_device(device); }
+    } back{before};
+    Tensor copy(shape_, dtype_);
+    if (device == Device::cpu) {
+        fetch(copy.data_);
+        return copy;
+    }
+    const bool whole = dtype_ == DType::i32 || dtype_ == DType::i64;
+    if (whole && count() <= mirrored_most) {
+        copy.mirror_ = std::make_shared<Mirror>();
+        copy.mirror_->bytes = allocate(static_cast<size_t>(nbytes()), false);
+        std::memcpy(copy.mirror_->bytes.get(), data_, static_cast<size_t>(nbytes()));
+    }
+    check_device("copying to the device", device_plugin().upload(copy.data_, data_, static_cast<size_t>(nbytes())));
+    return copy;
+}
+
 char* Tensor::bytes() const {
-    if (arena_in_use != nullptr) arena_in_use->keep(storage_);
+    if (device_ != device_in_use())
+        throw std::invalid_argument("a tensor " + shape_text() + " on " + device_name(device_) + " cannot be used on " +
+                                    device_name(device_in_use()));
+    if (arena_in_use != nullptr) arena_in_use->keep(*this);
+    send();
     return data_;
+}
+
+char* Tensor::host_bytes() const {
+    if (device_ == Device::cpu) return data_;
+    return mirror_ ? mirror_->bytes.get() + (data_ - storage_.get()) : nullptr;
+}
+
+char* Tensor::lend() const {
+    if (mirror_) mirror_->lent = true;
+    return host_bytes();
+}
+
+void Tensor::send() const {
+    if (mirror_ && mirror_->lent) check_device("copying to the device", device_plugin().upload(data_, host_bytes(), static_cast<size_t>(nbytes())));
+}
+
+void Tensor::fetch(void* to) const {
+    if (!contiguous()) throw std::invalid_argument("a strided view " + shape_text() + " cannot be fetched");
+    if (device_ == Device::cpu) std::memcpy(to, data_, static_cast<size_t>(nbytes()));
+    else check_device("copying from the device", device_plugin().download(to, data_, static_cast<size_t>(nbytes())));
 }
 
 int64_t Tensor::count() const {

@@ -1,4 +1,4 @@
-// Dense arrays in host memory: dtype, shape, storage. No maths.
+// Dense arrays: dtype, shape, device, storage. No maths.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "device.h"
 #include "kernels.h"
 
 namespace genkit {
@@ -22,9 +23,11 @@ class Tensor;
 // alive. A tensor that outlives arena and plan keeps its memory.
 class Arena : public std::enable_shared_from_this<Arena> {
 public:
-    explicit Arena(bool keeps = false) : keeps_(keeps) {}
+    explicit Arena(bool keeps = false);
+    ~Arena();
     std::shared_ptr<char> take(size_t bytes);
-    void keep(const std::shared_ptr<char>& storage);
+    void keep(const Tensor& t);
+    void send_inputs() const;            // of a device: what the host has written into tensors that are kept
     bool owns(const Tensor& t) const;
     void close();                       // nothing is used again
     std::vector<Tensor> blocks() const;  // u8 [bytes] each, all memory there is
@@ -52,15 +55,21 @@ private:
     bool open_ = true;
     std::vector<Block> blocks_;
     std::vector<std::shared_ptr<char>> kept_;
+    std::vector<Tensor> inputs_;
 };
 
 // Storage is shared by views. Rows may be strided (a view of some columns); elements of a row are contiguous.
 class Tensor {
 public:
     // Uninitialized, or zeros that the system commits page by page on first write. Uninitialized ones come from the
-    // arena in use. Throws std::bad_alloc, and std::invalid_argument for negative sizes and products that overflow.
+    // arena in use, on the device in use. Throws std::bad_alloc, and std::invalid_argument for negative sizes and products that overflow.
     Tensor(std::vector<int64_t> shape, DType dtype, bool zero = false);
 
+    // A copy on another device; the same tensor where it is there already. Small whole numbers are remembered on the host as
+    // well, see `host`.
+    Tensor to(Device device) const;
+
+    Device device() const { return device_; }
     DType dtype() const { return dtype_; }
     const std::vector<int64_t>& shape() const { return shape_; }
     int64_t rank() const { return static_cast<int64_t>(shape_.size()); }
@@ -74,14 +83,30 @@ public:
     Tensor columns(int64_t begin, int64_t end) const;   // view of columns of a 2-D tensor
     Tensor reshape(std::vector<int64_t> shape) const;   // view; contiguous only
 
-    char* bytes() const;                                // while an arena is in use, it keeps the storage from now on
+    // Where ops read and write. While an arena is in use, it keeps the storage from now on; what the host has written comes
+    // along. Throws std::invalid_argument where the tensor is not on the device in use.
+    char* bytes() const;
     template <class T> T* data() const { return reinterpret_cast<T*>(bytes()); }
+    // Elements that the host can read now: its own, or of a device what the host wrote there last; null where only the device
+    // knows them.
+    template <class T> const T* host() const { return reinterpret_cast<const T*>(host_bytes()); }
+    char* host_bytes() const;
+    char* lend() const;                                 // host_bytes for writing
+    void send() const;                                  // what the host wrote, to the device
+    void fetch(void* to) const;                         // all elements of a contiguous tensor, wherever they are
     std::string shape_text() const;                     // "[3, 4] f32"
 
 private:
     friend class Arena;
     Tensor() = default;
     std::shared_ptr<char> storage_;
+    // Of a device's storage: the same bytes on the host, and whether somebody may write there.
+    struct Mirror {
+        std::shared_ptr<char> bytes;
+        bool lent = false;
+    };
+    std::shared_ptr<Mirror> mirror_;
+    Device device_ = Device::cpu;
     char* data_ = nullptr;
     std::vector<int64_t> shape_;
     int64_t row_stride_ = 0;

@@ -12,8 +12,6 @@
 #define GK_UNROLL
 #define DEVICE static inline
 #define INLINE static inline
-#define GK_LAUNCH(kernel, grid_x, grid_y, threads, shared_bytes, ...) \
-    gk::launch(grid_x, grid_y, threads, shared_bytes, [&] { kernel(__VA_ARGS__); })
 
 // void gk_switch(void** from, void* to): keeps what a call must keep on the stack it leaves, and takes up the other one.
 asm(R"(

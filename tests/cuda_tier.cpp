@@ -4,6 +4,9 @@
 #include "../cpp/kernels.h"
 #include "../cuda/gk.h"
 
+#define GK_LAUNCH(kernel, grid_x, grid_y, threads, shared_bytes, ...) \
+    gk::launch(grid_x, grid_y, threads, shared_bytes, [&] { kernel(__VA_ARGS__); })
+
 namespace genkit {
 namespace {
 

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "cpu/detect.h"
+#include "device.h"
 
 namespace genkit {
 namespace {
@@ -50,6 +51,16 @@ constexpr const char* slot_names[] = {
     "measure_int8"};
 constexpr size_t slot_count = sizeof(slot_names) / sizeof(slot_names[0]);
 static_assert(offsetof(Kernels, row_input) == slot_count * sizeof(void (*)()), "slot_names must list the slots in order");
+
+template <size_t i>
+void missing() {
+    throw std::runtime_error(std::string("cuda has no kernel '") + slot_names[i] + "'");
+}
+
+template <size_t... i>
+std::vector<void (*)()> missing_ones(std::index_sequence<i...>) {
+    return {missing<i>...};
+}
 
 struct Table {
     Kernels kernels{};
@@ -102,7 +113,7 @@ Table& table() {
 
 }  // namespace
 
-const Kernels& kernels() { return table().kernels; }
+const Kernels& kernels() { return device_in_use() == Device::cpu ? table().kernels : device_kernels(); }
 
 std::vector<std::string> available_tiers() {
     std::vector<std::string> names;
@@ -131,6 +142,20 @@ std::vector<std::pair<std::string, std::string>> slot_tiers() {
     std::vector<std::pair<std::string, std::string>> slots;
     for (size_t i = 0; i < slot_count; i++) slots.emplace_back(slot_names[i], table().served_by[i]);
     return slots;
+}
+
+std::vector<std::string> fill_missing(Kernels& kernels) {
+    const std::vector<void (*)()> stand_ins = missing_ones(std::make_index_sequence<slot_count>());
+    std::vector<std::string> names;
+    Pointers slots;
+    std::memcpy(slots, &kernels, sizeof(slots));
+    for (size_t i = 0; i < slot_count; i++) {
+        if (slots[i] != nullptr) continue;
+        slots[i] = stand_ins[i];
+        names.emplace_back(slot_names[i]);
+    }
+    std::memcpy(&kernels, slots, sizeof(slots));
+    return names;
 }
 
 std::string isa_error() { return table().error; }

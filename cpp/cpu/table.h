@@ -19,11 +19,12 @@ void install_amx(Kernels& k);
 void install_neon(Kernels& k);
 void install_neon_dotprod(Kernels& k);
 
-const Kernels& kernels();
+const Kernels& kernels();  // of the device in use
 std::vector<std::string> available_tiers();                       // what this processor can run, plain first
 void use_tier(const std::string& name);                           // throws std::invalid_argument listing the choices
 std::string current_tier();
 std::vector<std::pair<std::string, std::string>> slot_tiers();    // slot -> tier that serves it
+std::vector<std::string> fill_missing(Kernels& kernels);           // empty slots throw, by name -> which those are
 std::string isa_error();  // why GENKIT_ISA could not be obeyed (the table is then the plain one), or ""
 
 }  // namespace genkit

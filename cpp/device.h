@@ -1,0 +1,31 @@
+// Where tensors live and kernels run: the processor, or a GPU through its plugin.
+#pragma once
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "plugin.h"
+
+namespace genkit {
+
+enum class Device : int32_t { cpu, cuda };
+const char* device_name(Device device);
+
+// The device that this thread's ops run on and new tensors lie on. Throws std::invalid_argument for one that is not open.
+Device device_in_use();
+void use_device(Device device);
+
+// Opens the plugin at `path`, once for the process: the driver's library first, then the plugin, then the device. Returns
+// why it cannot be used, or "".
+std::string open_device(const std::string& path);
+const DevicePlugin& device_plugin();  // throws std::runtime_error where none is open
+const Kernels& device_kernels();
+std::vector<std::string> device_missing();  // slots it has no kernel for
+
+// Throws std::runtime_error, naming what failed, where an error is not null.
+void check_device(const char* what, const char* error);
+
+std::shared_ptr<char> allocate_on_device(size_t bytes, bool zero);  // throws std::bad_alloc
+
+}  // namespace genkit

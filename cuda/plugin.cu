@@ -1,0 +1,114 @@
+// libgenkit_cuda.so: the slots of kernels.h for NVIDIA GPUs. One device, one stream: what is started runs in order.
+#include <cuda_runtime.h>
+
+#include <cstdio>
+
+#include "gk.h"
+#include "kernels.h"
+#include "plugin.h"
+
+namespace genkit {
+namespace {
+
+cudaStream_t stream = nullptr;
+cudaError_t first_error = cudaSuccess;  // of starting kernels, until somebody asks
+
+void note(cudaError_t error) {
+    if (first_error == cudaSuccess) first_error = error;
+}
+
+const char* words(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+
+// More shared memory than every kernel may have has to be asked for, once for each kernel.
+template <class Kernel, class... Args>
+void launch(Kernel* kernel, int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, const Args&... args) {
+    if (grid_x < 1 || grid_y < 1) return;
+    if (shared_bytes > 48 * 1024) note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+    kernel<<<dim3(unsigned(grid_x), unsigned(grid_y)), unsigned(threads), size_t(shared_bytes), stream>>>(args...);
+    note(cudaGetLastError());
+}
+#define GK_LAUNCH(kernel, grid_x, grid_y, threads, shared_bytes, ...) launch(kernel, grid_x, grid_y, threads, shared_bytes, __VA_ARGS__)
+
+#include "kernels.inl"
+
+// ---- plugin.h ----------------------------------------------------------------------------------------------------
+
+const char* facts(DeviceFacts* facts) {
+    int device = 0;
+    cudaDeviceProp properties;
+    size_t available = 0, memory = 0;
+    if (cudaError_t error = cudaGetDevice(&device)) return words(error);
+    if (cudaError_t error = cudaGetDeviceProperties(&properties, device)) return words(error);
+    if (cudaError_t error = cudaMemGetInfo(&available, &memory)) return words(error);
+    snprintf(facts->name, sizeof facts->name, "%s", properties.name);
+    facts->major = properties.major;
+    facts->minor = properties.minor;
+    facts->processors = properties.multiProcessorCount;
+    facts->memory = int64_t(memory);
+    facts->available = int64_t(available);
+    return nullptr;
+}
+
+const char* open(DeviceFacts* found) {
+    if (cudaError_t error = cudaSetDevice(0)) return words(error);
+    if (const char* error = facts(found)) return error;
+    cudaFuncAttributes attributes;  // whether there is code for this device
+    if (cudaError_t error = cudaFuncGetAttributes(&attributes, add_kernel)) return words(error);
+    if (cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)) return words(error);
+    // Freed memory stays ours: ops ask for the same sizes again and again.
+    cudaMemPool_t pool;
+    uint64_t keep = UINT64_MAX;
+    if (cudaError_t error = cudaDeviceGetDefaultMemPool(&pool, 0)) return words(error);
+    return words(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep));
+}
+
+void* allocate(size_t bytes) {
+    void* memory = nullptr;
+    if (cudaMallocAsync(&memory, bytes, stream) != cudaSuccess) {
+        cudaGetLastError();
+        return nullptr;
+    }
+    return memory;
+}
+
+void release(void* memory) { note(cudaFreeAsync(memory, stream)); }
+
+const char* upload(void* to, const void* from, size_t bytes) {
+    if (cudaError_t error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream)) return words(error);
+    return words(cudaStreamSynchronize(stream));
+}
+
+const char* download(void* to, const void* from, size_t bytes) {
+    if (cudaError_t error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream)) return words(error);
+    return words(cudaStreamSynchronize(stream));
+}
+
+const char* clear(void* memory, size_t bytes) { return words(cudaMemsetAsync(memory, 0, bytes, stream)); }
+
+const char* check() {
+    const cudaError_t error = first_error;
+    first_error = cudaSuccess;
+    return words(error);
+}
+
+const char* graph_begin() { return words(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal)); }
+
+void* graph_end(const char** error) {
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t ready = nullptr;
+    *error = words(cudaStreamEndCapture(stream, &graph));
+    if (*error == nullptr) *error = words(cudaGraphInstantiate(&ready, graph, 0));
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    return ready;
+}
+
+const char* graph_run(void* graph) { return words(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), stream)); }
+void graph_release(void* graph) { note(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph))); }
+
+const DevicePlugin plugin = {GENKIT_PLUGIN_ABI, GENKIT_CUDA_TARGETS, open, facts, install, allocate, release, upload, download, clear, check,
+                             graph_begin, graph_end, graph_run, graph_release};
+
+}  // namespace
+}  // namespace genkit
+
+extern "C" __attribute__((visibility("default"))) const genkit::DevicePlugin* genkit_device_plugin() { return &genkit::plugin; }

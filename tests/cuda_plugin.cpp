@@ -1,0 +1,112 @@
+// The plugin of cuda/ on a processor: the same kernels through the shim, on memory that only they and the copies may touch.
+#include <sys/mman.h>
+
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <map>
+#include <vector>
+
+#include "../cpp/kernels.h"
+#include "../cpp/plugin.h"
+#include "../cuda/gk.h"
+
+namespace genkit {
+namespace {
+
+constexpr size_t memory_bytes = size_t(1) << 30, piece = 256;
+char* memory = nullptr;
+std::map<size_t, size_t> taken;  // offset -> bytes
+std::vector<std::function<void()>>* noted = nullptr;
+int opened = 0;
+
+// The device's memory can be reached while one of these lives.
+struct Reach {
+    Reach() {
+        if (opened++ == 0) mprotect(memory, memory_bytes, PROT_READ | PROT_WRITE);
+    }
+    ~Reach() {
+        if (--opened == 0) mprotect(memory, memory_bytes, PROT_NONE);
+    }
+};
+
+template <class Body>
+void start(int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, Body body) {
+    auto run = [=] {
+        const Reach reach;
+        gk::launch(grid_x, grid_y, threads, shared_bytes, body);
+    };
+    if (noted) noted->push_back(run);
+    else run();
+}
+#define GK_LAUNCH(kernel, grid_x, grid_y, threads, shared_bytes, ...) \
+    start(grid_x, grid_y, threads, shared_bytes, [=] { kernel(__VA_ARGS__); })
+
+#include "../cuda/kernels.inl"
+
+const char* facts(DeviceFacts* f) {
+    size_t used = 0;
+    for (auto& [at, bytes] : taken) used += bytes;
+    snprintf(f->name, sizeof f->name, "a processor that stands in for a GPU");
+    f->major = 0, f->minor = 0, f->processors = 1;
+    f->memory = int64_t(memory_bytes), f->available = int64_t(memory_bytes - used);
+    return nullptr;
+}
+
+const char* open(DeviceFacts* f) {
+    memory = static_cast<char*>(mmap(nullptr, memory_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    return memory == MAP_FAILED ? "no memory" : facts(f);
+}
+
+void* allocate(size_t bytes) {
+    size_t at = 0;
+    bytes = (bytes + piece - 1) / piece * piece;
+    for (auto& [begin, size] : taken) {  // first fit
+        if (begin - at >= bytes) break;
+        at = begin + size;
+    }
+    if (at + bytes > memory_bytes) return nullptr;
+    taken[at] = bytes;
+    const Reach reach;
+    std::memset(memory + at, 0xa5, bytes);  // never zeros
+    return memory + at;
+}
+
+void release(void* p) { taken.erase(size_t(static_cast<char*>(p) - memory)); }
+
+const char* copy(void* to, const void* from, size_t bytes) {
+    const Reach reach;
+    std::memcpy(to, from, bytes);
+    return nullptr;
+}
+const char* clear(void* p, size_t bytes) {
+    const Reach reach;
+    std::memset(p, 0, bytes);
+    return nullptr;
+}
+const char* check() { return nullptr; }
+
+const char* graph_begin() {
+    noted = new std::vector<std::function<void()>>;
+    return nullptr;
+}
+void* graph_end(const char** error) {
+    *error = nullptr;
+    void* graph = noted;
+    noted = nullptr;
+    return graph;
+}
+const char* graph_run(void* graph) {
+    const Reach reach;
+    for (auto& run : *static_cast<std::vector<std::function<void()>>*>(graph)) run();
+    return nullptr;
+}
+void graph_release(void* graph) { delete static_cast<std::vector<std::function<void()>>*>(graph); }
+
+const DevicePlugin plugin = {GENKIT_PLUGIN_ABI, "no GPU", open, facts, install, allocate, release, copy, copy, clear, check,
+                             graph_begin, graph_end, graph_run, graph_release};
+
+}  // namespace
+}  // namespace genkit
+
+extern "C" __attribute__((visibility("default"))) const genkit::DevicePlugin* genkit_device_plugin() { return &genkit::plugin; }
