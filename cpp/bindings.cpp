@@ -174,7 +174,13 @@ PYBIND11_MODULE(_core, m) {
         .def("set", py::overload_cast<int64_t, const Tensor&>(&ExpertWeights::set), "expert"_a, "weight"_a, nogil())
         .def("set", py::overload_cast<int64_t, const PackedWeight&>(&ExpertWeights::set), "expert"_a, "weight"_a, nogil())
         .def_property_readonly("shape", [](const ExpertWeights& w) { return py::make_tuple(w.experts, w.n, w.k); })
-        .def_property_readonly("packed", [](const ExpertWeights& w) { return w.format.has_value(); });
+        .def_property_readonly("packed", [](const ExpertWeights& w) { return w.format.has_value(); })
+        .def_property_readonly("nbytes", [](const ExpertWeights& w) { return w.weights ? w.weights->nbytes() : 0; })
+        .def("to", [](const ExpertWeights& w, const std::string& device) {
+            ExpertWeights copy = w;
+            if (w.weights) copy.weights = w.weights->to(device_from_name(device));
+            return copy;
+        }, "device"_a);
     m.def("route", &route, "logits"_a, "k"_a, "scoring"_a = "softmax", "correction"_a = std::nullopt, "groups"_a = 1,
           "groups_kept"_a = 1, "normalize"_a = false, "scale"_a = 1.0f, nogil());
     m.def("group_rows", &group_rows, "ids"_a, "experts"_a, nogil());
@@ -277,6 +283,7 @@ PYBIND11_MODULE(_core, m) {
         facts["processors"] = f.processors;
         facts["memory"] = f.memory;
         facts["available"] = f.available;
+        facts["driver"] = device_driver();
         facts["targets"] = device_plugin().targets;
         return facts;
     });

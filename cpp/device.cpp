@@ -18,27 +18,29 @@ thread_local Device in_use = Device::cpu;
 const DevicePlugin* plugin = nullptr;
 Kernels plugin_kernels{};
 std::vector<std::string> without_kernel;
+int driver = 0;  // the CUDA it is for, 1000 major + 10 minor
 
 template <class F>
 F symbol(void* library, const char* name) {
     return reinterpret_cast<F>(dlsym(library, name));
 }
 
+std::string cuda_words(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
+
 // The driver, asked for what the plugin would fail at with less to say.
 std::string driver_trouble() {
-    void* driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (driver == nullptr) return "no NVIDIA driver (libcuda.so.1 not found)";
-    auto init = symbol<int (*)(unsigned)>(driver, "cuInit");
-    auto version = symbol<int (*)(int*)>(driver, "cuDriverGetVersion");
-    auto count = symbol<int (*)(int*)>(driver, "cuDeviceGetCount");
+    void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) return "no NVIDIA driver (libcuda.so.1 not found)";
+    auto init = symbol<int (*)(unsigned)>(library, "cuInit");
+    auto version = symbol<int (*)(int*)>(library, "cuDriverGetVersion");
+    auto count = symbol<int (*)(int*)>(library, "cuDeviceGetCount");
     if (!init || !version || !count) return "libcuda.so.1 lacks functions of a CUDA driver";
-    int number = 0;
-    if (int status = version(&number)) return "the NVIDIA driver gives error " + std::to_string(status) + " when asked for its version";
-    if (number < least_driver)
-        return "the NVIDIA driver is for CUDA " + std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10) +
-               "; " + std::to_string(least_driver / 1000) + ".0 is needed (driver 580 or newer)";
+    if (int status = version(&driver)) return "the NVIDIA driver gives error " + std::to_string(status) + " when asked for its version";
+    if (driver < least_driver)
+        return "the NVIDIA driver is for CUDA " + cuda_words(driver) + "; " + cuda_words(least_driver) + " is needed (driver 580 or newer)";
     if (int status = init(0))
         return "the NVIDIA driver gives error " + std::to_string(status) + " (is a device present and allowed?)";
+    int number = 0;
     if (int status = count(&number)) return "the NVIDIA driver gives error " + std::to_string(status) + " when asked for devices";
     return number > 0 ? "" : "the NVIDIA driver sees no device";
 }
@@ -87,6 +89,7 @@ const DevicePlugin& device_plugin() {
 }
 
 const Kernels& device_kernels() { return plugin_kernels; }
+std::string device_driver() { return cuda_words(driver); }
 std::vector<std::string> device_missing() { return without_kernel; }
 
 void check_device(const char* what, const char* error) {

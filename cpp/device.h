@@ -21,6 +21,7 @@ void use_device(Device device);
 std::string open_device(const std::string& path);
 const DevicePlugin& device_plugin();  // throws std::runtime_error where none is open
 const Kernels& device_kernels();
+std::string device_driver();                 // the version of CUDA it is for
 std::vector<std::string> device_missing();  // slots it has no kernel for
 
 // Throws std::runtime_error, naming what failed, where an error is not null.

@@ -92,6 +92,7 @@ struct LinearArgs {
     int64_t rows, n, k, x_stride, out_stride;
     DType dtype;
     const uint16_t* x_bf16 = nullptr;  // x as `row_input` says, read instead of x; null for f32
+    const Region* region = nullptr;    // on a device: of all places these rows, by its expert's weight
 };
 
 // table[r, i] = cos(positions[r] * inv_freq[i]) * scale, table[r, half + i] = sin(...) * scale. Unit: one row.
@@ -185,6 +186,7 @@ struct GatedArgs {
     float* out;      // [rows, dim]
     int64_t dim, x_stride;
     Activation kind;
+    const Region* region = nullptr;  // on a device: of all places these rows
 };
 
 // out[i] = a[i] + scale * b[i]. Unit: one element.

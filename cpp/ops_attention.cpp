@@ -118,8 +118,10 @@ Tensor attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, 
     int64_t unit_rows = std::max<int64_t>(1, 128 / group);
     auto units = [&] { return (rows + unit_rows - 1) / unit_rows * pages.kv_heads; };
     while (unit_rows > 1 && units() < (unit_rows * group > 32 ? 4 : 1) * threads) unit_rows /= 2;
+    const bool on_device = device_in_use() != Device::cpu;  // where there are always more places to run than units
+    if (on_device) unit_rows = 1;
     const int64_t splits = (pages.max_pages * page_keys + attention_split - 1) / attention_split;
-    const bool split = units() < 2 * threads && threads > 1 && splits > 1;
+    const bool split = splits > 1 && (on_device || (units() < 2 * threads && threads > 1));
 
     Tensor out({rows, heads * pages.head_dim}, DType::f32);
     AttentionArgs a{q.data<float>(), optional_data(alibi_slopes), optional_data(sinks), out.data<float>(), nullptr, pages, rows,

@@ -144,9 +144,20 @@ void submit_regions(void (*kernel)(const Args&, int64_t, int64_t), const Args& a
            pieces_at_once(regions * pieces, rows * all.k * outputs * unit_outputs));
 }
 
+// On a device every region is a product of its own: how many rows it has, and of which expert, is looked up by the kernel.
+template <class Args>
+void submit_each(void (*kernel)(const Args&, int64_t, int64_t), Args a, const Groups& g, int64_t units) {
+    a.region = reinterpret_cast<const Region*>(g.regions.data<int32_t>());
+    for (int64_t i = 0; i < g.regions.dim(0); i++, a.region++) submit(kernel, a, units, 1);
+}
+
 void linear_regions(const Tensor& x, const Groups& g, const ExpertWeights& w, const float* bias, Tensor& out) {
     LinearArgs a{x.data<float>(), w.weights->bytes(), bias, nullptr, out.data<float>(), 0, w.n, w.k, x.row_stride(), w.n,
                  w.weights->dtype()};
+    if (device_in_use() != Device::cpu) {
+        a.rows = g.place_of.dim(0);  // at most
+        return submit_each(kernels().linear, a, g, w.n);
+    }
     OptionalTensor rounded;
     if (a.dtype == DType::bf16 && kernels().row_input != RowInput::f32) {
         rounded = Tensor({x.dim(0), round_up(w.k, 32)}, DType::u16);
@@ -165,12 +176,18 @@ void packed_linear_regions(const char* op, const Tensor& x, const Groups& g, con
     const int64_t stride = kernels().code_tiles || depth / tile_depth % 2 ? depth : depth + tile_depth;
     Tensor codes({places, stride}, DType::i8), scales({places, blocks}, DType::f32);
     Tensor sums({places, depth / sum_depth(*w.format)}, DType::i16);
-    submit_tiles(quantize_tiles, kernels().quantize, {x.data<float>(), codes.data<int8_t>(), scales.data<float>(),
-                 sums.data<int16_t>(), w.k, x.row_stride(), stride, 0, false, sum_depth(*w.format)}, g);
-    const PackedLinearArgs a{codes.data<int8_t>(), scales.data<float>(), sums.data<int16_t>(), w.weights->data<uint8_t>(), bias,
+    QuantizeArgs q{x.data<float>(), codes.data<int8_t>(), scales.data<float>(), sums.data<int16_t>(), w.k, x.row_stride(), stride, 0,
+                   false, sum_depth(*w.format)};
+    PackedLinearArgs a{codes.data<int8_t>(), scales.data<float>(), sums.data<int16_t>(), w.weights->data<uint8_t>(), bias,
                              nullptr, out.data<float>(), 0, w.n, w.k, stride, out.dim(1), *w.format, w.gated,
                              w.gated ? activation_from_name(op, kind, true) : Activation::silu, false};
     const int64_t panels = w.weights->dim(1);
+    if (device_in_use() != Device::cpu) {
+        q.rows = a.rows = g.place_of.dim(0);  // at most
+        submit_each(kernels().quantize, q, g, q.rows);
+        return submit_each(kernels().packed_linear, a, g, panels);
+    }
+    submit_tiles(quantize_tiles, kernels().quantize, q, g);
     submit_regions(kernels().packed_linear, a, g, panels, 1, panels * w.weights->dim(2), panel_outputs);
 }
 
@@ -317,6 +334,10 @@ Tensor expert_linear(const Tensor& x, const Groups& groups, const ExpertWeights&
     else linear_regions(x, groups, w, optional_data(bias), out);
     if (w.format || kind.empty()) return out;
     Tensor mixed({places, w.n / 2}, DType::f32);
+    if (device_in_use() != Device::cpu) {
+        submit_each(kernels().gated, {out.data<float>(), mixed.data<float>(), w.n / 2, w.n, f}, groups, groups.place_of.dim(0));
+        return mixed;
+    }
     submit_tiles(gated_tiles, kernels().gated, {out.data<float>(), mixed.data<float>(), w.n / 2, w.n, f}, groups);
     return mixed;
 }

@@ -27,6 +27,8 @@
 
 namespace genkit {
 
+struct Region;  // experts.h
+
 enum class DType : int32_t { f32, f16, bf16, i8, u8, i16, u16, i32, i64 };
 
 // swiglu_oai is of a pair, gate and up: the other kinds are of one number, and times up where they gate.
@@ -97,6 +99,7 @@ struct QuantizeArgs {
     int64_t rows;
     bool tiled;
     int64_t sum_depth = sub_depth;
+    const Region* region = nullptr;  // on a device: of all places these rows, found there (experts.h)
 };
 constexpr int64_t code_tile_rows = 16;
 // Where the code of row r at i along k lies, and a row's scale of a block.
@@ -132,6 +135,7 @@ struct PackedLinearArgs {
     bool gated;
     Activation kind;
     bool tiled = false;  // codes and scales, see QuantizeArgs
+    const Region* region = nullptr;  // on a device: of all places these rows, by its expert's weight
 };
 
 // Rounds rows of w to codes. To nearest: scales of the range (reference_rounding.inl; with zeros search.inl). search: scales,

@@ -85,7 +85,8 @@ GK_KERNEL void activation_kernel(ActivationArgs a, int64_t first) {
 }
 
 GK_KERNEL void gated_kernel(GatedArgs a, int64_t first) {
-    const int64_t r = first + gk::block();
+    if (a.region && gk::block() >= a.region->rows) return;
+    const int64_t r = first + gk::block() + (a.region ? a.region->first : 0);
     const float* x = a.x + r * a.x_stride;
     with_kind(a.kind, [&](auto kind) {
         each_column(a.dim, [&](int64_t i) { a.out[r * a.dim + i] = gate<decltype(kind)::value>(x[i], x[a.dim + i]); });

@@ -51,5 +51,14 @@ DEVICE void linear_output(const LinearArgs& a, int64_t n, int64_t row0) {
 GK_KERNEL void linear_kernel(LinearArgs a, int64_t first, int64_t last) {
     const int64_t n = first + gk::block() * 8 + gk::thread() / 32;
     if (n >= last) return;  // whole warps
+    if (a.region) {
+        const int64_t bytes = a.n * a.k * (a.dtype == DType::f32 ? 4 : 2);
+        a.rows = a.region->rows;
+        a.x += a.region->first * a.x_stride;
+        a.weight = static_cast<const char*>(a.weight) + a.region->expert * bytes;
+        if (a.bias) a.bias += a.region->expert * a.n;
+        a.out += a.region->first * a.out_stride;
+    }
+    if (gk::block_y() * linear_rows >= a.rows) return;
     with_type(a.dtype, [&](auto type) { linear_output<typename decltype(type)::type>(a, n, gk::block_y() * linear_rows); });
 }

@@ -151,6 +151,17 @@ DEVICE float packed_add(const PackedLinearArgs& a, const uint8_t* block, int64_t
 template <Packing packing, bool by16>
 GK_KERNEL void packed_rows(PackedLinearArgs a, int64_t first_panel) {
     const WeightFormat f = a.format;
+    if (a.region) {
+        const int64_t panels = a.gated ? (a.n / 2 + 15) / 16 : (a.n + panel_outputs - 1) / panel_outputs, at = a.region->first;
+        a.rows = a.region->rows;
+        a.codes += at * a.codes_stride;
+        a.scales += at * ((a.k + block_depth - 1) / block_depth);
+        a.sums += at * (round_up(a.k, tile_depth) / sum_depth(f));
+        a.weight += a.region->expert * panels * panel_bytes(f, a.k);
+        if (a.bias) a.bias += a.region->expert * a.n;
+        a.out += at * a.out_stride;
+    }
+    if (gk::block_y() * row_tile >= a.rows) return;
     const int warp = gk::thread() / 32, emits = sums_a_block(f);
     auto* sums = reinterpret_cast<int32_t*>(gk::shared());  // [warp][emit][32][8]
     auto* values = reinterpret_cast<float*>(sums + panel_warps * emits * panel_outputs * row_tile);

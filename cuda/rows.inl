@@ -86,6 +86,14 @@ GK_KERNEL void nonfinite_kernel(NonfiniteArgs a, int64_t first) {
 
 // A warp for each 256 of a row, to the bit what the processors give.
 GK_KERNEL void quantize_kernel(QuantizeArgs a, int64_t first) {
+    if (a.region) {
+        if (gk::block() >= a.region->rows) return;
+        const int64_t at = a.region->first;
+        a.x += at * a.x_stride;
+        a.codes += at * a.codes_stride;
+        a.scales += at * ((a.k + block_depth - 1) / block_depth);
+        a.sums += at * (round_up(a.k, tile_depth) / a.sum_depth);
+    }
     const int64_t r = first + gk::block(), depth = round_up(a.k, tile_depth), sums = depth / a.sum_depth;
     const int64_t blocks = (a.k + block_depth - 1) / block_depth, lane = gk::lane();
     if (r >= a.rows) {  // of a last tile that is not full

@@ -1,4 +1,4 @@
-"""The compiled core: tensors in host memory and one function per op (cpp/ops.h). No maths in Python, no I/O in here.
+"""The compiled core: tensors, and one function per op (cpp/ops.h), on the device in use. No maths in Python, no I/O in here.
 
 Every op checks its arguments and raises ValueError with the failing values. Ops run on the thread team with the GIL
 released and return new float32 tensors unless said otherwise. `n` is token rows, sequences are rows of a page table.
@@ -18,6 +18,7 @@ class Tensor:
     dtype: str  # "f32", "f16", "bf16", "i8", "u8", "i16", "u16", "i32", "i64"
     shape: tuple[int, ...]
     nbytes: int
+    device: str  # "cpu" or "cuda": ops take tensors of the device in use only
     def __init__(self, shape: Sequence[int], dtype: str = "f32") -> None:
         """Uninitialized. Raises MemoryError."""
     @staticmethod
@@ -26,8 +27,11 @@ class Tensor:
     @staticmethod
     def from_numpy(array: numpy.ndarray, dtype: Optional[str] = None) -> "Tensor":
         """A copy. dtype="bf16" or "f16" reinterprets uint16 bits; otherwise the array's own type is kept."""
+    def to(self, device: str) -> "Tensor":
+        """A copy there; itself where it is. Whole numbers stay known to the host, which checks them."""
     def numpy(self) -> numpy.ndarray:
-        """A view sharing memory (bf16 comes as uint16 bits)."""
+        """A view sharing memory (bf16 comes as uint16 bits). Of a tensor on a device a copy, but of whole numbers that came from
+        the host: what is written to those is sent before an op, or a replay, reads them."""
     def bytes(self) -> memoryview:
         """Writable bytes of a contiguous tensor: what a file is read into."""
     def rows(self, begin: int, end: int) -> "Tensor":
@@ -66,6 +70,7 @@ class PackedWeight:
     gated: bool
     nbytes: int
     panels: Tensor  # u8 [panels, bytes]
+    def to(self, device: str) -> "PackedWeight": ...
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x [n, k] -> codes i8 [n, stride >= k up to 64s], scales f32 [n, k / 256 up], sums of 32 i16 (QuantizeArgs)."""
@@ -114,6 +119,8 @@ class ExpertWeights:
 
     shape: tuple[int, int, int]  # experts, m, k
     packed: bool
+    nbytes: int
+    def to(self, device: str) -> "ExpertWeights": ...
     def __init__(self, experts: int) -> None: ...
     def set(self, expert: int, weight: "Tensor | PackedWeight") -> None:
         """Copies one expert's. Raises ValueError where it is unlike those before it."""
@@ -248,5 +255,12 @@ def cpu_name() -> str: ...
 def cpu_features() -> list[str]: ...
 def amx_state() -> tuple[bool, str]:
     """Whether AMX can be used, and in words what with or why not."""
-def plugin_abi() -> int:
-    """Version of the CUDA plugin's interface this build expects."""
+def open_device(path: str) -> str:
+    """Opens the CUDA plugin at path, the first time; "" or why no GPU can be used."""
+def device_facts() -> dict[str, Any]:
+    """Of the opened device: name, capability, processors, memory, available (bytes), driver, targets. Raises RuntimeError."""
+def device_missing() -> list[str]:
+    """Slots of kernels.h that the opened plugin has no kernel for: ops that need one raise RuntimeError by its name."""
+def use_device(name: str) -> None:
+    """This thread's ops run on "cpu" or "cuda" from now on, and new tensors lie there."""
+def device_in_use() -> str: ...

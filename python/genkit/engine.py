@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, Sequence as 
 
 import numpy as np
 
-from genkit import _core, checkpoints, machine, models
+from genkit import _core, checkpoints, models
 from genkit.batch import PREFILL_CHUNK, Batch, Job, prefill
 from genkit.checkpoints.safetensors import check_memory
 from genkit.checks import whole_number
@@ -22,7 +22,8 @@ from genkit.decoding.beam import beam_search, check_options
 from genkit.decoding.logprobs import RawLogprobs, check_count
 from genkit.decoding.sampling import Sampler
 from genkit.decoding.stop import StopChecker
-from genkit.errors import DeviceError, Interrupted, ResourceError, UsageError
+from genkit.devices import choose_device, fallback_reason, free_memory, stepping, using
+from genkit.errors import Interrupted, ResourceError, UsageError
 from genkit.generation import Generation, Request, Stream, Text
 from genkit.kv_cache import KV_TYPES, KVCache, Sequence, page_bytes, pages_for
 from genkit.opening import Opened, open_model
@@ -48,18 +49,20 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, *, 
     Raises UsageError, BadFileError, ResourceError or DeviceError.
     """
     start = time.perf_counter()
-    choose_device(device)
+    asked, device = device, choose_device(device)
     threads = choose_threads(threads)
     if error := _core.isa_error():
         raise UsageError(error)
     folder = checkpoints.resolve(str(path), revision=revision, offline=offline, progress=progress is not None)
     with ExitStack() as stack:
         opened = open_model(folder, stack)
-        return load_opened(opened, str(path), threads, quantize=quantize, kv_type=kv_type, context=context, progress=progress,
-                           start=start)
+        loaded = load_opened(opened, str(path), threads, device=device, quantize=quantize, kv_type=kv_type, context=context,
+                             progress=progress, start=start)
+    loaded.fallback = fallback_reason(asked, device)
+    return loaded
 
 
-def load_opened(opened: Opened, name: str, threads: int, *, quantize: str | None = None, kv_type: str = "auto",
+def load_opened(opened: Opened, name: str, threads: int, *, device: str = "cpu", quantize: str | None = None, kv_type: str = "auto",
                 context: int | None = None, progress: Callable[[int, int], None] | None = None,
                 start: float | None = None) -> "LoadedModel":
     """As load, of a model whose files are open, or that lies in memory. name: what messages call it. start: of load_s, on the
@@ -83,14 +86,15 @@ def load_opened(opened: Opened, name: str, threads: int, *, quantize: str | None
 
         checkpoint.progress = count
     kv_type = choose_kv_type(kv_type, checkpoint, quantize)
-    model = models.load_model(fields, checkpoint, None if format is None else format.core())
+    model = models.load_model(fields, checkpoint, None if format is None else format.core(), device)
     longest = model.config.max_positions
     context = longest if context is None else whole_number("context", context, 1, longest)
     tokenizer = None
     if opened.has_tokenizer:  # without one the model still takes token ids
         tokenizer = opened.tokenizer()
         checkpoints.check_token_ids(tokenizer.vocab_size - 1, model.config.vocab_size, tokenizer.path)
-    return LoadedModel(opened, model, tokenizer, context, threads, quantize, kv_type, time.perf_counter() - start)
+    return LoadedModel(opened, model, tokenizer, context, threads, device, quantize, kv_type,
+                       time.perf_counter() - start)
 
 
 def choose_quantize(quantize: str | None, fields: "Fields") -> str:
@@ -102,15 +106,6 @@ def choose_quantize(quantize: str | None, fields: "Fields") -> str:
     if quantize not in known:
         raise UsageError(f"quantize is {quantize!r}; expected {', '.join(known)}")
     return quantize
-
-
-def choose_device(device: str) -> str:
-    """The device to use: "cpu" for now. Raises DeviceError when a GPU is asked for and cannot be used."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"device is '{device}'; expected auto, cpu or cuda")
-    if device == "cuda":
-        raise DeviceError(f"--device cuda: {machine.cuda_state()[1]}; use --device cpu or auto")
-    return "cpu"
 
 
 def choose_threads(threads: int | None) -> int:
@@ -133,14 +128,15 @@ def choose_kv_type(kv_type: str, checkpoint: checkpoints.Checkpoint, quantize: s
 class LoadedModel:
     """A model in memory. One call at a time; use it from several threads only in turns."""
 
-    def __init__(self, opened: Opened, model: Any, tokenizer: Tokenizer | None, context: int, threads: int, quantize: str,
-                 kv_type: str, load_s: float) -> None:
+    def __init__(self, opened: Opened, model: Any, tokenizer: Tokenizer | None, context: int, threads: int, device: str,
+                 quantize: str, kv_type: str, load_s: float) -> None:
         self.folder = opened.path
         self.widened = opened.checkpoint.widened_words()  # matrices that run larger than they are in the file, in words
         self.config = model.config
         self.context = context
         self.threads = threads
-        self.device = "cpu"
+        self.device = device  # "cpu" or "cuda"
+        self.fallback = ""  # why not on a GPU that seems to be there
         self.kv_type = kv_type  # of the cache: "f32", "f16", "bf16" or "int8"
         self.quantize = quantize  # what the weights were rounded to: "none", "int4", "int8"
         self.load_s = load_s
@@ -155,8 +151,8 @@ class LoadedModel:
 
     @property
     def tier(self) -> str:
-        """The best instruction-set tier in use."""
-        return _core.current_tier()
+        """The best instruction-set tier in use, or "cuda"."""
+        return _core.current_tier() if self.device == "cpu" else self.device
 
     @property
     def model(self) -> "models.Model":
@@ -174,6 +170,10 @@ class LoadedModel:
         """float32 [n, vocab]: row i is about the token that follows token_ids[: i + 1]. Raises UsageError."""
         ids = self._checked_ids(token_ids)
         _core.set_threads(self.threads)
+        with using(self.device):
+            return self._logits(ids)
+
+    def _logits(self, ids: list[int]) -> np.ndarray:
         cache = self._cache([len(ids)], len(ids) * self.config.vocab_size * 4)
         sequence = Sequence()
         out, arena = np.empty((len(ids), self.config.vocab_size), np.float32), _core.Arena()
@@ -280,13 +280,19 @@ class LoadedModel:
 
     def _batch(self, jobs: list[Job], sampler: Sampler, rows: int) -> Iterator[tuple[int, str]]:
         _core.set_threads(self.threads)
+        return stepping(self.device, self._run(jobs, sampler, rows))
+
+    def _run(self, jobs: list[Job], sampler: Sampler, rows: int) -> Iterator[tuple[int, str]]:
         longest = sorted((len(job.generation.prompt_tokens) + job.request.max_tokens for job in jobs), reverse=True)
         batch = Batch(self._model, self._cache(longest[:rows]), longest[0], sampler, self._tokenizer, self._eos_ids)
         yield from batch.run(jobs, rows)
 
     def _beam(self, request: Request, sampler: Sampler, generation: Generation) -> Iterator[str]:
-        prompt, timings = generation.prompt_tokens, generation.timings
         _core.set_threads(self.threads)
+        return stepping(self.device, self._search(request, sampler, generation))
+
+    def _search(self, request: Request, sampler: Sampler, generation: Generation) -> Iterator[str]:
+        prompt, timings = generation.prompt_tokens, generation.timings
         cache = self._cache([len(prompt) + request.max_tokens] * request.beams)
         rows, texts = [Sequence()], [list(prompt)]
         decoder = Decoder(self._model, cache, len(prompt) + request.max_tokens)
@@ -392,7 +398,7 @@ class LoadedModel:
         c = self.config
         pages = sum(pages_for(length) + 1 for length in lengths)  # a spare each for copies on write
         need = pages * page_bytes(c.layers, c.kv_heads, c.head_dim, self.kv_type) + more_bytes
-        free = machine.memory_available()
+        free = free_memory(self.device)
         if need > free:
             raise ResourceError(f"{max(lengths)} tokens in {len(lengths)} sequence(s) need {need / 2**30:.1f} GiB beside the "
                                 f"weights, and {free / 2**30:.1f} GiB are free; use a smaller --context or -n")

@@ -168,31 +168,22 @@ def processor_name(root: Path = _ROOT) -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
+def has_nvidia_driver() -> bool:
+    """Whether the system has an NVIDIA driver, working or not."""
+    return any(Path(path).exists() for path in ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg"))
+
+
 def cuda_state() -> tuple[bool, str]:
     """Whether CUDA can be used, and why not (or what with) in words. Opens libraries, raises nothing."""
-    import ctypes
-
     core = importlib.util.find_spec("genkit._core")
     folder = Path(core.origin).parent if core and core.origin else Path(__file__).parent
     plugin = folder / CUDA_PLUGIN
     if not plugin.exists():
         return False, "not built into this package"
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False, "no NVIDIA driver (libcuda.so.1 not found)"
-    count = ctypes.c_int(0)
-    for status in (driver.cuInit(0), driver.cuDeviceGetCount(ctypes.byref(count))):
-        if status != 0:
-            return False, f"the NVIDIA driver gives error {status} (is a device present and allowed?)"
-    if count.value == 0:
-        return False, "the NVIDIA driver sees no device"
-    try:
-        abi = int(ctypes.CDLL(str(plugin)).genkit_cuda_abi())
-    except (OSError, AttributeError) as error:
-        return False, f"{CUDA_PLUGIN} cannot be opened: {error}"
     from genkit import _core
 
-    if abi != _core.plugin_abi():
-        return False, f"{CUDA_PLUGIN} is of another build (interface {abi}, expected {_core.plugin_abi()})"
-    return False, f"{count.value} device(s), plugin present, has no kernels yet"
+    if trouble := _core.open_device(str(plugin)):
+        return False, trouble
+    facts = _core.device_facts()
+    return True, (f"{facts['name']}, compute capability {facts['capability']}, {facts['available'] / 2**30:.1f} of "
+                  f"{facts['memory'] / 2**30:.1f} GiB free, driver for CUDA {facts['driver']}, kernels for {facts['targets']}")
