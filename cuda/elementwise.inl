@@ -54,12 +54,43 @@ GK_KERNEL void tile_rows_kernel(TileRowsArgs a, int64_t first) {
     });
 }
 
+// Sine and cosine of x, within a few units of the last place of double below 2^31: x - n pi / 2 in two parts, then Taylor's
+// series. The library's own reduction needs local memory.
+DEVICE void sine_cosine(double x, double& sine, double& cosine) {
+    const double n = rint(x * 0.63661977236758134);
+    const double r = gk::fma(n, -6.123233995736766e-17, gk::fma(n, -1.5707963267948966, x)), s = r * r;
+    double a = -1.0 / 1307674368000.0;  // 15!
+    a = gk::fma(a, s, 1.0 / 6227020800.0);
+    a = gk::fma(a, s, -1.0 / 39916800.0);
+    a = gk::fma(a, s, 1.0 / 362880.0);
+    a = gk::fma(a, s, -1.0 / 5040.0);
+    a = gk::fma(a, s, 1.0 / 120.0);
+    a = gk::fma(a, s, -1.0 / 6.0);
+    a = gk::fma(a * s, r, r);
+    double b = 1.0 / 20922789888000.0;  // 16!
+    b = gk::fma(b, s, -1.0 / 87178291200.0);
+    b = gk::fma(b, s, 1.0 / 479001600.0);
+    b = gk::fma(b, s, -1.0 / 3628800.0);
+    b = gk::fma(b, s, 1.0 / 40320.0);
+    b = gk::fma(b, s, -1.0 / 720.0);
+    b = gk::fma(b, s, 1.0 / 24.0);
+    b = gk::fma(b, s, -0.5);
+    b = gk::fma(b, s, 1.0);
+    const int64_t quarter = int64_t(n) & 3;
+    sine = quarter & 1 ? b : a;
+    cosine = quarter & 1 ? a : b;
+    if (quarter & 2) sine = -sine;
+    if (quarter == 1 || quarter == 2) cosine = -cosine;
+}
+
 GK_KERNEL void rope_table_kernel(RopeTableArgs a, int64_t first) {
     const int64_t r = first + gk::block();
     each_column(a.half, [&](int64_t i) {
         const float angle = float(a.positions[r]) * a.inv_freq[i];
-        a.table[r * 2 * a.half + i] = float(cos(double(angle))) * a.scale;
-        a.table[(r * 2 + 1) * a.half + i] = float(sin(double(angle))) * a.scale;
+        double sine, cosine;
+        sine_cosine(double(angle), sine, cosine);
+        a.table[r * 2 * a.half + i] = float(cosine) * a.scale;
+        a.table[(r * 2 + 1) * a.half + i] = float(sine) * a.scale;
     });
 }
 

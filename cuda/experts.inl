@@ -1,9 +1,61 @@
 // Mixture of experts: experts.h.
 
-// A block of one warp has a row; scores are made together, the choice is one thread's.
+// As take_best of choose.inl, by a warp; to all lanes.
+DEVICE int64_t take_best_together(const float* scores, uint8_t* taken, int64_t count) {
+    int32_t best = -1;
+    float most = 0.0f;
+    auto take = [&](float score, int32_t i) {
+        const bool nan = score != score, worse = most != most;
+        if (i < 0) return;
+        if (best < 0 || (worse && !nan) || (worse == nan && (score > most || ((score == most || nan) && i < best)))) best = i, most = score;
+    };
+    each_column(count, [&](int64_t i) {
+        if (!taken[i]) take(scores[i], int32_t(i));
+    });
+    GK_UNROLL
+    for (int d = 16; d > 0; d /= 2) {
+        const float score = gk::shuffle_xor(most, d);
+        const int32_t i = gk::shuffle_xor(best, d);
+        take(score, i);
+    }
+    gk::sync();
+    if (gk::thread() == 0) taken[best] = 1;
+    gk::sync();
+    return best;
+}
+
+// As choose_experts of choose.inl. `sums` [groups] and the two of flags are the warp's.
+DEVICE void choose_together(const RouteArgs& a, const float* choice, int32_t* ids, float* sums, uint8_t* taken, uint8_t* kept) {
+    each_column(a.experts, [&](int64_t i) { taken[i] = 0; });
+    gk::sync();
+    if (a.groups > 1) {
+        const int64_t size = a.experts / a.groups;
+        for (int64_t group = 0; group < a.groups; group++) {
+            const float* scores = choice + group * size;
+            const int64_t first = take_best_together(scores, taken + group * size, size);
+            const float second = size > 1 ? scores[take_best_together(scores, taken + group * size, size)] : 0.0f;
+            if (gk::thread() == 0) sums[group] = scores[first] + second, kept[group] = 0;
+        }
+        gk::sync();
+        for (int64_t i = 0; i < a.groups_kept; i++) take_best_together(sums, kept, a.groups);
+        each_column(a.experts, [&](int64_t i) { taken[i] = !kept[i / size]; });
+        gk::sync();
+    }
+    for (int64_t j = 0; j < a.k; j++) {
+        const int64_t best = take_best_together(choice, taken, a.experts);
+        if (gk::thread() == 0) ids[j] = int32_t(best);
+    }
+}
+
+struct RoutePlace {
+    float scores[experts_most], choice[experts_most], sums[experts_most];
+    uint8_t taken[experts_most], kept[experts_most];
+};
+
+// A block of one warp has a row.
 GK_KERNEL void route_kernel(RouteArgs a, int64_t first) {
-    auto* scores = reinterpret_cast<float*>(gk::shared());
-    float* choice = scores + experts_most;
+    auto& place = *reinterpret_cast<RoutePlace*>(gk::shared());
+    float *scores = place.scores, *choice = place.choice;
     const int64_t r = first + gk::block();
     const float* x = a.logits + r * a.experts;
     float largest = -infinity;
@@ -19,9 +71,8 @@ GK_KERNEL void route_kernel(RouteArgs a, int64_t first) {
     total = warp_sum(total);
     each_column(a.scoring == Scoring::softmax ? a.experts : 0, [&](int64_t i) { scores[i] /= total; });
     gk::sync();
-    if (gk::thread() != 0) return;
-    choose_experts(a, choice, a.ids + r * a.k);
-    weigh_experts(a, scores, a.ids + r * a.k, a.weights + r * a.k);
+    choose_together(a, choice, a.ids + r * a.k, place.sums, place.taken, place.kept);
+    if (gk::thread() == 0) weigh_experts(a, scores, a.ids + r * a.k, a.weights + r * a.k);
 }
 
 // One block does all: counts, a scan over experts, places in ascending order of rows.

@@ -10,6 +10,7 @@
 #define GK_KERNEL __global__
 #define GK_UNROLL _Pragma("unroll")
 #define DEVICE __device__ __forceinline__
+#define HOST_DEVICE __host__ __device__ __forceinline__
 #define INLINE __device__ __forceinline__
 
 namespace gk {
@@ -59,6 +60,7 @@ DEVICE void mma_k16(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
                  : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a0), "r"(a1), "r"(b0));
 }
 
+DEVICE double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
 DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float round_even(float x) { return rintf(x); }
 DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }

@@ -59,7 +59,7 @@ SLOT(packed_linear, PackedLinearArgs) {
     }
 }
 
-SLOT(route, RouteArgs) { GK_LAUNCH(route_kernel, end - begin, 1, 32, int(2 * experts_most * sizeof(float)), a, begin); }
+SLOT(route, RouteArgs) { GK_LAUNCH(route_kernel, end - begin, 1, 32, int(sizeof(RoutePlace)), a, begin); }
 SLOT(group_rows, GroupRowsArgs) {
     if (begin < end) GK_LAUNCH(group_rows_kernel, 1, 1, row_threads, int(experts_most * sizeof(uint32_t)), a);
 }

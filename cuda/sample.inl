@@ -7,10 +7,8 @@ DEVICE float mass_of(float logit, float largest, float scale) {
     float t = (logit - largest) * scale;
     t = t > -64.0f ? t : -64.0f;
     const float n = gk::round_even(t), f = t - n;
-    float p = exp2_terms[4];
-    GK_UNROLL
-    for (int i = 3; i >= 0; i--) p = p * f + exp2_terms[i];
-    p = p * f + 1.0f;
+    constexpr float c0 = exp2_terms[0], c1 = exp2_terms[1], c2 = exp2_terms[2], c3 = exp2_terms[3], c4 = exp2_terms[4];
+    const float p = ((((c4 * f + c3) * f + c2) * f + c1) * f + c0) * f + 1.0f;
     return gk::round_even(p * from_bits(uint32_t(int32_t(n) + mass_bits + 127) << 23));
 }
 

@@ -11,6 +11,7 @@
 #define GK_KERNEL static
 #define GK_UNROLL
 #define DEVICE static inline
+#define HOST_DEVICE static inline
 #define INLINE static inline
 
 // void gk_switch(void** from, void* to): keeps what a call must keep on the stack it leaves, and takes up the other one.
@@ -178,6 +179,7 @@ T shuffle_up(T x, int distance) { return exchange(x, lane() - distance); }
 template <class T>
 void add_shared(T* p, T x) { *p += x; }
 
+DEVICE double fma(double a, double b, double c) { return ::fma(a, b, c); }
 DEVICE float fma(float a, float b, float c) { return fmaf(a, b, c); }
 DEVICE float round_even(float x) { return nearbyintf(x); }
 DEVICE float as_float(uint32_t bits) {

@@ -1,11 +1,11 @@
 // Which experts a row goes to, by its scores; written once so that all tiers choose alike. Included inside a tier's
 // anonymous namespace.
-#ifndef DEVICE
-#define DEVICE  // nvcc's word for functions that run there
+#ifndef HOST_DEVICE
+#define HOST_DEVICE  // nvcc's word for functions that run there
 #endif
 
 // The best of what is not taken yet, the lowest index among equals, the first one where all that is left is NaN; it is taken.
-DEVICE int64_t take_best(const float* scores, bool* taken, int64_t count) {
+int64_t take_best(const float* scores, bool* taken, int64_t count) {
     int64_t best = -1;
     for (int64_t i = 0; i < count; i++) {
         if (taken[i]) continue;
@@ -16,7 +16,7 @@ DEVICE int64_t take_best(const float* scores, bool* taken, int64_t count) {
 }
 
 // ids [k] of a row from `choice`, by which experts are chosen, in the groups that are kept.
-DEVICE void choose_experts(const RouteArgs& a, const float* choice, int32_t* ids) {
+void choose_experts(const RouteArgs& a, const float* choice, int32_t* ids) {
     bool taken[experts_most];
     for (int64_t i = 0; i < a.experts; i++) taken[i] = false;
     if (a.groups > 1) {
@@ -37,7 +37,7 @@ DEVICE void choose_experts(const RouteArgs& a, const float* choice, int32_t* ids
 }
 
 // A row's weights from the scores of all experts.
-DEVICE void weigh_experts(const RouteArgs& a, const float* scores, const int32_t* ids, float* weights) {
+HOST_DEVICE void weigh_experts(const RouteArgs& a, const float* scores, const int32_t* ids, float* weights) {
     float sum = a.scoring == Scoring::sigmoid ? 1e-20f : 0.0f;
     for (int64_t j = 0; j < a.k; j++) sum += weights[j] = scores[ids[j]];
     const float factor = a.normalize || a.scoring == Scoring::softmax_chosen ? a.scale / sum : a.scale;

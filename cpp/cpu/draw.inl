@@ -1,11 +1,11 @@
 // What every tier's draw of a token is made of, written once so that all of them draw the same token: the random number,
 // the constants of a mass, the two integers that masses are compared with. Included inside a tier's anonymous namespace.
-#ifndef DEVICE
-#define DEVICE  // nvcc's word for functions that run there
+#ifndef HOST_DEVICE
+#define HOST_DEVICE  // nvcc's word for functions that run there
 #endif
 
 // Philox4x32-10 (Salmon et al. 2011): a block of four random words from a counter and a key.
-DEVICE void philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]) {
+HOST_DEVICE void philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]) {
     uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3], k0 = key[0], k1 = key[1];
     for (int round = 0; round < 10; round++) {
         const uint64_t product0 = uint64_t(0xd2511f53u) * c0;
@@ -26,7 +26,7 @@ DEVICE void philox(const uint32_t counter[4], const uint32_t key[2], uint32_t ou
 }
 
 // 53 random bits.
-DEVICE uint64_t random_bits(uint64_t seed, int64_t sequence, int64_t position) {
+HOST_DEVICE uint64_t random_bits(uint64_t seed, int64_t sequence, int64_t position) {
     const uint32_t counter[4] = {uint32_t(sequence), uint32_t(uint64_t(sequence) >> 32), uint32_t(position),
                                  uint32_t(uint64_t(position) >> 32)};
     const uint32_t key[2] = {uint32_t(seed), uint32_t(seed >> 32)};
@@ -43,13 +43,13 @@ constexpr int mass_bits = 40;
 constexpr float mass_one = 0x1p40f;
 constexpr float exp2_terms[5] = {0.693147004f, 0.240222424f, 0.0555073358f, 9.67151299e-3f, 1.32647273e-3f};
 
-DEVICE float mass_scale(float temperature) {
+HOST_DEVICE float mass_scale(float temperature) {
     const double scale = 1.4426950408889634 / double(temperature);
     return scale < 3.4e38 ? float(scale) : 3.4e38f;  // 0 times it must be 0
 }
 
 // The sum that top_p of `total` is reached with, at least 1 and at most `total`.
-DEVICE int64_t top_p_sum(float top_p, int64_t total) {
+HOST_DEVICE int64_t top_p_sum(float top_p, int64_t total) {
     const double exact = double(top_p) * double(total);
     int64_t sum = int64_t(exact);
     if (double(sum) < exact || sum == 0) sum++;
@@ -57,7 +57,7 @@ DEVICE int64_t top_p_sum(float top_p, int64_t total) {
 }
 
 // A number in [0, total): the token drawn is the first at which the running sum of masses exceeds it.
-DEVICE int64_t draw_target(uint64_t random, int64_t total) {
+HOST_DEVICE int64_t draw_target(uint64_t random, int64_t total) {
     return int64_t((static_cast<unsigned __int128>(random) * uint64_t(total)) >> 53);
 }
 
@@ -71,33 +71,6 @@ void each_row(const Args& a, int64_t begin, int64_t end, Body body) {
 }
 
 // Whether a stands before b in descending order, equals by ascending id.
-DEVICE bool before(float value_a, int32_t id_a, float value_b, int32_t id_b) {
+HOST_DEVICE bool before(float value_a, int32_t id_a, float value_b, int32_t id_b) {
     return value_a > value_b || (value_a == value_b && id_a < id_b);
-}
-
-// Puts a pair into place i of a heap with the last in order at its root.
-void heap_place(float* values, int32_t* ids, int64_t i, int64_t count, float value, int32_t id) {
-    for (int64_t child; (child = 2 * i + 1) < count; i = child) {
-        if (child + 1 < count && before(values[child], ids[child], values[child + 1], ids[child + 1])) child++;
-        if (!before(value, id, values[child], ids[child])) break;
-        values[i] = values[child];
-        ids[i] = ids[child];
-    }
-    values[i] = value;
-    ids[i] = id;
-}
-
-void heap_build(float* values, int32_t* ids, int64_t count) {
-    for (int64_t i = count / 2; i-- > 0;) heap_place(values, ids, i, count, values[i], ids[i]);
-}
-
-// A heap into descending order.
-void heap_sort(float* values, int32_t* ids, int64_t count) {
-    for (int64_t last = count - 1; last > 0; last--) {
-        const float value = values[last];
-        const int32_t id = ids[last];
-        values[last] = values[0];
-        ids[last] = ids[0];
-        heap_place(values, ids, 0, last, value, id);
-    }
 }

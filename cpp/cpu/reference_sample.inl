@@ -1,5 +1,6 @@
 // top_k, penalties and the draw of a token, plainly: included by reference.cpp.
 #include "draw.inl"
+#include "heap.inl"
 
 // The k best so far are a heap with the worst at its root; a NaN counts as -infinity.
 void top_k_row(const float* x, int64_t dim, int64_t k, float* values, int32_t* ids) {

@@ -1,6 +1,7 @@
 // The draw of a token and top_k over the vocabulary of vec_*.h. The result is what reference_sample.inl defines, to the
 // bit: masses are integers, so their sums do not depend on the order, and what is guessed here decides the time only.
 #include "draw.inl"
+#include "heap.inl"
 
 constexpr float lowest_float = -3.4028235e38f;
 

@@ -1,22 +1,22 @@
-// Storage types in plain arithmetic: what the reference and CUDA widen and round with. DEVICE is nvcc's word for functions
-// that run there.
-#ifndef DEVICE
-#define DEVICE
+// Storage types in plain arithmetic: what the reference and CUDA widen and round with. HOST_DEVICE is
+// nvcc's word for functions that run there as well.
+#ifndef HOST_DEVICE
+#define HOST_DEVICE
 #endif
 
-DEVICE float from_bits(uint32_t bits) {
+HOST_DEVICE float from_bits(uint32_t bits) {
     float f;
     memcpy(&f, &bits, 4);
     return f;
 }
 
-DEVICE uint32_t to_bits(float f) {
+HOST_DEVICE uint32_t to_bits(float f) {
     uint32_t bits;
     memcpy(&bits, &f, 4);
     return bits;
 }
 
-DEVICE bool is_nan_or_inf(float x) { return (to_bits(x) & 0x7f800000u) == 0x7f800000u; }
+HOST_DEVICE bool is_nan_or_inf(float x) { return (to_bits(x) & 0x7f800000u) == 0x7f800000u; }
 
 struct f16 {
     uint16_t bits;
@@ -25,12 +25,12 @@ struct bf16 {
     uint16_t bits;
 };
 
-DEVICE float widen(float x) { return x; }
+HOST_DEVICE float widen(float x) { return x; }
 
-DEVICE float widen(bf16 x) { return from_bits(uint32_t(x.bits) << 16); }
+HOST_DEVICE float widen(bf16 x) { return from_bits(uint32_t(x.bits) << 16); }
 
 // Integer arithmetic and one exact subtraction, so it holds for denormals even where the processor flushes them.
-DEVICE float widen(f16 x) {
+HOST_DEVICE float widen(f16 x) {
     const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
     const uint32_t exponent = x.bits & 0x7c00u;
     const uint32_t shifted = uint32_t(x.bits & 0x7fffu) << 13;
@@ -39,15 +39,15 @@ DEVICE float widen(f16 x) {
     return from_bits(sign | (exponent == 0 ? to_bits(denormal) : normal));
 }
 
-DEVICE void narrow(float x, float& out) { out = x; }
+HOST_DEVICE void narrow(float x, float& out) { out = x; }
 
-DEVICE void narrow(float x, bf16& out) {
+HOST_DEVICE void narrow(float x, bf16& out) {
     const uint32_t bits = to_bits(x);
     const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
     out.bits = uint16_t((nan ? bits | 0x00400000u : bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-DEVICE void narrow(float x, f16& out) {
+HOST_DEVICE void narrow(float x, f16& out) {
     const uint32_t bits = to_bits(x);
     const uint32_t sign = (bits >> 16) & 0x8000u;
     const uint32_t magnitude = bits & 0x7fffffffu;
@@ -72,7 +72,7 @@ struct Type {
 
 // Calls f with the storage type that dtype names.
 template <class F>
-DEVICE void with_type(DType dtype, F f) {
+HOST_DEVICE void with_type(DType dtype, F f) {
     switch (dtype) {
         case DType::f16: return f(Type<f16>());
         case DType::bf16: return f(Type<bf16>());

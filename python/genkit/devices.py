@@ -83,7 +83,8 @@ def place(layer: Any, device: str, placed: dict[int, Any] | None = None) -> Any:
                                 f"{free_memory(device) / 2**30:.1f} GiB are free there; use --quantize or --device cpu") from None
     elif isinstance(layer, tuple):
         parts = [place(part, device, placed) for part in layer]
-        moved = type(layer)(*parts) if hasattr(layer, "_fields") else tuple(parts)
+        if any(new is not old for new, old in zip(parts, layer)):
+            moved = type(layer)(*parts) if hasattr(layer, "_fields") else tuple(parts)
     elif isinstance(layer, list):
         layer[:] = [place(part, device, placed) for part in layer]
     elif type(layer).__module__.startswith(LAYERS) and hasattr(layer, "__dict__"):

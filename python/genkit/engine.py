@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, Sequence as 
 
 import numpy as np
 
-from genkit import _core, checkpoints, models
+from genkit import _core, checkpoints, machine, models
 from genkit.batch import PREFILL_CHUNK, Batch, Job, prefill
 from genkit.checkpoints.safetensors import check_memory
 from genkit.checks import whole_number
