@@ -3,6 +3,10 @@
 // -DINSTALL_TIER=install_neon and the like. Exits 1 and names what differs.
 #include "../cpp/cpu/reference.cpp"
 #include "../cpp/cpu/table.h"
+
+namespace genkit {
+void INSTALL_TIER(Kernels& k);  // cuda_tier.cpp's is in no table
+}
 #ifdef EMULATED_TILES
 #include "tile_emulator.h"
 #endif

@@ -3,14 +3,13 @@
 import ctypes
 import math
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
 
 import pytest
 
-from genkit import _core, machine
+from genkit import machine
 
 GB = 1 << 30
 
@@ -176,45 +175,13 @@ def test_processor_name(tmp_path, cpuinfo, name):
 
 
 def test_cuda_state_is_said_in_words():
-    """False here whatever the machine: without plugin, driver or device, or with the plugin that has no kernels yet."""
+    """In words, whatever the machine; tests/test_cuda.py has drivers and plugins of every kind."""
     usable, reason = machine.cuda_state()
-    assert usable is False and reason.isprintable()
+    assert reason.isprintable()
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
-        assert reason in ("not built into this package", "no NVIDIA driver (libcuda.so.1 not found)")
-
-
-def library(folder, name, source):
-    """A shared library from C source."""
-    (folder / (name + ".c")).write_text(source)
-    subprocess.run([shutil.which("cc"), "-shared", "-fPIC", "-o", folder / name, folder / (name + ".c")], check=True)
-
-
-@pytest.mark.skipif(shutil.which("cc") is None, reason="builds stand-ins for driver and plugin with cc")
-@pytest.mark.parametrize("start, count, abi, reason", [
-    (0, "*n = 2; return 0;", "own", "2 device(s), plugin present, has no kernels yet"),
-    (0, "*n = 0; return 0;", "own", "the NVIDIA driver sees no device"),
-    (100, "*n = 0; return 0;", "own", "the NVIDIA driver gives error 100 (is a device present and allowed?)"),
-    (0, "return 999;", "own", "the NVIDIA driver gives error 999 (is a device present and allowed?)"),
-    (0, "*n = 1; return 0;", "other", "is of another build (interface 12345, expected "),
-    (0, "*n = 1; return 0;", "none", "plugin.so cannot be opened: "),
-    (0, "*n = 1; return 0;", "broken", "plugin.so cannot be opened: ")])
-def test_cuda_state_with_a_driver_that_answers(tmp_path, start, count, abi, reason):
-    """Stand-ins for the driver and the plugin, opened like the real ones, give each answer in turn."""
-    library(tmp_path, "libcuda.so.1", f"int cuInit(unsigned f) {{ return {start}; }}\n"
-                                      f"int cuDeviceGetCount(int* n) {{ {count} }}\n")
-    if abi == "broken":
-        (tmp_path / "plugin.so").write_bytes(b"\x7fELF" + bytes(60))
-    else:
-        value = {"own": _core.plugin_abi(), "other": 12345, "none": 0}[abi]
-        library(tmp_path, "plugin.so", f"int {'x' if abi == 'none' else 'genkit_cuda_abi'}(void) {{ return {value}; }}\n")
-    out = run_python(f"""
-        from genkit import machine
-        machine.CUDA_PLUGIN = {str(tmp_path / "plugin.so")!r}
-        print(*machine.cuda_state())
-        """, env=os.environ | {"LD_LIBRARY_PATH": str(tmp_path)})
-    assert out.startswith("False ") and reason in out
+        assert not usable and reason in ("not built into this package", "no NVIDIA driver (libcuda.so.1 not found)")
 
 
 def test_cuda_state_without_the_plugin(tmp_path):

@@ -15,23 +15,23 @@ LAYERS = ("genkit.nn", "genkit.moe", "genkit.models")
 
 
 def choose_device(device: str) -> str:
-    """"cuda" or "cpu": auto takes a GPU that can be used. Raises DeviceError when one is asked for and cannot be used,
-    UsageError for an unknown device."""
+    """"cuda" or "cpu". auto is the processor as long as the CUDA kernels have run in their shim only, on no GPU. Raises
+    DeviceError when a GPU is asked for and cannot be used, UsageError for an unknown device."""
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device is '{device}'; expected auto, cpu or cuda")
-    if device == "cpu":
+    if device != "cuda":
         return "cpu"
     usable, reason = machine.cuda_state()
-    if usable:
-        return "cuda"
-    if device == "cuda":
+    if not usable:
         raise DeviceError(f"--device cuda: {reason}; use --device cpu or auto")
+    return "cuda"
+
+
+def choose_measured(device: str) -> str:
+    """As choose_device, for what measures: not on a GPU yet."""
+    if choose_device(device) == "cuda":
+        raise DeviceError("--device cuda: nothing is measured on a GPU yet; use --device cpu")
     return "cpu"
-
-
-def fallback_reason(asked: str, chosen: str) -> str:
-    """Why auto did not take a GPU that seems to be there; "" where nobody would expect one."""
-    return machine.cuda_state()[1] if asked == "auto" and chosen == "cpu" and machine.has_nvidia_driver() else ""
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from genkit.decoding.beam import beam_search, check_options
 from genkit.decoding.logprobs import RawLogprobs, check_count
 from genkit.decoding.sampling import Sampler
 from genkit.decoding.stop import StopChecker
-from genkit.devices import choose_device, fallback_reason, free_memory, stepping, using
+from genkit.devices import choose_device, free_memory, stepping, using
 from genkit.errors import Interrupted, ResourceError, UsageError
 from genkit.generation import Generation, Request, Stream, Text
 from genkit.kv_cache import KV_TYPES, KVCache, Sequence, page_bytes, pages_for
@@ -49,17 +49,15 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, *, 
     Raises UsageError, BadFileError, ResourceError or DeviceError.
     """
     start = time.perf_counter()
-    asked, device = device, choose_device(device)
+    device = choose_device(device)
     threads = choose_threads(threads)
     if error := _core.isa_error():
         raise UsageError(error)
     folder = checkpoints.resolve(str(path), revision=revision, offline=offline, progress=progress is not None)
     with ExitStack() as stack:
         opened = open_model(folder, stack)
-        loaded = load_opened(opened, str(path), threads, device=device, quantize=quantize, kv_type=kv_type, context=context,
-                             progress=progress, start=start)
-    loaded.fallback = fallback_reason(asked, device)
-    return loaded
+        return load_opened(opened, str(path), threads, device=device, quantize=quantize, kv_type=kv_type, context=context,
+                           progress=progress, start=start)
 
 
 def load_opened(opened: Opened, name: str, threads: int, *, device: str = "cpu", quantize: str | None = None, kv_type: str = "auto",
@@ -136,7 +134,6 @@ class LoadedModel:
         self.context = context
         self.threads = threads
         self.device = device  # "cpu" or "cuda"
-        self.fallback = ""  # why not on a GPU that seems to be there
         self.kv_type = kv_type  # of the cache: "f32", "f16", "bf16" or "int8"
         self.quantize = quantize  # what the weights were rounded to: "none", "int4", "int8"
         self.load_s = load_s

@@ -168,11 +168,6 @@ def processor_name(root: Path = _ROOT) -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
-def has_nvidia_driver() -> bool:
-    """Whether the system has an NVIDIA driver, working or not."""
-    return any(Path(path).exists() for path in ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg"))
-
-
 def cuda_state() -> tuple[bool, str]:
     """Whether CUDA can be used, and why not (or what with) in words. Opens libraries, raises nothing."""
     core = importlib.util.find_spec("genkit._core")

@@ -77,10 +77,11 @@ def measure(results: Results, plan: Plan, tell: "Tell | None" = None) -> None:
     Raises UsageError, ResourceError or DeviceError before anything is measured.
     """
     from genkit import _core
-    from genkit.engine import choose_device, choose_threads
+    from genkit.devices import choose_measured
+    from genkit.engine import choose_threads
 
     tell = tell or (lambda what, done, total: None)
-    choose_device(plan.device)
+    choose_measured(plan.device)
     every = choose_threads(None)
     threads = [choose_threads(count) for count in plan.threads or dict.fromkeys((1, every))]
     if error := _core.isa_error():

@@ -18,7 +18,8 @@ from genkit.bench.passes import Passes, pages_needed
 from genkit.bench.results import Limit, Results, Row
 from genkit.bench.subjects import Subject, open_subjects
 from genkit.bench.work import Cost
-from genkit.engine import choose_device, choose_threads
+from genkit.devices import choose_measured
+from genkit.engine import choose_threads
 from genkit.errors import UsageError
 
 Tell = Callable[[str, int, int], None]
@@ -162,7 +163,7 @@ def measure(results: Results, plan: Plan, tell: "Tell | None" = None) -> None:
     tests = [("pp", count) for count in plan.prompts] + [("tg", count) for count in plan.generates]
     if not tests:
         raise UsageError("-p none and -n none: nothing is left to measure")
-    devices = list(dict.fromkeys(choose_device(device) for device in plan.devices))
+    devices = list(dict.fromkeys(choose_measured(device) for device in plan.devices))
     threads = [choose_threads(count) for count in plan.threads or (None,)]
     if error := _core.isa_error():
         raise UsageError(error)

@@ -168,7 +168,7 @@ def generate(
     ] = False,
     # machine
     device: Annotated[
-        Device, option("--device", "-dev", metavar="auto|cpu|cuda", panel=MACHINE, help="auto takes a GPU if one can be used. Default: auto.")
+        Device, option("--device", "-dev", metavar="auto|cpu|cuda", panel=MACHINE, help="cuda: the GPU, whose kernels have only been proven on a processor so far. Default: auto, the processor.")
     ] = Device.auto,
     threads: Annotated[
         Optional[int],
@@ -238,6 +238,8 @@ def run(prompt: str, settings: "dict[str, Any]", loading: "dict[str, Any]", targ
         loaded = genkit.load(folder, progress=progress, **loading)
     if threads_note := result.too_many_threads(loaded):
         note(threads_note)
+    if loaded.device == "cuda" and not quiet:
+        note("genkit: the CUDA kernels have been proven on a processor only, and run on no GPU before: look at what they write")
     if loaded.widened and not quiet:
         note(f"genkit: {loaded.widened}")
     steps = Steps(interrupts)

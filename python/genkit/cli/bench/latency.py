@@ -54,7 +54,8 @@ def latency(
     from genkit.cli.bench.models import print_shapes
     from genkit.cli.bench.show import Report, measured
     from genkit.cli.terminal import step_bar
-    from genkit.engine import choose_device, choose_threads
+    from genkit.devices import choose_measured
+    from genkit.engine import choose_threads
 
     if shape and "help" in shape:
         return print_shapes()
@@ -62,7 +63,7 @@ def latency(
     counts = [choose_threads(None)] if threads is None else [choose_threads(count) for count in lists.numbers("-t", threads)]
     types = lists.names("--type", kinds) if kinds else []
     report = Report(output, plot, history, force, as_json)
-    chosen = choose_device(device.value)
+    chosen = choose_measured(device.value)
     with ExitStack() as stack:
         names = lists.names("--shape", shape) if shape else []
         subjects = open_subjects(model or [], names, types, "auto", 0, stack)

@@ -1,0 +1,150 @@
+"""CUDA without a GPU: the kernels' logic on the processor (cuda_shim.h), as a tier for kernel_check.cpp and as a plugin that
+the engine opens; what nvcc makes of them, for every target."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import compilers
+import cuda_resources
+import pytest
+
+TESTS = Path(__file__).parent
+needs_compiler = pytest.mark.skipif(compilers.native() is None or not compilers.X86, reason="the shim is for x86-64 with a C++ compiler")
+# Ops that only load models, on the processor; and, of the machine's limits, none is measured on a GPU yet.
+WITHOUT_KERNEL = ["quantize_weight", "pack", "measure_read", "measure_f32", "measure_bf16", "measure_int8"]
+
+
+@needs_compiler
+def test_kernels_agree_with_the_reference(tmp_path):
+    tier = tmp_path / "tier.o"
+    compilers.compile_source(compilers.native(), TESTS / "cuda_tier.cpp", tier, "-O2", "-Wno-unused-function", f"-I{TESTS}", "-c")
+    program = compilers.compile_source(compilers.native(), TESTS / "kernel_check.cpp", tmp_path / "check", "-O1",
+                                       "-DINSTALL_TIER=install_cuda", str(tier))
+    done = subprocess.run([program], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ---- a plugin whose device is a stand-in -----------------------------------------------------------------------------
+
+
+def driver(folder, **answers):
+    """A driver library: what each function does, 0 and good news if not said otherwise."""
+    body = {"cuInit": "return 0;", "cuDriverGetVersion": "*n = 13000; return 0;", "cuDeviceGetCount": "*n = 1; return 0;"} | answers
+    argument = {"cuInit": "unsigned n"}
+    text = "".join(f"int {name}({argument.get(name, 'int* n')}) {{ {code} }}\n" for name, code in body.items() if code)
+    (folder / "driver.c").write_text(text)
+    subprocess.run(["cc", "-shared", "-fPIC", "-w", "-o", folder / "libcuda.so.1", folder / "driver.c"], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plugin")
+    plugin = compilers.compile_source(compilers.native(), TESTS / "cuda_plugin.cpp", folder / "plugin.so", "-O2", "-shared",
+                                      "-fPIC", "-Wno-unused-function", f"-I{TESTS}")
+    return driver(folder), plugin
+
+
+def compare(stand_in, part):
+    folder, plugin = stand_in
+    done = subprocess.run([sys.executable, TESTS / "cuda_engine.py", plugin, part], capture_output=True, text=True, timeout=900,
+                          env=os.environ | {"LD_LIBRARY_PATH": str(folder)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {line.pop("what"): line for line in map(json.loads, done.stdout.splitlines())}
+    usable, words = found["device"]["state"]
+    assert usable and "stands in for a GPU" in words and "driver for CUDA 13.0" in words
+    assert found.pop("device")["missing"] == WITHOUT_KERNEL
+    return found
+
+
+@needs_compiler
+def test_the_engine_writes_the_same_text(stand_in):
+    found = compare(stand_in, "default")
+    assert len(found) == 17
+    for what, line in found.items():
+        # Keys and values in bf16 and int8 are rounded alike; processors with bf16 products round scores as well.
+        assert line["distance"] < 3e-2 if "distance" in line else line["same"], (what, line)
+
+
+@needs_compiler
+def test_every_architecture(stand_in):
+    found = compare(stand_in, "architectures")
+    refused = {what for what, line in found.items() if "refused" in line}
+    assert len(found) - len(refused) >= 28
+    for what, line in found.items():
+        if what not in refused:
+            assert line["distance"] < (2e-2 if "int8" in what else 1e-4) and line["same"], (what, line)
+
+
+# ---- drivers and plugins that are not what they should be --------------------------------------------------------------
+
+
+STATE = """
+import sys
+from genkit import machine
+from genkit.devices import choose_device
+machine.CUDA_PLUGIN = sys.argv[1]
+print(*machine.cuda_state())
+print(choose_device("cuda") if machine.cuda_state()[0] else choose_device("auto"))
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize("answers, reason", [
+    ({}, "True a processor that stands in for a GPU"),
+    ({"cuInit": "return 100;"}, "the NVIDIA driver gives error 100 (is a device present and allowed?)"),
+    ({"cuDriverGetVersion": "return 3;"}, "the NVIDIA driver gives error 3 when asked for its version"),
+    ({"cuDriverGetVersion": "*n = 12080; return 0;"}, "the NVIDIA driver is for CUDA 12.8; 13.0 is needed (driver 580 or newer)"),
+    ({"cuDeviceGetCount": "return 999;"}, "the NVIDIA driver gives error 999 when asked for devices"),
+    ({"cuDeviceGetCount": "*n = 0; return 0;"}, "the NVIDIA driver sees no device"),
+    ({"cuInit": ""}, "libcuda.so.1 lacks functions of a CUDA driver"),
+])
+def test_a_driver_that_fails_is_refused_in_words(stand_in, tmp_path, answers, reason):
+    said = state(driver(tmp_path, **answers), stand_in[1])
+    assert reason in said and said.split("\n")[1] == ("cuda" if not answers else "cpu")
+
+
+def state(folder, plugin):
+    done = subprocess.run([sys.executable, "-c", STATE, plugin], capture_output=True, text=True, timeout=60,
+                          env=os.environ | {"LD_LIBRARY_PATH": str(folder)})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_compiler
+@pytest.mark.parametrize("source, reason", [
+    ("const int abi[4] = {12345}; const void* genkit_device_plugin(void) { return abi; }",
+     "is of another build (interface 12345, expected "),
+    ("int x;", "is of another build (interface 0, expected "), (None, "the plugin cannot be opened: "),
+])
+def test_a_plugin_that_is_another_is_refused_in_words(tmp_path, source, reason):
+    plugin = tmp_path / "plugin.so"
+    if source is None:
+        plugin.write_bytes(b"\x7fELF" + bytes(60))
+    else:
+        (tmp_path / "plugin.c").write_text(source)
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", plugin, tmp_path / "plugin.c"], check=True)
+    assert reason in state(driver(tmp_path), plugin)
+
+
+def test_cuda_asked_for_and_not_there_is_exit_5(tmp_path):
+    done = subprocess.run([sys.executable, "-c", STATE.replace('"auto"', '"cuda"'), "absent.so"], capture_output=True, text=True, timeout=60)
+    assert "DeviceError: --device cuda: not built into this package; use --device cpu or auto" in done.stderr
+
+
+# ---- what the compiler makes of the kernels --------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
+@pytest.mark.parametrize("target", cuda_resources.TARGETS)
+def test_every_target_compiles_to_no_more_than_before(target, tmp_path):
+    """Registers, stack and shared memory of each kernel, beside the committed table; spills and local memory are errors."""
+    found, committed = cuda_resources.compile(target, tmp_path), cuda_resources.read()[target]
+    assert found.keys() == committed.keys(), "run: python tests/cuda_resources.py"
+    grown = {kernel: (committed[kernel], now) for kernel, now in found.items()
+             if now["registers"] > committed[kernel]["registers"] + 8 or now["stack"] > 0 or now["shared"] > committed[kernel]["shared"]}
+    assert not grown, "registers, stack or shared memory have grown; if they must, run: python tests/cuda_resources.py"
