@@ -87,6 +87,8 @@ def place(layer: Any, device: str, placed: dict[int, Any] | None = None) -> Any:
             moved = type(layer)(*parts) if hasattr(layer, "_fields") else tuple(parts)
     elif isinstance(layer, list):
         layer[:] = [place(part, device, placed) for part in layer]
+    elif isinstance(layer, dict):
+        layer.update({name: place(part, device, placed) for name, part in layer.items()})
     elif type(layer).__module__.startswith(LAYERS) and hasattr(layer, "__dict__"):
         placed[id(layer)] = layer, layer
         for name, value in vars(layer).items():
