@@ -154,7 +154,7 @@ std::vector<std::string> fill_missing(Kernels& kernels) {
         slots[i] = stand_ins[i];
         names.emplace_back(slot_names[i]);
     }
-    std::memcpy(&kernels, slots, sizeof(slots));
+    std::memcpy(static_cast<void*>(&kernels), slots, sizeof(slots));
     return names;
 }
 

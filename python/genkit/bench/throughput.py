@@ -183,7 +183,7 @@ def measure(results: Results, plan: Plan, tell: "Tell | None" = None) -> None:
             groups = [[subject] for subject in subjects]
             results.notes.append("the models do not fit into memory together: they were measured one after the other, not "
                                  "in turns; what the machine did meanwhile is in their differences too")
-        cases = [_case(subject, device, count, sequences, depth, test, tokens)
+        cases = [_case(subject, plan.kv_type, device, count, sequences, depth, test, tokens)
                  for subject in subjects for device in devices for count in threads for sequences in plan.batches
                  for depth in plan.depths for test, tokens in tests]
         results.rows += [case.row for case in cases]
@@ -195,8 +195,9 @@ def measure(results: Results, plan: Plan, tell: "Tell | None" = None) -> None:
             judge(results, plan.ci)
 
 
-def _case(subject: Subject, device: str, threads: int, batch: int, depth: int, test: str, tokens: int) -> Case:
-    row = Row({"model": subject.name, "type": subject.type, "device": device, "threads": threads, "batch": batch,
+def _case(subject: Subject, kv_type: str, device: str, threads: int, batch: int, depth: int, test: str, tokens: int) -> Case:
+    keys = {} if kv_type == "auto" else {"keys": kv_type}  # asked for, it is another thing to measure
+    row = Row({"model": subject.name, "type": subject.type, **keys, "device": device, "threads": threads, "batch": batch,
                "test": f"{test}{tokens}" + (f" @ d{depth}" if depth else "")}, "tokens/s")
     return Case(row, subject, threads, batch, depth, test, tokens)
 
