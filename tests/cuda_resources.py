@@ -1,5 +1,5 @@
 """What nvcc gives every kernel of the plugin: registers, stack, static shared memory. `python tests/cuda_resources.py` writes
-the table tests/fixtures/cuda_resources.json anew."""
+the table tests/cuda_resources.json anew."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = ROOT / "tests/fixtures/cuda_resources.json"
+TABLE = ROOT / "tests/cuda_resources.json"
 TARGETS = ["80", "90a", "120"]  # of a release
 
 
