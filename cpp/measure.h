@@ -8,8 +8,8 @@ namespace genkit {
 // operations on registers, whose exact number is written down.
 struct MeasureReadArgs {
     const uint8_t* memory;  // [units, bytes]
-    uint64_t* sums;         // [units] of the block's 64-bit words, what the last one lacks being 0, times repeats, modulo 2^64
-    int64_t bytes, repeats;
+    uint64_t* words;        // [units], the exclusive or of a block's 64-bit words, what the last one lacks being 0; null: not asked
+    int64_t bytes, repeats; // read so often
     int64_t ahead;          // so many bytes ahead of what is read is fetched too; 0: that is left to the processor
 };
 struct MeasureArithmeticArgs {

@@ -17,9 +17,10 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int64_t tries = 4;
 constexpr auto a_try = std::chrono::milliseconds(25);
-constexpr int64_t bytes_a_step = 1 << 20;    // read between two looks at the clock
+constexpr int64_t bytes_a_step = 1 << 20;    // read between two looks at the clock, and of what caches hold:
+constexpr int64_t bytes_in_cache = 8 << 20;
 constexpr int64_t units_a_step = 8;          // of arithmetic
-constexpr int64_t ahead = 1024;              // bytes: where memory is far, better than what the processor fetches by itself
+constexpr int64_t ahead = 1536;              // bytes: where memory is far, better than what the processor fetches by itself
 constexpr int64_t phases_a_list = 64;
 constexpr double piece_seconds = 1e-6;
 constexpr auto patience = std::chrono::seconds(1);  // until nobody more is waited for
@@ -162,12 +163,11 @@ double read_bandwidth(int64_t bytes, int64_t threads, const OptionalTensor& memo
         MeasureReadArgs args;
         const uint8_t* memory;
         int64_t length, done;
-        uint64_t sum;
     };
     std::vector<Reader> readers;
     for (int64_t thread = 0; thread < threads; thread++) {
         const Share share(bytes, threads, thread);
-        readers.push_back({{}, block.data<uint8_t>() + share.at, share.length, 0, 0});
+        readers.push_back({{}, block.data<uint8_t>() + share.at, share.length, 0});
     }
     auto* kernel = kernels().measure_read;
     // A thread whose share is small reads all of it at every step, again and again.
@@ -177,9 +177,8 @@ double read_bandwidth(int64_t bytes, int64_t threads, const OptionalTensor& memo
     }, [&](int64_t thread) {
         Reader& r = readers[size_t(thread)];
         r.args.memory = r.memory + r.done;
-        r.args.sums = &r.sum;
         r.args.bytes = std::min(r.length - r.done, bytes_a_step);
-        r.args.repeats = std::max<int64_t>(1, bytes_a_step / r.length);
+        r.args.repeats = std::max<int64_t>(1, bytes_in_cache / r.length);
         kernel(r.args, 0, 1);
         r.done = r.done + r.args.bytes == r.length ? 0 : r.done + r.args.bytes;
         return double(r.args.bytes * r.args.repeats);

@@ -12,7 +12,7 @@ from pathlib import Path
 from genkit import _core, machine
 from genkit.bench import limits
 from genkit.bench.estimates import estimate
-from genkit.cli.terminal import format_bytes
+from genkit.bench.report.numbers import format_size
 
 TOLERANCE = 0.10
 SIZES = (32 << 10, 512 << 10, 1 << 20, 16 << 20, 128 << 20, 1 << 30, 2 << 30)
@@ -58,7 +58,7 @@ def main():
     memory = limits.readable_memory(sizes[-1], max(options.threads))
     with tempfile.TemporaryDirectory() as folder:
         other = Other(folder, options.cc)
-        lines = [(f"read {format_bytes(size)}, {n} thread(s)", 1e9, "GB/s", lambda size=size, n=n: limits.read_bandwidth(size, n, memory),
+        lines = [(f"read {format_size(size)}, {n} thread(s)", 1e9, "GB/s", lambda size=size, n=n: limits.read_bandwidth(size, n, memory),
                   lambda size=size, n=n: other.ask("read", n, size)) for size in sizes for n in options.threads]
         lines += [(f"{kind} {tier}, {n} thread(s)", 1e9, "GOP/s", lambda tier=tier, kind=kind, n=n: peak(tier, kind, n),
                    lambda name=name, n=n: other.ask(name, n)) for (tier, kind), name in LOOPS.items() if tier in _core.tiers()

@@ -28,39 +28,24 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* ---- reading: xor of everything, eight registers, with or without a prefetch of every line ---- */
+/* ---- reading: loads into registers that the compiler must fill, with or without a prefetch of every line ---- */
 
-typedef uint64_t reader(const unsigned char *, size_t, long);
+typedef void reader(const unsigned char *, size_t, long);
 
-#define READER(name, features, vector, zero, load, join, store, width, ahead)                    \
-    TARGET(features) static uint64_t name(const unsigned char *p, size_t bytes, long loops) {    \
-        vector r[8];                                                                             \
-        uint64_t out[width / 8], all = 0;                                                        \
-        for (int j = 0; j < 8; j++) r[j] = zero();                                               \
-        for (; loops > 0; loops--) {                                                             \
-            __asm__ volatile("" ::: "memory");                                                   \
-            for (size_t i = 0; i < bytes; i += 8 * width) {                                      \
-                _Pragma("GCC unroll 8") for (int j = 0; j < 8 * width / 64; j++)                 \
-                    if (ahead) _mm_prefetch((const char *)p + i + ahead + 64 * j, _MM_HINT_T0);  \
-                _Pragma("GCC unroll 8") for (int j = 0; j < 8; j++)                              \
-                    r[j] = join(r[j], load((const void *)(p + i + width * j)));                  \
-            }                                                                                    \
-        }                                                                                        \
-        for (int j = 1; j < 8; j++) r[0] = join(r[0], r[j]);                                     \
-        store((void *)out, r[0]);                                                                \
-        for (int j = 0; j < width / 8; j++) all ^= out[j];                                       \
-        return all;                                                                              \
+#define READER(name, features, vector, load, width, ahead)                                           \
+    TARGET(features) static void name(const unsigned char *p, size_t bytes, long loops) {            \
+        for (; loops > 0; loops--)                                                                   \
+            for (const unsigned char *end = p + bytes, *q = p; q < end; q += 8 * width)              \
+                _Pragma("GCC unroll 8") for (int j = 0; j < 8; j++) {                                \
+                    const vector v = load((const vector *)(q + width * j));                          \
+                    __asm__ volatile("" ::"v"(v) : "memory");                                        \
+                    if (ahead && j * width % 64 == 0) _mm_prefetch((const char *)q + ahead + width * j, _MM_HINT_T0); \
+                }                                                                                    \
     }
-#define READER512(name, ahead)                                                                        \
-    READER(name, "avx512f", __m512i, _mm512_setzero_si512, _mm512_load_si512, _mm512_xor_si512,       \
-           _mm512_storeu_si512, 64, ahead)
-#define READER256(name, ahead)                                                                        \
-    READER(name, "avx2", __m256i, _mm256_setzero_si256, _mm256_load_si256, _mm256_xor_si256,          \
-           _mm256_storeu_si256, 32, ahead)
-READER512(read512, 0)
-READER512(read512_ahead, 1536)
-READER256(read256, 0)
-READER256(read256_ahead, 1536)
+READER(read512, "avx512f", __m512i, _mm512_load_si512, 64, 0)
+READER(read512_ahead, "avx512f", __m512i, _mm512_load_si512, 64, 1536)
+READER(read256, "avx2", __m256i, _mm256_load_si256, 32, 0)
+READER(read256_ahead, "avx2", __m256i, _mm256_load_si256, 32, 1536)
 
 /* ---- arithmetic: `loops` of 8 or 12 instructions on registers that are loaded from memory; operations of one loop ---- */
 
@@ -195,7 +180,7 @@ static void *work(void *argument) {
     pthread_barrier_wait(j->gate);
     j->start = now();
     if (j->arithmetic) j->each = j->arithmetic(j->loops);
-    else sink += j->read(j->from, j->bytes, j->loops);
+    else j->read(j->from, j->bytes, j->loops);
     j->end = now();
     return NULL;
 }

@@ -1,43 +1,49 @@
 // The loops that measure, over the vocabulary of vec_*.h.
 
-// The sum of what a block holds, repeats times, eight lines at a time: an addition takes its operand from memory, so loads are
-// all there is to wait for. Told to fetch ahead, it asks for a line with every line it reads. The asm keeps them in the order of
-// memory: the compiler's order was a tenth slower.
 using words __attribute__((vector_size(sizeof(vec)))) = uint64_t;
 
-template <bool fetch>
-INLINE uint64_t sum_words(const uint8_t* memory, int64_t bytes, int64_t repeats, int64_t ahead) {
+#if defined(__aarch64__)
+INLINE void keep(words loaded) { asm volatile("" ::"w"(loaded) : "memory"); }
+#else
+INLINE void keep(words loaded) { asm volatile("" ::"v"(loaded) : "memory"); }
+#endif
+
+// Reads a block, eight lines at a time and in the order of memory: the compiler's own was a tenth slower. Told to fetch ahead,
+// it asks for a line with every line it reads. With `joins` it returns the exclusive or of all words. Without, the loads have to
+// be done and nothing else: joining takes ports that the first cache could outrun, and places to wait in for memory.
+template <bool fetch, bool joins>
+INLINE uint64_t read_block(const uint8_t* memory, int64_t bytes, int64_t ahead) {
     constexpr int64_t size = sizeof(words), at_once = 512, apart = 8;
-    words sums[apart] = {};
-    uint64_t total = 0;
-    for (int64_t repeat = 0; repeat < repeats; repeat++) {
-        asm volatile("" ::: "memory");  // it may have changed: read it again
-        int64_t i = 0;
-        for (; i + at_once <= bytes; i += at_once) {
+    words read[apart] = {};
+    auto take = [&](int64_t at, int64_t place) __attribute__((always_inline)) {
+        words next;
+        __builtin_memcpy(&next, memory + at, sizeof next);
+        if (joins) read[place] ^= next;
+        else keep(next);
+        asm volatile("" ::: "memory");
+        if (fetch && at % 64 == 0) __builtin_prefetch(memory + at + ahead);
+    };
+    int64_t i = 0;
+    for (; i + at_once <= bytes; i += at_once) {
 #pragma GCC unroll 32
-            for (int64_t j = 0; j < at_once / size; j++) {
-                words next;
-                __builtin_memcpy(&next, memory + i + j * size, sizeof next);
-                sums[j % apart] += next;
-                if (fetch && (j + 1) * size % 64 == 0) __builtin_prefetch(memory + i + ahead + j * size);
-                asm volatile("" ::: "memory");
-            }
-        }
-        for (; i < bytes; i += 8) {
-            uint64_t next = 0;
-            for (int64_t j = 0; j < 8 && i + j < bytes; j++) next |= uint64_t{memory[i + j]} << 8 * j;
-            total += next;
-        }
+        for (int64_t j = 0; j < at_once; j += size) take(i + j, j / size % apart);
     }
-    for (int64_t j = 1; j < apart; j++) sums[0] += sums[j];
-    for (int64_t j = 0; j < size / 8; j++) total += sums[0][j];
-    return total;
+    for (; i + size <= bytes; i += size) take(i, 0);
+    uint64_t all = 0;
+    for (int64_t j = 0; i + j < bytes; j++) all ^= uint64_t{static_cast<const volatile uint8_t*>(memory)[i + j]} << j % 8 * 8;
+    for (int64_t j = 1; j < apart; j++) read[0] ^= read[j];
+    for (int64_t j = 0; j < size / 8; j++) all ^= read[0][j];
+    return all;
 }
 
 void measure_read(const MeasureReadArgs& a, int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; unit++) {
         const uint8_t* memory = a.memory + unit * a.bytes;
-        a.sums[unit] = a.ahead ? sum_words<true>(memory, a.bytes, a.repeats, a.ahead) : sum_words<false>(memory, a.bytes, a.repeats, 0);
+        for (int64_t i = 0; i < a.repeats; i++) {
+            if (a.words) a.words[unit] = read_block<true, true>(memory, a.bytes, a.ahead);
+            else if (a.ahead) read_block<true, false>(memory, a.bytes, a.ahead);
+            else read_block<false, false>(memory, a.bytes, 0);
+        }
     }
 }
 
