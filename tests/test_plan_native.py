@@ -6,7 +6,8 @@ import compilers
 import pytest
 from compilers import ROOT
 
-SOURCES = [ROOT / "cpp" / name for name in ("plan.cpp", "threads.cpp", "tensor.cpp")]
+SOURCES = [ROOT / "cpp" / name for name in ("plan.cpp", "threads.cpp", "tensor.cpp", "device.cpp", "cpu/table.cpp", "cpu/detect.cpp",
+                                            "cpu/reference.cpp")]
 
 
 @pytest.mark.parametrize("sanitizer", ["none", "thread", "address,undefined"])
@@ -21,6 +22,6 @@ def test_plans_and_threads(sanitizer, tmp_path):
         if not works:
             pytest.skip(f"the compiler's -fsanitize={sanitizer} does not work here: {reason}")
     program = compilers.compile_source(compiler, ROOT / "tests/plan_check.cpp", tmp_path / "check", *flags,
-                                       *map(str, SOURCES))
+                                       *map(str, SOURCES), "-ldl")
     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
