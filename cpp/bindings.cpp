@@ -8,10 +8,10 @@
 
 #include "cpu/detect.h"
 #include "cpu/table.h"
+#include "device.h"
 #include "ops.h"
 #include "pieces.h"
 #include "plan.h"
-#include "device.h"
 #include "tensor.h"
 #include "threads.h"
 
@@ -53,10 +53,9 @@ Tensor from_numpy(const py::array& array, const std::optional<std::string>& name
     std::vector<int64_t> shape(dense.shape(), dense.shape() + dense.ndim());
     Arena::Scope constant(nullptr);  // made while a plan is recorded, its contents are the plan's for good
     const Device device = device_in_use();
-    use_device(Device::cpu);
+    const DeviceScope here(Device::cpu);
     Tensor out(shape, dtype);
-    use_device(device);
-    if (out.nbytes() > 0) std::memcpy(out.host_bytes(), dense.data(), static_cast<size_t>(out.nbytes()));
+    if (out.nbytes() > 0) std::memcpy(out.bytes(), dense.data(), static_cast<size_t>(out.nbytes()));
     return out.to(device);
 }
 

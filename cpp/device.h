@@ -16,6 +16,17 @@ const char* device_name(Device device);
 Device device_in_use();
 void use_device(Device device);
 
+// Puts a device in use on this thread until the scope ends.
+class DeviceScope {
+public:
+    explicit DeviceScope(Device device) : before_(device_in_use()) { use_device(device); }
+    ~DeviceScope() { use_device(before_); }
+    DeviceScope(const DeviceScope&) = delete;
+
+private:
+    Device before_;
+};
+
 // Opens the plugin at `path`, once for the process: the driver's library first, then the plugin, then the device. Returns
 // why it cannot be used, or "".
 std::string open_device(const std::string& path);

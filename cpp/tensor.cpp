@@ -153,13 +153,8 @@ Tensor::Tensor(std::vector<int64_t> shape, DType dtype, bool zero) : shape_(std:
 Tensor Tensor::to(Device device) const {
     if (device == device_) return *this;
     if (!contiguous()) throw std::invalid_argument("a strided view " + shape_text() + " cannot go to another device");
-    const Device before = device_in_use();
-    use_device(device);
+    const DeviceScope there(device);
     Arena::Scope constant(nullptr);
-    struct Back {
-        Device device;
-        ~Back() { use_device(device); }
-    } back{before};
     Tensor copy(shape_, dtype_);
     if (device == Device::cpu) {
         fetch(copy.data_);

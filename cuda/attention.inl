@@ -3,27 +3,6 @@
 
 constexpr int attention_threads = 128;
 
-struct i8 {
-    int8_t code;
-};
-DEVICE float widen(i8 x) { return float(x.code); }
-
-template <class F>
-DEVICE void with_page_type(DType dtype, F f) {
-    if (dtype == DType::i8) return f(Type<i8>());
-    with_type(dtype, f);
-}
-
-// Where channel i of the key, or value, in `slot` lies in its head's part of a page (KvPages).
-DEVICE int64_t key_at(bool pairs, int64_t slot, int64_t i, int64_t dim) {
-    const int64_t tile = slot / tile_keys * dim * tile_keys;
-    if (!pairs || i == dim - dim % 2) return tile + i * tile_keys + slot % tile_keys;
-    return tile + i / 2 * 2 * tile_keys + slot % tile_keys * 2 + i % 2;
-}
-DEVICE int64_t value_at(bool pairs, int64_t slot, int64_t i, int64_t dim) {
-    return pairs ? slot / 2 * 2 * dim + i * 2 + slot % 2 : slot * dim + i;
-}
-
 template <class T>
 DEVICE void put(float x, float, T& out) { narrow(x, out); }
 DEVICE void put(float x, float scale, i8& out) {

@@ -6,16 +6,12 @@
 //
 // A block of threads has a panel and up to 8 rows of x; its warps take the panel's blocks of 256 in turn. Sums of integers
 // go to shared memory, where one thread an output and row adds the floats in the order of k: that keeps the bits.
+//
+// Codes and scales are read here as the reference's PanelBlock finds them: shared with it, these kernels take 8 to 28
+// registers more.
 
 constexpr int panel_warps = 8;
 constexpr int row_tile = 8;  // columns of b
-
-template <Packing p>
-struct Is {
-    static constexpr bool eight = p == Packing::int8 || p == Packing::int8_k;
-    static constexpr bool two_level = p == Packing::int4_two_level;
-    static constexpr bool k = p == Packing::int4_k || p == Packing::int8_k;
-};
 
 // Sums a block of 256 gives for an output and a row: one a scale, and of_k with real zeros the minima's.
 static constexpr int sums_a_block(const WeightFormat& f) {
@@ -33,7 +29,7 @@ DEVICE int64_t least_of(int64_t a, int64_t b) { return a < b ? a : b; }
 // One lane's part of a block of 256: into sums [emit][32 outputs][8 rows].
 template <Packing packing, bool by16>
 DEVICE void packed_block(const PackedLinearArgs& a, const uint8_t* block, int64_t from, int tiles, int64_t row0, int32_t* sums) {
-    using P = Is<packing>;
+    constexpr bool eight = eight_bits(packing), two_level = packing == Packing::int4_two_level, k_scales = of_k(packing);
     const WeightFormat& f = a.format;
     const int lane = gk::lane(), g = lane / 4, t = lane % 4;
     const uint8_t* header = block;
@@ -44,13 +40,13 @@ DEVICE void packed_block(const PackedLinearArgs& a, const uint8_t* block, int64_
     const int64_t sum_stride = round_up(a.k, tile_depth) / (by16 ? 16 : 32);
     const int16_t* x_sums[2] = {a.sums + least_of(row0 + 2 * t, last) * sum_stride + from / (by16 ? 16 : 32),
                                 a.sums + least_of(row0 + 2 * t + 1, last) * sum_stride + from / (by16 ? 16 : 32)};
-    const bool minima = P::two_level || (P::k && f.zero == Zero::real);
+    const bool minima = two_level || (k_scales && f.zero == Zero::real);
     int32_t acc[4][2] = {}, less[4][2] = {};  // [output 4 g + i][row 2 t + j]
     int emit = 0;
     auto store = [&](int32_t (&v)[4][2]) {
-GK_UNROLL
+        GK_UNROLL
         for (int i = 0; i < 4; i++)
-GK_UNROLL
+            GK_UNROLL
             for (int j = 0; j < 2; j++) {
                 sums[(emit * panel_outputs + 4 * g + i) * row_tile + 2 * t + j] = v[i][j];
                 v[i][j] = 0;
@@ -61,79 +57,78 @@ GK_UNROLL
         gk::Words4 w[2][2];  // [step][line t, line t + 4]
         w[0][0] = gk::load_stream(codes);
         w[0][1] = gk::load_stream(codes + 256);
-        if (P::eight) {
+        if (eight) {
             w[1][0] = gk::load_stream(codes + 512);
             w[1][1] = gk::load_stream(codes + 768);
         }
-GK_UNROLL
+        GK_UNROLL
         for (int step = 0; step < 2; step++) {
             const uint32_t b[2] = {word(x + step * 32), word(x + step * 32 + 16)};
-GK_UNROLL
+            GK_UNROLL
             for (int p = 0; p < 2; p++) {
                 uint32_t q[4];  // rows g and g + 8 at lines t, then at lines t + 4
-GK_UNROLL
+                GK_UNROLL
                 for (int i = 0; i < 4; i++) {
-                    const uint32_t both = w[P::eight ? step : 0][i / 2].x[2 * p + i % 2];
-                    q[i] = P::eight ? both : (step ? both >> 4 : both) & 0x0f0f0f0fu;
+                    const uint32_t both = w[eight ? step : 0][i / 2].x[2 * p + i % 2];
+                    q[i] = eight ? both : (step ? both >> 4 : both) & 0x0f0f0f0fu;
                 }
-GK_UNROLL
+                GK_UNROLL
                 for (int part = 0; part < (by16 ? 2 : 1); part++) {  // groups of 16: half of a step each
                     int32_t d[4] = {0, 0, 0, 0};
                     if (by16) gk::mma_k16(d, q[2 * part], q[2 * part + 1], b[part]);
                     else gk::mma_k32(d, q, b);
                     const int k = tile * 64 + step * 32 + part * 16;
-GK_UNROLL
+                    GK_UNROLL
                     for (int h = 0; h < 2; h++) {
                         const int column = 4 * g + 2 * p + h;
                         int32_t factor = 1, minimum = 0;
-                        if (P::two_level) {
+                        if (two_level) {
                             const uint32_t u = header[64 + tile * 32 + column];
                             factor = int32_t(step ? u >> 4 : u & 15);
                             minimum = header[192 + tile * 64 + column * 2 + step];
-                        } else if (P::k) {
+                        } else if (k_scales) {
                             factor = int8_t(header[k_scales_at(f) + k_index(f, k, column)]);
                             if (minima) minimum = header[k_minima_at(f) + k_index(f, k, column)];
                             if (packing == Packing::int4_k && f.zero != Zero::real) minimum = 8 * factor;
                         } else if (f.zero == Zero::integer) {
                             const uint8_t z = header[block_depth / f.group * 64 + k / f.group * 32 + column];
                             minimum = packing == Packing::int4 ? int32_t(z) : int32_t(int8_t(z));
-                        } else if (f.zero == Zero::none && !P::eight) {
+                        } else if (f.zero == Zero::none && !eight) {
                             minimum = 8;
                         }
-GK_UNROLL
+                        GK_UNROLL
                         for (int j = 0; j < 2; j++) {
                             const int32_t x_sum = x_sums[j][k / (by16 ? 16 : 32)];
                             acc[2 * p + h][j] += factor * d[2 * h + j];
-                            if (P::k && minima) less[2 * p + h][j] += minimum * x_sum;
+                            if (k_scales && minima) less[2 * p + h][j] += minimum * x_sum;
                             else acc[2 * p + h][j] -= minimum * x_sum;
                         }
                     }
                 }
             }
-            if (!P::k && !P::two_level) {
+            if (!k_scales && !two_level) {
                 const int done = tile * 2 + step + 1;  // steps
                 const bool whole = done * 32 % f.group == 0 || (tile + 1 == tiles && step == 1);
                 if (whole) store(acc);
             }
         }
     }
-    if (P::two_level || P::k) store(acc);
-    if (P::k && minima) store(less);
+    if (two_level || k_scales) store(acc);
+    if (k_scales && minima) store(less);
 }
 
 // The floats of one output and row, over the blocks of a round, in the order of k.
 template <Packing packing>
 DEVICE float packed_add(const PackedLinearArgs& a, const uint8_t* block, int64_t from, int tiles, int64_t row, int column,
-                           const int32_t* sums, float acc) {
-    using P = Is<packing>;
+                        const int32_t* sums, float acc) {
     const WeightFormat& f = a.format;
     const bool bf = f.scale_dtype == DType::bf16;
     const float x_scale = a.scales[row * ((a.k + block_depth - 1) / block_depth) + from / block_depth];
     auto real = [&](int64_t at) { return scale_bits(uint16_t(block[at] | block[at + 1] << 8), bf); };
     auto sum = [&](int i) { return float(sums[i * panel_outputs * row_tile]); };
-    if (P::k || P::two_level) {
+    if (of_k(packing) || packing == Packing::int4_two_level) {
         acc = gk::fma(sum(0), real(2 * column) * x_scale, acc);
-        if (P::k && f.zero == Zero::real) acc = gk::fma(sum(1), -(real(64 + 2 * column) * x_scale), acc);
+        if (of_k(packing) && f.zero == Zero::real) acc = gk::fma(sum(1), -(real(64 + 2 * column) * x_scale), acc);
         return acc;
     }
     const int64_t subs = round_up(a.k, tile_depth) / 32, groups = block_depth / f.group;

@@ -1,6 +1,5 @@
 // Functions over the vocabulary of vec_*.h: the same arithmetic on every tier, and on CUDA.
 
-
 constexpr float infinity = __builtin_inff();
 
 // e^(x - n ln 2) - 1, where that is within ln 2 / 2: r + r^2 p(r) with p a minimax fit (relative error of e^r 3.3e-9).

@@ -1,5 +1,5 @@
-// Storage types in plain arithmetic: what the reference and CUDA widen and round with. HOST_DEVICE is
-// nvcc's word for functions that run there as well.
+// How numbers lie in memory, in plain arithmetic: storage types, and pages of keys and values. For the reference and CUDA;
+// HOST_DEVICE is nvcc's word for functions that run there as well.
 #ifndef HOST_DEVICE
 #define HOST_DEVICE
 #endif
@@ -78,4 +78,28 @@ HOST_DEVICE void with_type(DType dtype, F f) {
         case DType::bf16: return f(Type<bf16>());
         default: return f(Type<float>());
     }
+}
+
+// ---- pages (KvPages) ------------------------------------------------------------------------------------------
+
+struct i8 {
+    int8_t code;
+};
+
+HOST_DEVICE float widen(i8 x) { return float(x.code); }
+
+template <class F>
+HOST_DEVICE void with_page_type(DType dtype, F f) {
+    if (dtype == DType::i8) return f(Type<i8>());
+    with_type(dtype, f);
+}
+
+// Where channel i of the key, or value, in `slot` lies in its head's part of a page (KvPages).
+HOST_DEVICE int64_t key_at(bool pairs, int64_t slot, int64_t i, int64_t dim) {
+    const int64_t tile = slot / tile_keys * dim * tile_keys;
+    if (!pairs || i == dim - dim % 2) return tile + i * tile_keys + slot % tile_keys;
+    return tile + i / 2 * 2 * tile_keys + slot % tile_keys * 2 + i % 2;
+}
+HOST_DEVICE int64_t value_at(bool pairs, int64_t slot, int64_t i, int64_t dim) {
+    return pairs ? slot / 2 * 2 * dim + i * 2 + slot % 2 : slot * dim + i;
 }
