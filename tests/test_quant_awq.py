@@ -26,15 +26,19 @@ def solve(weight, hessian, format):
 @pytest.mark.parametrize("method", [search, solve])
 @pytest.mark.parametrize("format", FOUR_BITS, ids=named)
 def test_large_inputs(format, method):
-    """Eight channels of 256 are twenty times as large. Measured: 0.2 to 0.6 of the error without scales, and 0.6 to 0.89
-    where a group has a minimum of its own, finer than an integer zero; the same on top of the search and of GPTQ."""
-    weight, x, hessian = layer(np.random.default_rng(), 96, 256, rank=8, outliers=8)
-    scales = awq_scales([weight[:30], weight[30:]], np.abs(x).mean(0), hessian, format)
-    assert scales.dtype == np.float32 and scales.shape == (256,) and (scales > 0).all()
-    with_scales = method(weight * scales, scaled_hessian(hessian, scales), format).dequantize() / scales
-    without = method(weight, hessian, format).dequantize()
-    gain = 0.97 if format.packing == "int4_two_level" or format.zero == "real" else 0.75
-    assert trace(with_scales - weight, hessian) < gain * trace(without - weight, hessian)
+    """Eight channels of 256 are twenty times as large. Measured, 150 layers each: 0.2 to 0.7 of the error without scales, 0.4 to
+    0.95 where a group has a minimum of its own, finer than an integer zero; the same on top of the search and of GPTQ. Of one
+    layer that spreads by a sixth, so eight are taken together."""
+    bound = 0.97 if format.packing == "int4_two_level" or format.zero == "real" else 0.75
+    ratios = []
+    for _ in range(8):
+        weight, x, hessian = layer(np.random.default_rng(), 96, 256, rank=8, outliers=8)
+        scales = awq_scales([weight[:30], weight[30:]], np.abs(x).mean(0), hessian, format)
+        assert scales.dtype == np.float32 and scales.shape == (256,) and (scales > 0).all()
+        with_scales = method(weight * scales, scaled_hessian(hessian, scales), format).dequantize() / scales
+        without = method(weight, hessian, format).dequantize()
+        ratios.append(trace(with_scales - weight, hessian) / trace(without - weight, hessian))
+    assert np.exp(np.mean(np.log(ratios))) < bound
 
 
 def test_nothing_to_gain():
