@@ -20,7 +20,9 @@ DEVICE int threads() { return int(blockDim.x); }
 DEVICE int lane() { return int(threadIdx.x % 32); }
 DEVICE int64_t block() { return int64_t(blockIdx.x); }
 DEVICE int64_t block_y() { return int64_t(blockIdx.y); }
+DEVICE int64_t blocks() { return int64_t(gridDim.x); }
 DEVICE void sync() { __syncthreads(); }
+DEVICE void sync_warp() { __syncwarp(); }
 DEVICE char* shared() {
     extern __shared__ __align__(16) char memory[];
     return memory;
@@ -30,6 +32,9 @@ template <class T>
 DEVICE T shuffle_xor(T x, int distance) { return __shfl_xor_sync(0xffffffffu, x, distance); }
 template <class T>
 DEVICE T shuffle_up(T x, int distance) { return __shfl_up_sync(0xffffffffu, x, distance); }
+template <class T>
+DEVICE T shuffle(T x, int from) { return __shfl_sync(0xffffffffu, x, from); }
+DEVICE uint32_t ballot(bool yes) { return __ballot_sync(0xffffffffu, yes); }
 DEVICE void add_shared(uint32_t* p, uint32_t x) { atomicAdd(p, x); }
 DEVICE void add_shared(uint64_t* p, uint64_t x) { atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(x)); }
 
@@ -58,6 +63,76 @@ DEVICE void mma_k32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
 DEVICE void mma_k16(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
                  : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a0), "r"(a1), "r"(b0));
+}
+
+// d += a b over 16 of k, elements of 16 bits, sums in f32: a [16, 16] and b [16, 8]. Lane (g, t) holds of a rows g (a[0], a[2])
+// and g + 8 (a[1], a[3]), k 2t and 2t + 1 (a[0], a[1]), 8 + 2t .. (a[2], a[3]); of b column g, the same k; of d as mma_k32.
+#define GK_MMA_16(name, type)                                                                                                  \
+    DEVICE void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {                                         \
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, " \
+                     "{%0, %1, %2, %3};"                                                                                      \
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                         \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                     \
+    }
+GK_MMA_16(mma_bf16, "bf16")
+GK_MMA_16(mma_f16, "f16")
+#undef GK_MMA_16
+
+// Two floats rounded to nearest even, the first in the low half.
+DEVICE uint32_t pack_bf16(float low, float high) {
+    uint32_t d;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+    return d;
+}
+DEVICE uint32_t pack_f16(float low, float high) {
+    uint32_t d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+    return d;
+}
+
+// Four matrices of 8 rows x 16 bytes of shared memory; lane l gives the address of row l % 8 of matrix l / 8, of 16 bytes'
+// alignment. Of matrix m lane (g, t) gets row g, bytes 4t .. 4t + 3; transposed (of 16-bit elements) rows 2t and 2t + 1 of column g.
+DEVICE Words4 load_matrix(const void* row) {
+    Words4 w;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(w.x[0]), "=r"(w.x[1]), "=r"(w.x[2]), "=r"(w.x[3]) : "r"(uint32_t(__cvta_generic_to_shared(row))) : "memory");
+    return w;
+}
+DEVICE Words4 load_matrix_transposed(const void* row) {
+    Words4 w;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(w.x[0]), "=r"(w.x[1]), "=r"(w.x[2]), "=r"(w.x[3]) : "r"(uint32_t(__cvta_generic_to_shared(row))) : "memory");
+    return w;
+}
+
+// 16 bytes from the device's memory to shared memory while the thread goes on; zeros where not wanted. Those since the last
+// commit are a group; copy_wait<n> waits for all but the newest n groups of this thread (a barrier makes them the block's).
+DEVICE void copy_async(void* to, const void* from, bool wanted = true) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from), "r"(wanted ? 16 : 0) : "memory");
+}
+DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int newest>
+DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(newest) : "memory"); }
+
+// Blocks that hand work to one another: what was there before the addition; what was written before fence() is seen by who
+// sees what is written after it; load_fresh reads what other blocks wrote during this kernel.
+DEVICE uint32_t add_global(uint32_t* p, uint32_t x) { return atomicAdd(p, x); }
+DEVICE void fence() { __threadfence(); }
+template <class T>
+DEVICE T load_fresh(const T* p) { return __ldcg(p); }
+
+// Programmatic dependent launch: nothing the kernel before has written may be read, and nothing it reads written, ahead of
+// wait_for_previous. let_next_start allows the next kernel's blocks to start once all blocks have said so or ended.
+DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+DEVICE void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 DEVICE double fma(double a, double b, double c) { return __fma_rn(a, b, c); }

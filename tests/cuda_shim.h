@@ -46,6 +46,11 @@ struct Fiber {
     int64_t barriers = 0, meetings = 0;  // passed so far, of the block and of the warp
     bool done = false;
     uint32_t mail[8];  // what a lane shows the others of its warp
+    struct Copy {
+        void* to;
+        const void* from;
+    };
+    std::vector<std::vector<Copy>> groups;  // copies on their way: the last one is still open
 };
 
 struct Block {
@@ -53,7 +58,7 @@ struct Block {
     std::vector<char> memory;
     void* home = nullptr;
     int current = 0;
-    int64_t x = 0, y = 0;
+    int64_t x = 0, y = 0, count_x = 0;
     const std::function<void()>* body = nullptr;
 };
 inline Block* running = nullptr;
@@ -74,6 +79,7 @@ inline void launch(int64_t grid_x, int64_t grid_y, int threads, int shared_bytes
         b.body = &body;
         b.x = i % grid_x;
         b.y = i / grid_x;
+        b.count_x = grid_x;
         b.memory.assign(size_t(shared_bytes) + 16, char(0xa5));  // never zeros
         b.fibers.resize(size_t(threads));
         running = &b;
@@ -101,6 +107,7 @@ DEVICE int lane() { return running->current % 32; }
 DEVICE int threads() { return int(running->fibers.size()); }
 DEVICE int64_t block() { return running->x; }
 DEVICE int64_t block_y() { return running->y; }
+DEVICE int64_t blocks() { return running->count_x; }
 DEVICE char* shared() { return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(running->memory.data()) + 15) / 16 * 16); }
 
 // Waits until every thread of [first, last) that has not ended has come as far.
@@ -119,6 +126,8 @@ inline void meet_warp() {
     const int first = running->current / 32 * 32;
     meet(first, first + 32, &Fiber::meetings);
 }
+
+inline void sync_warp() { meet_warp(); }
 
 struct Words4 {
     uint32_t x[4];
@@ -160,6 +169,117 @@ DEVICE void mma_k16(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
     mma<1>(d, a, &b0);
 }
 
+// The same of 16-bit elements; the device's own order of such a sum is not known.
+template <class Widen>
+void mma_16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Widen widen) {
+    auto& fibers = running->fibers;
+    const int first = running->current / 32 * 32, lane = running->current % 32, g = lane / 4, t = lane % 4;
+    uint32_t* mail = fibers[size_t(running->current)].mail;
+    for (int i = 0; i < 4; i++) mail[i] = a[i];
+    for (int i = 0; i < 2; i++) mail[4 + i] = b[i];
+    meet_warp();
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 16; k++) {
+            const uint32_t row = fibers[size_t(first + g * 4 + k % 8 / 2)].mail[k / 8 * 2 + i / 2];
+            const uint32_t column = fibers[size_t(first + (2 * t + i % 2) * 4 + k % 8 / 2)].mail[4 + k / 8];
+            d[i] += widen(uint16_t(row >> k % 2 * 16)) * widen(uint16_t(column >> k % 2 * 16));
+        }
+    meet_warp();
+}
+inline float widen_bf16(uint16_t bits) {
+    const uint32_t word = uint32_t(bits) << 16;
+    float x;
+    std::memcpy(&x, &word, 4);
+    return x;
+}
+inline float widen_f16(uint16_t bits) {
+    const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    const float size = exponent == 31 ? (fraction ? NAN : INFINITY)
+                       : exponent ? ldexpf(float(1024 + fraction), exponent - 25) : ldexpf(float(fraction), -24);
+    return bits & 0x8000 ? -size : size;
+}
+DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_16(d, a, b, widen_bf16); }
+DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_16(d, a, b, widen_f16); }
+
+inline uint32_t round_bf16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    if (x != x) return 0x7fff;  // as the instruction has it
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+inline uint32_t round_f16(float x) {
+    const uint32_t sign = std::signbit(x) ? 0x8000 : 0;
+    const float size = fabsf(x);
+    if (x != x) return 0x7fff;
+    if (size >= 65520.0f) return sign | 0x7c00;
+    int exponent = 0;
+    frexpf(size, &exponent);
+    const int step = (exponent < -13 ? -13 : exponent) - 11;  // 2^step between neighbours
+    const auto units = uint32_t(nearbyintf(ldexpf(size, -step)));
+    return sign | (uint32_t(step + 24) * 1024 + units);  // a carry goes into the exponent, as it must
+}
+DEVICE uint32_t pack_bf16(float low, float high) { return round_bf16(low) | round_bf16(high) << 16; }
+DEVICE uint32_t pack_f16(float low, float high) { return round_f16(low) | round_f16(high) << 16; }
+
+template <bool transposed>
+Words4 matrices(const void* row) {
+    if (reinterpret_cast<uintptr_t>(row) % 16) throw std::runtime_error("a row of a matrix that is not aligned");
+    auto& fibers = running->fibers;
+    const int first = running->current / 32 * 32, lane = running->current % 32, g = lane / 4, t = lane % 4;
+    std::memcpy(fibers[size_t(running->current)].mail, &row, sizeof row);
+    meet_warp();
+    Words4 w;
+    for (int m = 0; m < 4; m++) {
+        uint16_t pair[2];
+        for (int i = 0; i < 2; i++) {
+            const char* from;
+            std::memcpy(&from, fibers[size_t(first + 8 * m + (transposed ? 2 * t + i : g))].mail, sizeof from);
+            std::memcpy(&pair[i], from + 2 * (transposed ? g : 2 * t + i), 2);
+        }
+        w.x[m] = pair[0] | uint32_t(pair[1]) << 16;
+    }
+    meet_warp();
+    return w;
+}
+DEVICE Words4 load_matrix(const void* row) { return matrices<false>(row); }
+DEVICE Words4 load_matrix_transposed(const void* row) { return matrices<true>(row); }
+
+// As late as it may happen, so that a forgotten wait shows.
+DEVICE void copy_async(void* to, const void* from, bool wanted = true) {
+    if (reinterpret_cast<uintptr_t>(to) % 16 || (wanted && reinterpret_cast<uintptr_t>(from) % 16))
+        throw std::runtime_error("a copy of 16 bytes that is not aligned");
+    auto& groups = running->fibers[size_t(running->current)].groups;
+    if (groups.empty()) groups.emplace_back();
+    groups.back().push_back({to, wanted ? from : nullptr});
+}
+DEVICE void copy_commit() {
+    auto& groups = running->fibers[size_t(running->current)].groups;
+    if (groups.empty()) groups.emplace_back();
+    groups.emplace_back();
+}
+template <int newest>
+void copy_wait() {
+    auto& groups = running->fibers[size_t(running->current)].groups;
+    while (groups.size() > size_t(newest) + 1) {
+        for (auto& copy : groups.front())
+            if (copy.from) std::memcpy(copy.to, copy.from, 16);
+            else std::memset(copy.to, 0, 16);
+        groups.erase(groups.begin());
+    }
+}
+
+// Blocks run one after the other here.
+DEVICE uint32_t add_global(uint32_t* p, uint32_t x) {
+    const uint32_t before = *p;
+    *p += x;
+    return before;
+}
+DEVICE void fence() {}
+template <class T>
+T load_fresh(const T* p) { return *p; }
+DEVICE void wait_for_previous() {}
+DEVICE void let_next_start() {}
+
 // Each shows what it has; who has left shows nothing new.
 template <class T>
 T exchange(T x, int partner) {
@@ -176,6 +296,13 @@ template <class T>
 T shuffle_xor(T x, int distance) { return exchange(x, lane() ^ distance); }
 template <class T>
 T shuffle_up(T x, int distance) { return exchange(x, lane() - distance); }
+template <class T>
+T shuffle(T x, int from) { return exchange(x, from); }
+DEVICE uint32_t ballot(bool yes) {
+    uint32_t all = 0;
+    for (int i = 0; i < 32; i++) all |= uint32_t(exchange(int(yes), i)) << i;
+    return all;
+}
 template <class T>
 void add_shared(T* p, T x) { *p += x; }
 
