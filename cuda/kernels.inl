@@ -2,6 +2,7 @@
 // device and by tests/cuda_tier.cpp for a processor.
 #include "../cpp/cpu/storage.inl"
 #include "vec_cuda.h"
+#include "workspace.h"
 #include "../cpp/cpu/functions.inl"
 #include "../cpp/cpu/draw.inl"
 #include "../cpp/cpu/choose.inl"

@@ -31,6 +31,9 @@ void launch(Kernel* kernel, int64_t grid_x, int64_t grid_y, int threads, int sha
 
 #include "kernels.inl"
 
+Workspace space{};
+Workspace workspace() { return space; }
+
 // ---- plugin.h ----------------------------------------------------------------------------------------------------
 
 const char* facts(DeviceFacts* facts) {
@@ -55,6 +58,9 @@ const char* open(DeviceFacts* found) {
     cudaFuncAttributes attributes;  // whether there is code for this device
     if (cudaError_t error = cudaFuncGetAttributes(&attributes, add_kernel)) return words(error);
     if (cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)) return words(error);
+    if (cudaError_t error = cudaMalloc(&space.counters, workspace_counters * sizeof(uint32_t))) return words(error);
+    if (cudaError_t error = cudaMemset(space.counters, 0, workspace_counters * sizeof(uint32_t))) return words(error);
+    if (cudaError_t error = cudaMalloc(&space.scratch, workspace_bytes)) return words(error);
     // Freed memory stays ours: ops ask for the same sizes again and again.
     cudaMemPool_t pool;
     uint64_t keep = UINT64_MAX;

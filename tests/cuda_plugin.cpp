@@ -44,6 +44,9 @@ void start(int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, Body b
 
 #include "../cuda/kernels.inl"
 
+Workspace space{};
+Workspace workspace() { return space; }
+
 const char* facts(DeviceFacts* f) {
     size_t used = 0;
     for (auto& [at, bytes] : taken) used += bytes;
@@ -51,11 +54,6 @@ const char* facts(DeviceFacts* f) {
     f->major = 0, f->minor = 0, f->processors = 1;
     f->memory = int64_t(memory_bytes), f->available = int64_t(memory_bytes - used);
     return nullptr;
-}
-
-const char* open(DeviceFacts* f) {
-    memory = static_cast<char*>(mmap(nullptr, memory_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    return memory == MAP_FAILED ? "no memory" : facts(f);
 }
 
 void* allocate(size_t bytes) {
@@ -70,6 +68,15 @@ void* allocate(size_t bytes) {
     const Reach reach;
     std::memset(memory + at, 0xa5, bytes);  // never zeros
     return memory + at;
+}
+
+const char* open(DeviceFacts* f) {
+    memory = static_cast<char*>(mmap(nullptr, memory_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (memory == MAP_FAILED) return "no memory";
+    space = {static_cast<uint32_t*>(allocate(workspace_counters * sizeof(uint32_t))), static_cast<char*>(allocate(workspace_bytes))};
+    const Reach reach;
+    std::memset(space.counters, 0, workspace_counters * sizeof(uint32_t));
+    return facts(f);
 }
 
 void release(void* p) { taken.erase(size_t(static_cast<char*>(p) - memory)); }
