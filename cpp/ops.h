@@ -116,7 +116,7 @@ Tensor sample(const Tensor& logits, const Tensor& sequences, const Tensor& posit
               float top_p, float min_p, uint64_t seed, bool finite_only);
 void copy_pages(const Tensor& pages, const Tensor& source, const Tensor& target);
 
-// What the machine can do, each the best of a few tries of 25 ms. Bytes a second that so many threads read of a block of
+// What the machine can do, each the best of a few tries of 17 ms. Bytes a second that so many threads read of a block of
 // memory, each a share of its own over and over; multiplications and additions a second of "f32", "bf16" or "int8" on
 // registers, as the current tier does them (bf16 in f32 where has_arithmetic says that it cannot); seconds that a
 // parallel_for and a phase of a WorkList take in which all threads meet and do nothing.

@@ -15,11 +15,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t tries = 4;
-constexpr auto a_try = std::chrono::milliseconds(25);
-constexpr int64_t bytes_a_step = 1 << 20;    // read between two looks at the clock, and of what caches hold:
+constexpr int64_t tries = 6;
+constexpr auto a_try = std::chrono::milliseconds(17);
+constexpr int64_t bytes_a_step = 4 << 20;    // read between two looks at the clock, and of what caches hold:
 constexpr int64_t bytes_in_cache = 8 << 20;
 constexpr int64_t units_a_step = 8;          // of arithmetic
+constexpr int64_t bytes_near = 1 << 20;      // a thread's share, not fetched ahead; of more, in every second try,
 constexpr int64_t ahead = 1536;              // bytes: where memory is far, better than what the processor fetches by itself
 constexpr int64_t phases_a_list = 64;
 constexpr double piece_seconds = 1e-6;
@@ -173,7 +174,7 @@ double read_bandwidth(int64_t bytes, int64_t threads, const OptionalTensor& memo
     // A thread whose share is small reads all of it at every step, again and again.
     return best_rate(threads, [&](int64_t thread, int64_t attempt) {
         Reader& r = readers[size_t(thread)];
-        r.args.ahead = r.length > bytes_a_step && attempt % 2 == 0 ? ahead : 0;
+        r.args.ahead = r.length > bytes_near && attempt % 2 == 0 ? ahead : 0;
     }, [&](int64_t thread) {
         Reader& r = readers[size_t(thread)];
         r.args.memory = r.memory + r.done;
