@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include <immintrin.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -173,7 +174,7 @@ struct job {
     const unsigned char *from;
     size_t bytes;
     long loops;
-    volatile int *over;
+    atomic_int *over;
     double start, end, each, done;
 };
 
@@ -208,7 +209,7 @@ static void *work(void *argument) {
 static double turn(struct job *jobs, int threads) {
     pthread_t ids[256];
     pthread_barrier_t gate;
-    volatile int over = 0;
+    atomic_int over = 0;
     pthread_barrier_init(&gate, NULL, (unsigned)threads);
     for (int t = 0; t < threads; t++) jobs[t].gate = &gate, jobs[t].over = &over, jobs[t].done = 0;
     for (int t = 1; t < threads; t++)
