@@ -8,11 +8,17 @@
 #include <stdexcept>
 #include <vector>
 
+#include "../cpp/kernels.h"
+
 #define GK_KERNEL static
 #define GK_UNROLL
 #define DEVICE static inline
 #define HOST_DEVICE static inline
 #define INLINE static inline
+
+namespace genkit::stored {
+#include "../cpp/cpu/storage.inl"
+}
 
 // void gk_switch(void** from, void* to): keeps what a call must keep on the stack it leaves, and takes up the other one.
 asm(R"(
@@ -170,8 +176,8 @@ DEVICE void mma_k16(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
 }
 
 // The same of 16-bit elements; the device's own order of such a sum is not known.
-template <class Widen>
-void mma_16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Widen widen) {
+template <class T>
+void mma_16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     auto& fibers = running->fibers;
     const int first = running->current / 32 * 32, lane = running->current % 32, g = lane / 4, t = lane % 4;
     uint32_t* mail = fibers[size_t(running->current)].mail;
@@ -182,44 +188,23 @@ void mma_16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Widen
         for (int k = 0; k < 16; k++) {
             const uint32_t row = fibers[size_t(first + g * 4 + k % 8 / 2)].mail[k / 8 * 2 + i / 2];
             const uint32_t column = fibers[size_t(first + (2 * t + i % 2) * 4 + k % 8 / 2)].mail[4 + k / 8];
-            d[i] += widen(uint16_t(row >> k % 2 * 16)) * widen(uint16_t(column >> k % 2 * 16));
+            d[i] += widen(T{uint16_t(row >> k % 2 * 16)}) * widen(T{uint16_t(column >> k % 2 * 16)});
         }
     meet_warp();
 }
-inline float widen_bf16(uint16_t bits) {
-    const uint32_t word = uint32_t(bits) << 16;
-    float x;
-    std::memcpy(&x, &word, 4);
-    return x;
-}
-inline float widen_f16(uint16_t bits) {
-    const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-    const float size = exponent == 31 ? (fraction ? NAN : INFINITY)
-                       : exponent ? ldexpf(float(1024 + fraction), exponent - 25) : ldexpf(float(fraction), -24);
-    return bits & 0x8000 ? -size : size;
-}
-DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_16(d, a, b, widen_bf16); }
-DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_16(d, a, b, widen_f16); }
+DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_16<genkit::stored::bf16>(d, a, b); }
+DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_16<genkit::stored::f16>(d, a, b); }
 
-inline uint32_t round_bf16(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    if (x != x) return 0x7fff;  // as the instruction has it
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+template <class T>
+uint32_t rounded(float x) {
+    T out;
+    narrow(x, out);
+    return x == x ? out.bits : 0x7fff;  // the instructions have one NaN
 }
-inline uint32_t round_f16(float x) {
-    const uint32_t sign = std::signbit(x) ? 0x8000 : 0;
-    const float size = fabsf(x);
-    if (x != x) return 0x7fff;
-    if (size >= 65520.0f) return sign | 0x7c00;
-    int exponent = 0;
-    frexpf(size, &exponent);
-    const int step = (exponent < -13 ? -13 : exponent) - 11;  // 2^step between neighbours
-    const auto units = uint32_t(nearbyintf(ldexpf(size, -step)));
-    return sign | (uint32_t(step + 24) * 1024 + units);  // a carry goes into the exponent, as it must
-}
-DEVICE uint32_t pack_bf16(float low, float high) { return round_bf16(low) | round_bf16(high) << 16; }
-DEVICE uint32_t pack_f16(float low, float high) { return round_f16(low) | round_f16(high) << 16; }
+template <class T>
+uint32_t pack(float low, float high) { return rounded<T>(low) | rounded<T>(high) << 16; }
+DEVICE uint32_t pack_bf16(float low, float high) { return pack<genkit::stored::bf16>(low, high); }
+DEVICE uint32_t pack_f16(float low, float high) { return pack<genkit::stored::f16>(low, high); }
 
 template <bool transposed>
 Words4 matrices(const void* row) {

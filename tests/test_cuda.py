@@ -3,6 +3,7 @@ the engine opens; what nvcc makes of them, for every target."""
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,15 @@ TESTS = Path(__file__).parent
 needs_compiler = pytest.mark.skipif(compilers.native() is None or not compilers.X86, reason="the shim is for x86-64 with a C++ compiler")
 # Ops that only load models, on the processor; and, of the machine's limits, none is measured on a GPU yet.
 WITHOUT_KERNEL = ["quantize_weight", "pack", "measure_read", "measure_f32", "measure_bf16", "measure_int8"]
+
+
+@needs_compiler
+def test_the_shim_does_what_it_stands_for(tmp_path):
+    program = compilers.compile_source(compilers.native(), TESTS / "cuda_shim_check.cpp", tmp_path / "check", "-O2",
+                                       "-Wno-unused-function", f"-I{TESTS}")
+    seed = str(random.SystemRandom().randrange(2**32))
+    done = subprocess.run([program, seed], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"seed {seed}: {done.stdout[:2000]}"
 
 
 @needs_compiler
