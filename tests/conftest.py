@@ -1,7 +1,10 @@
-"""Settings for the whole suite, made before anything imports numpy."""
+"""Settings for the whole suite, made before anything imports numpy; the models that tests of the command line run."""
 
 import os
 import signal
+from pathlib import Path
+
+import pytest
 
 # References are small products: on a shared machine a BLAS team spins more than it computes.
 for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
@@ -9,3 +12,27 @@ for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
 
 # A shell that starts the suite in the background has it ignore Ctrl-C, and every process started here would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+from cli_player import make_player  # noqa: E402 (imports numpy)
+
+
+@pytest.fixture(scope="session")
+def player(tmp_path_factory) -> Path:
+    return make_player(tmp_path_factory.mktemp("models") / "player")
+
+
+@pytest.fixture(scope="session")
+def chatty(tmp_path_factory) -> Path:
+    return make_player(tmp_path_factory.mktemp("models") / "chatty", chat=True)
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory) -> Path:
+    """Writes for many seconds: what can be interrupted or watched."""
+    return make_player(tmp_path_factory.mktemp("models") / "endless", context=60_000, loop=True)
+
+
+@pytest.fixture(scope="session")
+def vague(tmp_path_factory) -> Path:
+    """Sampling from it gives different texts for different seeds."""
+    return make_player(tmp_path_factory.mktemp("models") / "vague", sharpness=0.2)

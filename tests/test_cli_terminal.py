@@ -8,17 +8,10 @@ import subprocess
 import sys
 import time
 
-import pytest
-
-from cli_player import make_player, rest_of_script
+from cli_player import rest_of_script
 
 GENKIT = [sys.executable, "-m", "genkit"]
 HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
-
-
-@pytest.fixture(scope="module")
-def player(tmp_path_factory):
-    return make_player(tmp_path_factory.mktemp("models") / "player")
 
 
 def in_terminal(arguments, *, seconds: float = 60, interrupt_after: "float | None" = None,
@@ -89,8 +82,7 @@ def test_bar_is_drawn_and_wiped():
     assert b"\x1b[2K" in end and end.endswith(b"text\r\n")
 
 
-def test_a_long_wait_shows_a_bar_that_is_gone_before_the_text(player, tmp_path):
-    endless = make_player(tmp_path / "endless", context=60_000, loop=True)
+def test_a_long_wait_shows_a_bar_that_is_gone_before_the_text(endless, tmp_path):
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("x" * 40_000)  # well over the 0.3 s a bar waits, on a fast machine too
     received, code = in_terminal(GENKIT + ["generate", "-m", str(endless), "-n", "8", "-f", str(prompt)], seconds=120)
@@ -107,8 +99,7 @@ def test_ctrl_c_during_the_bar_leaves_the_terminal_clean():
     assert code != 0 and received.count(HIDE_CURSOR) == received.count(SHOW_CURSOR) == 1
 
 
-def test_sigterm_during_the_bar_leaves_the_cursor_visible(tmp_path):
-    endless = make_player(tmp_path / "endless", context=60_000, loop=True)
+def test_sigterm_during_the_bar_leaves_the_cursor_visible(endless):
     arguments = GENKIT + ["generate", "-m", str(endless), "-n", "-1", "--json", "Gr"]
     received, code = in_terminal(arguments, terminate_at=b"writing")
     assert code == -signal.SIGTERM and received.count(SHOW_CURSOR) >= received.count(HIDE_CURSOR) > 0
