@@ -199,6 +199,18 @@ def test_an_engine_that_cannot_start_is_a_row(drivers, model, engine, words):
     assert rows["good", "pp8", 1].samples == [pytest.approx(100)]
 
 
+def test_pictures_of_another_torch_do_not_matter(tmp_path):
+    """No driver finds torchvision: transformers looks for it as this one does, and loads what it finds with every model."""
+    (tmp_path / "torchvision.py").write_text('raise RuntimeError("operator torchvision::nms does not exist")')
+    (tmp_path / "driver.py").write_text("from importlib.util import find_spec\n\n\nclass Driver:\n    def about(self):\n"
+                                        "        return str(find_spec('torchvision'))\n")
+    worker = Worker(tmp_path / "driver.py", {}, sys.executable, {"PYTHONPATH": str(tmp_path)}, tmp_path / "log")
+    try:
+        assert worker.call("about") == "None"
+    finally:
+        worker.close()
+
+
 def test_an_engine_that_does_not_fit_says_what_it_needs(drivers, model, monkeypatch):
     monkeypatch.setattr(measure.machine, "memory_available", lambda: 5)
     rows, _ = compare(drivers, model, [fake("large")], TESTS[:1], rounds=1)

@@ -19,6 +19,8 @@ def main() -> None:
     # Answers keep the real standard output to themselves: whatever an engine prints goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    # Where it is there, transformers loads it with every model, and one made for another torch ends that. No driver needs it.
+    sys.modules["torchvision"] = None
     driver = None
     for line in sys.stdin:
         request = json.loads(line)
