@@ -11,8 +11,10 @@ void INSTALL_TIER(Kernels& k);  // cuda_tier.cpp's is in no table
 #include "tile_emulator.h"
 #endif
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 #include <string>
 #include <vector>
@@ -728,43 +730,56 @@ void check_measures() {
 
 }  // namespace
 
-int main() {
+// Of all parts, or of those named.
+int main(int count, char** names) {
     install_reference(plain);
     install_reference(fast);
     INSTALL_TIER(fast);
-    check_philox();
-    check_measures();
-    check_convert();
-    for (int64_t dim : {1, 2, 7, 15, 16, 17, 33, 64, 80, 257, 1000}) {
-        for (int64_t rows : {1, 3}) check_rows(rows, dim);
+    auto part = [&](const char* name) {
+        return count == 1 || std::any_of(names + 1, names + count, [&](const char* asked) { return strcmp(asked, name) == 0; });
+    };
+    if (part("measure")) check_philox(), check_measures();
+    if (part("rows")) {
+        check_convert();
+        for (int64_t dim : {1, 2, 7, 15, 16, 17, 33, 64, 80, 257, 1000}) {
+            for (int64_t rows : {1, 3}) check_rows(rows, dim);
+        }
     }
-    for (int64_t dim : {1, 7, 16, 100, 1024, 1500, 4097, 9001}) {
-        for (float spread : {0.1f, 1.0f, 4.0f}) check_draws(dim, spread);
+    if (part("draws")) {
+        for (int64_t dim : {1, 7, 16, 100, 1024, 1500, 4097, 9001}) {
+            for (float spread : {0.1f, 1.0f, 4.0f}) check_draws(dim, spread);
+        }
     }
-    for (DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-        for (int64_t rows : {1, 2, 3, 4, 5, 8, 33, 67}) {
-            for (int64_t k : {1, 7, 33, 257, 1024, 1100}) {
-                check_linear(rows, 1 + rng.below(60), k, dtype, true);
-                check_linear(rows, 1 + rng.below(20), k, dtype, false);
+    if (part("linear")) {
+        for (DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+            for (int64_t rows : {1, 2, 3, 4, 5, 8, 33, 67}) {
+                for (int64_t k : {1, 7, 33, 257, 1024, 1100}) {
+                    check_linear(rows, 1 + rng.below(60), k, dtype, true);
+                    check_linear(rows, 1 + rng.below(20), k, dtype, false);
+                }
             }
         }
+        check_tiles();
     }
-    for (DType dtype : {DType::f32, DType::f16, DType::bf16, DType::i8}) {
-        for (int64_t dim : {2, 16, 20, 33, 64, 80, 96, 128}) {
-            check_attention(1, 2, 7, dim, 130, 0, false, dtype);
-            check_attention(19, 1, 3, dim, 200, 0, true, dtype);
-            check_attention(11, 2, 1, dim, 200, 70, false, dtype);
-            check_attention(9, 1, 18, dim, 65, 1, false, dtype);
-            check_attention(9, 2, 5, dim, 150, 0, true, dtype, 2, dim % 32 == 0);
+    if (part("attention")) {
+        for (DType dtype : {DType::f32, DType::f16, DType::bf16, DType::i8}) {
+            for (int64_t dim : {2, 16, 20, 33, 64, 80, 96, 128}) {
+                check_attention(1, 2, 7, dim, 130, 0, false, dtype);
+                check_attention(19, 1, 3, dim, 200, 0, true, dtype);
+                check_attention(11, 2, 1, dim, 200, 70, false, dtype);
+                check_attention(9, 1, 18, dim, 65, 1, false, dtype);
+                check_attention(9, 2, 5, dim, 150, 0, true, dtype, 2, dim % 32 == 0);
+            }
+            check_attention(3, 1, 3, 16, 2100, 0, false, dtype);
+            check_attention(3, 1, 1, 16, 2100, 1100, false, dtype);
+            check_attention(3, 1, 3, 32, 2100, 0, false, dtype, 0, true);
         }
-        check_attention(3, 1, 3, 16, 2100, 0, false, dtype);
-        check_attention(3, 1, 1, 16, 2100, 1100, false, dtype);
-        check_attention(3, 1, 3, 32, 2100, 0, false, dtype, 0, true);
     }
-    check_tiles();
-    check_integer_weights();
-    for (int64_t rows : {1, 3, 40}) check_experts(rows, 8, 2, 4, 37), check_experts(rows, 60, 7, 1, 130), check_experts(rows, 1, 1, 1, 16);
-    check_experts(2, 1024, 33, 16, 5);
+    if (part("packed")) check_integer_weights();
+    if (part("experts")) {
+        for (int64_t rows : {1, 3, 40}) check_experts(rows, 8, 2, 4, 37), check_experts(rows, 60, 7, 1, 130), check_experts(rows, 1, 1, 1, 16);
+        check_experts(2, 1024, 33, 16, 5);
+    }
     if (failures) printf("%d comparisons failed\n", failures);
     return failures ? 1 : 0;
 }
