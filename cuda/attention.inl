@@ -55,9 +55,13 @@ DEVICE void kv_write_row(const KvWriteArgs& a, int64_t r) {
         }
     });
 }
-GK_KERNEL void kv_write_kernel(KvWriteArgs a, int64_t first) { kv_write_row(a, first + gk::block()); }
+GK_KERNEL void kv_write_kernel(KvWriteArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
+    kv_write_row(a, first + gk::block());
+}
 
 GK_KERNEL void rope_kv_write_kernel(RopeKvWriteArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     const int64_t r = first + gk::block();
     rope_row(a.rope, r);
     gk::sync();  // the keys are among what was turned
@@ -151,6 +155,7 @@ DEVICE int64_t first_key(const AttentionArgs& a, int64_t row) {
 
 // Grid: units x (unit_rows x heads of a kv head).
 GK_KERNEL void attention_kernel(AttentionArgs a, int64_t first_unit) {
+    gk::wait_for_previous(), gk::let_next_start();
     auto& place = *reinterpret_cast<AttentionPlace*>(gk::shared());
     const int64_t group = a.heads / a.pages.kv_heads, splits = a.partials ? a.splits : 1, unit = first_unit + gk::block();
     const int64_t row = unit / a.pages.kv_heads / splits * a.unit_rows + gk::block_y() / group;
@@ -181,6 +186,7 @@ GK_KERNEL void attention_kernel(AttentionArgs a, int64_t first_unit) {
 
 // A block has a row's head.
 GK_KERNEL void attention_merge_kernel(AttentionArgs a, int64_t first_unit) {
+    gk::wait_for_previous(), gk::let_next_start();
     auto& place = *reinterpret_cast<AttentionPlace*>(gk::shared());
     const int64_t dim = a.pages.head_dim, unit = first_unit + gk::block(), row = unit / a.heads, head = unit % a.heads;
     const int64_t first = first_key(a, row) / attention_split, last = a.pages.positions[row] / attention_split;

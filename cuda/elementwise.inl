@@ -18,6 +18,7 @@ DEVICE void each_column(int64_t columns, Body body) {
 }
 
 GK_KERNEL void convert_kernel(ConvertArgs a, int64_t first, int64_t last) {
+    gk::wait_for_previous(), gk::let_next_start();
     with_type(a.in_dtype, [&](auto in_type) {
         with_type(a.out_dtype, [&](auto out_type) {
             auto* in = static_cast<const typename decltype(in_type)::type*>(a.in);
@@ -28,6 +29,7 @@ GK_KERNEL void convert_kernel(ConvertArgs a, int64_t first, int64_t last) {
 }
 
 GK_KERNEL void embedding_kernel(EmbeddingArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     const int64_t r = first + gk::block();
     with_type(a.dtype, [&](auto type) {
         auto* row = static_cast<const typename decltype(type)::type*>(a.table) + a.ids[r] * a.dim;
@@ -36,6 +38,7 @@ GK_KERNEL void embedding_kernel(EmbeddingArgs a, int64_t first) {
 }
 
 GK_KERNEL void round_rows_kernel(RoundRowsArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     const int64_t r = first + gk::block(), depth = round_up(a.k, 32);
     each_column(depth, [&](int64_t k) {
         bf16 x{0};
@@ -45,6 +48,7 @@ GK_KERNEL void round_rows_kernel(RoundRowsArgs a, int64_t first) {
 }
 
 GK_KERNEL void tile_rows_kernel(TileRowsArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     const int64_t tile = first + gk::block(), columns = tile_columns(a.rows), depth = round_up(a.k, 32);
     each_column(depth * columns, [&](int64_t at) {
         const int64_t k = at / columns, i = at % columns, m = tile * 16 + i;
@@ -84,6 +88,7 @@ DEVICE void sine_cosine(double x, double& sine, double& cosine) {
 }
 
 GK_KERNEL void rope_table_kernel(RopeTableArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     const int64_t r = first + gk::block();
     each_column(a.half, [&](int64_t i) {
         const float angle = float(a.positions[r]) * a.inv_freq[i];
@@ -106,9 +111,13 @@ DEVICE void rope_row(const RopeArgs& a, int64_t r) {
         x[apart] = other * cosine[i] + one * sine[i];
     });
 }
-GK_KERNEL void rope_kernel(RopeArgs a, int64_t first) { rope_row(a, first + gk::block()); }
+GK_KERNEL void rope_kernel(RopeArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
+    rope_row(a, first + gk::block());
+}
 
 GK_KERNEL void activation_kernel(ActivationArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     const int64_t r = first + gk::block();
     with_kind(a.kind, [&](auto kind) {
         each_column(a.dim, [&](int64_t i) { a.out[r * a.dim + i] = activate<decltype(kind)::value>(a.x[r * a.x_stride + i]); });
@@ -116,6 +125,7 @@ GK_KERNEL void activation_kernel(ActivationArgs a, int64_t first) {
 }
 
 GK_KERNEL void gated_kernel(GatedArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     if (a.region && gk::block() >= a.region->rows) return;
     const int64_t r = first + gk::block() + (a.region ? a.region->first : 0);
     const float* x = a.x + r * a.x_stride;
@@ -125,10 +135,12 @@ GK_KERNEL void gated_kernel(GatedArgs a, int64_t first) {
 }
 
 GK_KERNEL void add_kernel(AddArgs a, int64_t first, int64_t last) {
+    gk::wait_for_previous(), gk::let_next_start();
     each_element(first, last, [&](int64_t i) { a.out[i] = a.a[i] + a.scale * a.b[i]; });
 }
 
 GK_KERNEL void scale_kernel(ScaleArgs a, int64_t first, int64_t last) {
+    gk::wait_for_previous(), gk::let_next_start();
     each_element(first, last, [&](int64_t i) {
         const float y = a.x[i] * a.factor;
         a.out[i] = a.softcap > 0 ? a.softcap * tanh(y / a.softcap) : y;
@@ -136,6 +148,7 @@ GK_KERNEL void scale_kernel(ScaleArgs a, int64_t first, int64_t last) {
 }
 
 GK_KERNEL void gather_columns_kernel(GatherColumnsArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     const int64_t r = first + gk::block();
     each_column(a.columns, [&](int64_t i) {
         const int64_t from = a.index[i];
@@ -145,6 +158,7 @@ GK_KERNEL void gather_columns_kernel(GatherColumnsArgs a, int64_t first) {
 }
 
 GK_KERNEL void gather_rows_kernel(GatherRowsArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     const int64_t p = first + gk::block();
     if (a.sources[p] < 0) return;
     const float* x = a.x + a.sources[p] * a.x_stride;
@@ -152,6 +166,7 @@ GK_KERNEL void gather_rows_kernel(GatherRowsArgs a, int64_t first) {
 }
 
 GK_KERNEL void combine_kernel(CombineArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     const int64_t r = first + gk::block();
     each_column(a.dim, [&](int64_t i) {
         float sum = a.residual ? a.residual[r * a.dim + i] : 0.0f;
@@ -164,6 +179,7 @@ GK_KERNEL void combine_kernel(CombineArgs a, int64_t first) {
 }
 
 GK_KERNEL void penalty_kernel(PenaltyArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     const int64_t r = first + gk::block();
     each_column(a.offsets[r + 1] - a.offsets[r], [&](int64_t i) {
         const int64_t e = a.offsets[r] + i;
@@ -175,6 +191,7 @@ GK_KERNEL void penalty_kernel(PenaltyArgs a, int64_t first) {
 
 // A block for each pair and head.
 GK_KERNEL void copy_pages_kernel(CopyPagesArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     const int64_t pair = first + gk::block();
     char* head = a.pages + gk::block_y() * a.pages_each * a.page_bytes;
     const char* from = head + a.from[pair] * a.page_bytes;

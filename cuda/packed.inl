@@ -145,6 +145,7 @@ DEVICE float packed_add(const PackedLinearArgs& a, const uint8_t* block, int64_t
 // Grid: panels x tiles of 8 rows; 256 threads; shared memory packed_shared_bytes.
 template <Packing packing, bool by16>
 GK_KERNEL void packed_rows(PackedLinearArgs a, int64_t first_panel) {
+    gk::wait_for_previous(), gk::let_next_start();
     const WeightFormat f = a.format;
     if (a.region) {
         const int64_t panels = a.gated ? (a.n / 2 + 15) / 16 : (a.n + panel_outputs - 1) / panel_outputs, at = a.region->first;
@@ -197,6 +198,7 @@ GK_KERNEL void packed_rows(PackedLinearArgs a, int64_t first_panel) {
 
 // A block has a row of the weight, its threads the columns.
 GK_KERNEL void unpack_kernel(UnpackArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     const WeightFormat& f = a.format;
     const bool bf = f.scale_dtype == DType::bf16, eight = eight_bits(f.packing);
     const int64_t r = first + gk::block(), half = a.gated ? a.n / 2 : a.n, i = a.ids[r] < half ? a.ids[r] : a.ids[r] - half;

@@ -2,6 +2,8 @@
 #include <cuda_runtime.h>
 
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 
 #include "gk.h"
 #include "kernels.h"
@@ -19,13 +21,31 @@ void note(cudaError_t error) {
 
 const char* words(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
+bool switched_on(const char* variable) {
+    const char* value = getenv(variable);
+    return value == nullptr || strcmp(value, "0") != 0;
+}
+
+// Whether a kernel's blocks may start while the kernel before is still at work: each waits for its end where it must
+// (gk::wait_for_previous, which is code of 9.0 and above only). What is no kernel, such as a copy, is waited for in full.
+bool dependent_launch = false;
+
 // More shared memory than every kernel may have has to be asked for, once for each kernel.
-template <class Kernel, class... Args>
-void launch(Kernel* kernel, int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, const Args&... args) {
+template <class... Parameters, class... Args>
+void launch(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, const Args&... args) {
     if (grid_x < 1 || grid_y < 1) return;
     if (shared_bytes > 48 * 1024) note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-    kernel<<<dim3(unsigned(grid_x), unsigned(grid_y)), unsigned(threads), size_t(shared_bytes), stream>>>(args...);
-    note(cudaGetLastError());
+    cudaLaunchAttribute dependent{};
+    dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    dependent.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(unsigned(grid_x), unsigned(grid_y));
+    config.blockDim = dim3(unsigned(threads));
+    config.dynamicSmemBytes = size_t(shared_bytes);
+    config.stream = stream;
+    config.attrs = &dependent;
+    config.numAttrs = dependent_launch ? 1 : 0;
+    note(cudaLaunchKernelEx(&config, kernel, Parameters(args)...));
 }
 #define GK_LAUNCH(kernel, grid_x, grid_y, threads, shared_bytes, ...) launch(kernel, grid_x, grid_y, threads, shared_bytes, __VA_ARGS__)
 
@@ -57,6 +77,7 @@ const char* open(DeviceFacts* found) {
     if (const char* error = facts(found)) return error;
     cudaFuncAttributes attributes;  // whether there is code for this device
     if (cudaError_t error = cudaFuncGetAttributes(&attributes, add_kernel)) return words(error);
+    dependent_launch = attributes.ptxVersion >= 90 && switched_on("GENKIT_CUDA_PDL");
     if (cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)) return words(error);
     if (cudaError_t error = cudaMalloc(&space.counters, workspace_counters * sizeof(uint32_t))) return words(error);
     if (cudaError_t error = cudaMemset(space.counters, 0, workspace_counters * sizeof(uint32_t))) return words(error);

@@ -40,6 +40,7 @@ DEVICE float row_sum(int64_t count, float* place, Term term) {
 }
 
 GK_KERNEL void rms_norm_kernel(RmsNormArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     auto* place = reinterpret_cast<float*>(gk::shared());
     const int64_t r = first + gk::block();
     const float* x = a.x + r / a.inner * a.x_stride + r % a.inner * a.dim;
@@ -49,6 +50,7 @@ GK_KERNEL void rms_norm_kernel(RmsNormArgs a, int64_t first) {
 }
 
 GK_KERNEL void layer_norm_kernel(LayerNormArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     auto* place = reinterpret_cast<float*>(gk::shared());
     const int64_t r = first + gk::block(), at = r % a.inner * a.weight_stride;
     const float* x = a.x + r / a.inner * a.x_stride + r % a.inner * a.dim;
@@ -60,6 +62,7 @@ GK_KERNEL void layer_norm_kernel(LayerNormArgs a, int64_t first) {
 }
 
 GK_KERNEL void softmax_kernel(SoftmaxArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     auto* place = reinterpret_cast<float*>(gk::shared());
     const int64_t r = first + gk::block();
     const float* x = a.x + r * a.dim;
@@ -73,6 +76,7 @@ GK_KERNEL void softmax_kernel(SoftmaxArgs a, int64_t first) {
 }
 
 GK_KERNEL void nonfinite_kernel(NonfiniteArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     auto* count = reinterpret_cast<uint32_t*>(gk::shared());
     const int64_t r = first + gk::block();
     if (gk::thread() == 0) *count = 0;
@@ -86,6 +90,7 @@ GK_KERNEL void nonfinite_kernel(NonfiniteArgs a, int64_t first) {
 
 // A warp for each 256 of a row, to the bit what the processors give.
 GK_KERNEL void quantize_kernel(QuantizeArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     if (a.region) {
         if (gk::block() >= a.region->rows) return;
         const int64_t at = a.region->first;

@@ -104,6 +104,7 @@ DEVICE void last_of(const float* x, int64_t dim, uint64_t wanted, Weight weight,
 }
 
 GK_KERNEL void argmax_kernel(ArgmaxArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     const int64_t r = first + gk::block();
     const int32_t best = argmax_row(a.x + r * a.dim, a.dim, false, *reinterpret_cast<SamplePlace*>(gk::shared()));
     if (gk::thread() == 0) a.out[r] = best;
@@ -111,6 +112,7 @@ GK_KERNEL void argmax_kernel(ArgmaxArgs a, int64_t first) {
 
 // Grid: slots x rows of a slot.
 GK_KERNEL void sample_kernel(SampleArgs a, int64_t first, float mass_scale) {
+    gk::wait_for_previous(), gk::let_next_start();
     auto& place = *reinterpret_cast<SamplePlace*>(gk::shared());
     const int64_t row = first + gk::block() + gk::block_y() * scratch_slots(a.rows), dim = a.dim;
     if (row >= a.rows) return;
@@ -169,6 +171,7 @@ GK_KERNEL void sample_kernel(SampleArgs a, int64_t first, float mass_scale) {
 // Takes what belongs to the k largest, then sorts by merging: an element's place is its own in its run plus those of the
 // other run that come before it. Scratch: two lists of (value, id).
 GK_KERNEL void top_k_kernel(TopKArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
     auto& place = *reinterpret_cast<SamplePlace*>(gk::shared());
     const int64_t slot = first + gk::block();
     struct Pair {

@@ -34,7 +34,7 @@ template <class Body>
 void start(int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, Body body) {
     auto run = [=] {
         const Reach reach;
-        gk::launch(grid_x, grid_y, threads, shared_bytes, body);
+        gk::launch_kernel(grid_x, grid_y, threads, shared_bytes, body);
     };
     if (noted) noted->push_back(run);
     else run();

@@ -19,15 +19,27 @@ def options():
     return re.search(r"PRIVATE (-fmad[^)]*)\)", text)[1].split()
 
 
-def compile(target, folder):
-    """Kernel -> {"registers", "stack", "shared"}. Raises AssertionError with what the compiler said."""
-    command = ["nvcc", "-std=c++17", "-O3", "-Xcompiler=-fPIC", *options(), "-Xptxas=-v,-warn-spills,-warn-lmem-usage,-Werror", '-DGENKIT_CUDA_TARGETS=""',
-               f"-gencode=arch=compute_{target},code=sm_{target}", f"-I{ROOT / 'cpp'}", "-c", str(ROOT / "cuda/plugin.cu"),
-               "-o", str(Path(folder) / "plugin.o")]
+def nvcc(*more):
+    """What the compiler says of the plugin. Raises AssertionError with it where it fails."""
+    command = ["nvcc", "-std=c++17", "-O3", *options(), '-DGENKIT_CUDA_TARGETS=""', f"-I{ROOT / 'cpp'}", *more, str(ROOT / "cuda/plugin.cu")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stderr
+
+
+def ptx(target, folder):
+    """The plugin's PTX for a target."""
+    to = Path(folder) / "plugin.ptx"
+    nvcc(f"-arch=compute_{target}", "-ptx", "-o", str(to))
+    return to.read_text()
+
+
+def compile(target, folder):
+    """Kernel -> {"registers", "stack", "shared"}."""
+    said = nvcc("-Xcompiler=-fPIC", "-Xptxas=-v,-warn-spills,-warn-lmem-usage,-Werror", f"-gencode=arch=compute_{target},code=sm_{target}",
+                "-c", "-o", str(Path(folder) / "plugin.o"))
     found = {}
-    for mangled, rest in re.findall(r"Compiling entry function '(\w+)'(.*?Used \d+ registers[^\n]*)", done.stderr, re.S):
+    for mangled, rest in re.findall(r"Compiling entry function '(\w+)'(.*?Used \d+ registers[^\n]*)", said, re.S):
         used = {"registers": int(re.search(r"Used (\d+) registers", rest)[1]),
                 "stack": int(re.search(r"(\d+) bytes stack frame", rest)[1]),
                 "shared": int((re.search(r"(\d+) bytes smem", rest) or [0, 0])[1])}

@@ -50,7 +50,7 @@ constexpr size_t stack_bytes = 1 << 16;
 struct Fiber {
     void* stack_pointer = nullptr;
     int64_t barriers = 0, meetings = 0;  // passed so far, of the block and of the warp
-    bool done = false;
+    bool done = false, waited = false;
     uint32_t mail[8];  // what a lane shows the others of its warp
     struct Copy {
         void* to;
@@ -76,6 +76,8 @@ inline void enter() {
     running->fibers[size_t(running->current)].done = true;
     switch_away();
 }
+
+inline int64_t threads_that_never_waited = 0;
 
 // Runs body in every thread of every block, one block after the other.
 inline void launch(int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, const std::function<void()>& body) {
@@ -105,7 +107,15 @@ inline void launch(int64_t grid_x, int64_t grid_y, int threads, int shared_bytes
             }
         }
         running = nullptr;
+        for (const Fiber& fiber : b.fibers) threads_that_never_waited += !fiber.waited;
     }
+}
+
+// The same of a kernel, which every thread of may only leave once the kernel before has ended.
+inline void launch_kernel(int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, const std::function<void()>& body) {
+    threads_that_never_waited = 0;
+    launch(grid_x, grid_y, threads, shared_bytes, body);
+    if (threads_that_never_waited) throw std::runtime_error("a thread that did not wait for the kernel before");
 }
 
 DEVICE int thread() { return running->current; }
@@ -262,7 +272,7 @@ DEVICE uint32_t add_global(uint32_t* p, uint32_t x) {
 DEVICE void fence() {}
 template <class T>
 T load_fresh(const T* p) { return *p; }
-DEVICE void wait_for_previous() {}
+DEVICE void wait_for_previous() { running->fibers[size_t(running->current)].waited = true; }
 DEVICE void let_next_start() {}
 
 // Each shows what it has; who has left shows nothing new.

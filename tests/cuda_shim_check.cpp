@@ -116,6 +116,20 @@ void warps() {
     expect(order == 2 && counter == 2, "add_global gives what was there before");
 }
 
+// Whether a kernel of 40 threads is refused when the last of block 1 leaves without having waited.
+bool refused(bool waits) {
+    try {
+        gk::launch_kernel(3, 1, 40, 0, [&] {
+            if (!waits && gk::block() == 1 && gk::thread() == 39) return;
+            gk::wait_for_previous();
+            gk::sync();
+        });
+    } catch (const std::runtime_error&) {
+        return true;
+    }
+    return false;
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -127,5 +141,6 @@ int main(int, char** arguments) {
     rounding<f16>("rounding to f16", gk::pack_f16, 65504.0f);
     copies();
     warps();
+    expect(refused(false) && !refused(true), "a thread that leaves without waiting is found, in any block");
     return wrong != 0;
 }

@@ -5,7 +5,7 @@
 #include "../cuda/gk.h"
 
 #define GK_LAUNCH(kernel, grid_x, grid_y, threads, shared_bytes, ...) \
-    gk::launch(grid_x, grid_y, threads, shared_bytes, [&] { kernel(__VA_ARGS__); })
+    gk::launch_kernel(grid_x, grid_y, threads, shared_bytes, [&] { kernel(__VA_ARGS__); })
 
 namespace genkit {
 namespace {
