@@ -63,12 +63,18 @@ const char* facts(DeviceFacts* facts) {
     if (cudaError_t error = cudaGetDevice(&device)) return words(error);
     if (cudaError_t error = cudaGetDeviceProperties(&properties, device)) return words(error);
     if (cudaError_t error = cudaMemGetInfo(&available, &memory)) return words(error);
+    // What was freed stays the pool's (see open): taken for the system, but ours to take again.
+    cudaMemPool_t pool;
+    uint64_t reserved = 0, used = 0;
+    if (cudaError_t error = cudaDeviceGetDefaultMemPool(&pool, device)) return words(error);
+    if (cudaError_t error = cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved)) return words(error);
+    if (cudaError_t error = cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used)) return words(error);
     snprintf(facts->name, sizeof facts->name, "%s", properties.name);
     facts->major = properties.major;
     facts->minor = properties.minor;
     facts->processors = properties.multiProcessorCount;
     facts->memory = int64_t(memory);
-    facts->available = int64_t(available);
+    facts->available = int64_t(available) + int64_t(reserved - used);
     return nullptr;
 }
 

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <map>
 #include <vector>
@@ -14,7 +15,8 @@
 namespace genkit {
 namespace {
 
-constexpr size_t memory_bytes = size_t(1) << 30, piece = 256;
+constexpr size_t piece = 256;
+size_t memory_bytes = size_t(1) << 30;  // or what GENKIT_STAND_IN_MEMORY says
 char* memory = nullptr;
 std::map<size_t, size_t> taken;  // offset -> bytes
 std::vector<std::function<void()>>* noted = nullptr;
@@ -71,6 +73,7 @@ void* allocate(size_t bytes) {
 }
 
 const char* open(DeviceFacts* f) {
+    if (const char* size = std::getenv("GENKIT_STAND_IN_MEMORY")) memory_bytes = std::strtoull(size, nullptr, 10) / 4096 * 4096;
     memory = static_cast<char*>(mmap(nullptr, memory_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (memory == MAP_FAILED) return "no memory";
     space = {static_cast<uint32_t*>(allocate(workspace_counters * sizeof(uint32_t))), static_cast<char*>(allocate(workspace_bytes))};

@@ -36,7 +36,8 @@ def choose_measured(device: str) -> str:
 
 @contextmanager
 def using(device: str) -> Iterator[None]:
-    """Ops of this thread run on the device, and new tensors lie there, until it is left."""
+    """Ops of this thread run on the device, and new tensors lie there, until it is left; then where they did before."""
+    before = _core.device_in_use()
     _core.use_device(device)
     try:
         yield
@@ -45,7 +46,7 @@ def using(device: str) -> Iterator[None]:
             raise DeviceError(f"{error}; --device cpu does without it") from None
         raise
     finally:
-        _core.use_device("cpu")
+        _core.use_device(before)
 
 
 def stepping(device: str, items: Iterator[T]) -> Iterator[T]:
