@@ -271,6 +271,10 @@ PYBIND11_MODULE(_core, m) {
         return std::make_pair(state.usable, state.reason);
     });
     m.def("open_device", &open_device, "path"_a);
+    m.def("driver_state", [] {
+        const DriverState state = driver_state();
+        return std::make_pair(state.version, state.trouble);
+    });
     m.def("use_device", [](const std::string& name) { use_device(device_from_name(name)); }, "name"_a);
     m.def("device_missing", &device_missing);
     m.def("device_facts", [] {

@@ -18,7 +18,7 @@ thread_local Device in_use = Device::cpu;
 const DevicePlugin* plugin = nullptr;
 Kernels plugin_kernels{};
 std::vector<std::string> without_kernel;
-int driver = 0;  // the CUDA it is for, 1000 major + 10 minor
+std::string driver;  // the CUDA it is for
 
 template <class F>
 F symbol(void* library, const char* name) {
@@ -27,26 +27,28 @@ F symbol(void* library, const char* name) {
 
 std::string cuda_words(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
 
-// The driver, asked for what the plugin would fail at with less to say.
-std::string driver_trouble() {
+// The driver, asked for what the plugin would fail at with less to say. number: of the CUDA it is for, 1000 major + 10 minor.
+std::string driver_trouble(int& number) {
     void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) return "no NVIDIA driver (libcuda.so.1 not found)";
     auto init = symbol<int (*)(unsigned)>(library, "cuInit");
     auto version = symbol<int (*)(int*)>(library, "cuDriverGetVersion");
     auto count = symbol<int (*)(int*)>(library, "cuDeviceGetCount");
     if (!init || !version || !count) return "libcuda.so.1 lacks functions of a CUDA driver";
-    if (int status = version(&driver)) return "the NVIDIA driver gives error " + std::to_string(status) + " when asked for its version";
-    if (driver < least_driver)
-        return "the NVIDIA driver is for CUDA " + cuda_words(driver) + "; " + cuda_words(least_driver) + " is needed (driver 580 or newer)";
+    if (int status = version(&number)) return "the NVIDIA driver gives error " + std::to_string(status) + " when asked for its version";
+    if (number < least_driver)
+        return "the NVIDIA driver is for CUDA " + cuda_words(number) + "; " + cuda_words(least_driver) + " is needed (driver 580 or newer)";
     if (int status = init(0))
         return "the NVIDIA driver gives error " + std::to_string(status) + " (is a device present and allowed?)";
-    int number = 0;
-    if (int status = count(&number)) return "the NVIDIA driver gives error " + std::to_string(status) + " when asked for devices";
-    return number > 0 ? "" : "the NVIDIA driver sees no device";
+    int devices = 0;
+    if (int status = count(&devices)) return "the NVIDIA driver gives error " + std::to_string(status) + " when asked for devices";
+    return devices > 0 ? "" : "the NVIDIA driver sees no device";
 }
 
 std::string open_plugin(const std::string& path) {
-    if (std::string trouble = driver_trouble(); !trouble.empty()) return trouble;
+    const DriverState state = driver_state();
+    if (!state.trouble.empty()) return state.trouble;
+    driver = state.version;
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) return std::string("the plugin cannot be opened: ") + dlerror();
     auto get = symbol<const DevicePlugin* (*)()>(library, "genkit_device_plugin");
@@ -73,6 +75,12 @@ void use_device(Device device) {
     in_use = device;
 }
 
+DriverState driver_state() {
+    int number = 0;
+    std::string trouble = driver_trouble(number);
+    return {number > 0 ? cuda_words(number) : "", trouble};
+}
+
 std::string open_device(const std::string& path) {
     static std::mutex mutex;
     static bool tried = false;
@@ -89,7 +97,7 @@ const DevicePlugin& device_plugin() {
 }
 
 const Kernels& device_kernels() { return plugin_kernels; }
-std::string device_driver() { return cuda_words(driver); }
+std::string device_driver() { return driver; }
 std::vector<std::string> device_missing() { return without_kernel; }
 
 void check_device(const char* what, const char* error) {

@@ -30,6 +30,11 @@ private:
 // Opens the plugin at `path`, once for the process: the driver's library first, then the plugin, then the device. Returns
 // why it cannot be used, or "".
 std::string open_device(const std::string& path);
+// The driver alone: the version of CUDA it is for, "" where unknown, and why it cannot be used, or "". Asked anew each time.
+struct DriverState {
+    std::string version, trouble;
+};
+DriverState driver_state();
 const DevicePlugin& device_plugin();  // throws std::runtime_error where none is open
 const Kernels& device_kernels();
 std::string device_driver();                 // the version of CUDA it is for

@@ -1,11 +1,12 @@
 """What tests/test_cuda_layers.py asks of the engine over the plugin of tests/cuda_plugin.cpp, in a process of its own (a device
-is opened once and for good). Prints a line of JSON for each finding: python cuda_layers.py PLUGIN PART."""
+is opened once and for good). Prints a line of JSON for each finding: python cuda_layers.py PLUGIN PART. With "genkit" for PART
+it is the command line, of the arguments that follow; "genkit proven" as if the kernels had run on a GPU."""
 
 import json
 import sys
 
 import genkit
-from genkit import _core, machine
+from genkit import _core, cli, devices, machine
 from genkit.devices import stepping, using
 
 PROMPT = "def fibonacci(n):"
@@ -42,5 +43,11 @@ def scopes() -> None:
 
 if __name__ == "__main__":
     machine.CUDA_PLUGIN = sys.argv[1]
+    if sys.argv[2] == "genkit":
+        arguments = sys.argv[3:]
+        if arguments[0] == "proven":
+            devices.PROVEN, arguments = True, arguments[1:]
+        sys.argv = ["genkit", *arguments]
+        cli.main()
     tell("device", state=list(machine.cuda_state()))
     {"scopes": scopes}[sys.argv[2]]()

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cuda import needs_compiler, stand_in  # noqa: F401 (a fixture)
+from test_cuda import driver, needs_compiler, stand_in  # noqa: F401 (a fixture)
+
+from genkit import machine
 
 TESTS = Path(__file__).parent
 
@@ -25,6 +27,13 @@ def findings(stand_in, part, memory=None):  # noqa: F811
     return found
 
 
+def command(folder, plugin, *arguments, **environment):
+    """genkit of these arguments, over the plugin and the driver in the folder."""
+    return subprocess.run([sys.executable, TESTS / "cuda_layers.py", plugin, "genkit", *map(str, arguments)], capture_output=True,
+                          text=True, timeout=600, stdin=subprocess.DEVNULL,
+                          env=os.environ | {"LD_LIBRARY_PATH": str(folder)} | environment)
+
+
 @needs_compiler
 def test_a_device_in_use_is_put_back(stand_in):  # noqa: F811
     found = findings(stand_in, "scopes")
@@ -32,3 +41,116 @@ def test_a_device_in_use_is_put_back(stand_in):  # noqa: F811
     beams = found["beams with logprobs"]
     assert beams["tokens"][0] == beams["tokens"][1]
     assert beams["ours"] == pytest.approx(beams["want"], abs=2e-2)
+
+
+# ---- which device, and what is said of it --------------------------------------------------------------------------------
+
+SHORT = ("generate", "-n", "2", "--temp", "0", "def f")
+UNPROVEN = "genkit: running on the processor: the CUDA kernels have run on no GPU yet; --device cuda uses them\n"
+
+
+@needs_compiler
+def test_auto_says_why_it_is_the_processor(stand_in, tmp_path):  # noqa: F811
+    folder, plugin = stand_in
+    said = command(folder, plugin, *SHORT)
+    assert said.returncode == 0 and said.stderr.startswith(UNPROVEN) and said.stderr.count("running on") == 1
+    assert "running on" not in command(folder, plugin, *SHORT, "-q").stderr
+    assert "running on" not in command(folder, plugin, *SHORT, "--device", "cpu").stderr
+    assert "running on" not in command(folder, plugin, *SHORT, CUDA_VISIBLE_DEVICES="").stderr
+    on_cuda = command(folder, plugin, *SHORT, "--device", "cuda")
+    assert on_cuda.returncode == 0 and "running on" not in on_cuda.stderr and on_cuda.stdout == said.stdout
+    # Once the kernels have run on a GPU.
+    taken = command(folder, plugin, "proven", *SHORT, "-v")
+    assert "device cuda" in taken.stderr and "running on" not in taken.stderr and taken.stdout == said.stdout
+    failing = command(driver(tmp_path, cuInit="return 100;"), plugin, "proven", *SHORT)
+    reason = "the NVIDIA driver gives error 100 (is a device present and allowed?)"
+    assert failing.stdout == said.stdout and f"genkit: running on the processor: {reason}\n" in failing.stderr
+
+
+@needs_compiler
+def test_cuda_that_cannot_be_is_exit_5_with_the_reason(stand_in, tmp_path):  # noqa: F811
+    failed = command(driver(tmp_path, cuDriverGetVersion="*n = 12080; return 0;"), stand_in[1], *SHORT, "--device", "cuda")
+    assert (failed.returncode, failed.stdout) == (5, "")
+    assert failed.stderr == ("genkit: error: --device cuda: the NVIDIA driver is for CUDA 12.8; 13.0 is needed (driver 580 or newer); "
+                             "use --device cpu or auto\n")
+
+
+@pytest.mark.parametrize("there, expected", [
+    ([], False), (["dev/null"], False), (["dev/nvidia0"], True), (["dev/nvidiactl"], True), (["dev/nvidia-caps"], False)])
+def test_a_gpu_is_expected_where_it_shows(tmp_path, monkeypatch, there, expected):
+    def absent(name):
+        raise OSError(name)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("ctypes.CDLL", absent)
+    (tmp_path / "dev").mkdir()
+    for name in there:
+        (tmp_path / name).touch()
+    assert machine.gpu_expected(tmp_path) is expected
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert machine.gpu_expected(tmp_path) is False
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("ctypes.CDLL", lambda name: name)
+    assert machine.gpu_expected(tmp_path) is True
+
+
+# ---- genkit doctor -------------------------------------------------------------------------------------------------------
+
+
+def rows(text):
+    """The table's, by name."""
+    return dict(line.split("  ", 1) for line in text.splitlines() if "  " in line)
+
+
+@needs_compiler
+def test_doctor_tells_of_the_device(stand_in):  # noqa: F811
+    folder, plugin = stand_in
+    said = {name: value.strip() for name, value in rows(command(folder, plugin, "doctor").stdout).items()}
+    assert said["cuda driver"] == "for CUDA 13.0" and said["cuda plugin"] == str(plugin) and said["cuda targets"] == "no GPU"
+    assert said["cuda device"] == "a processor that stands in for a GPU" and said["compute capability"] == "0.0"
+    assert said["cuda memory"].endswith("free of 1.0 GiB")
+    assert said["auto"] == UNPROVEN.removeprefix("genkit: running on ").strip()
+    facts = json.loads(command(folder, plugin, "doctor", "--json").stdout)["cuda"]
+    assert facts["present"] and facts["driver"] == {"version": "13.0", "reason": None}
+    assert facts["plugin"] == {"path": str(plugin), "targets": "no GPU", "reason": None}
+    assert facts["device"]["memory"] == 2**30 and 0 < facts["device"]["available"] < 2**30 and facts["device"]["reason"] is None
+
+
+@needs_compiler
+@pytest.mark.parametrize("answers, version, reason", [
+    ({"cuDriverGetVersion": "*n = 12080; return 0;"}, "12.8", "the NVIDIA driver is for CUDA 12.8; 13.0 is needed (driver 580 or newer)"),
+    ({"cuDeviceGetCount": "*n = 0; return 0;"}, "13.0", "the NVIDIA driver sees no device"),
+    ({"cuDriverGetVersion": "return 3;"}, None, "the NVIDIA driver gives error 3 when asked for its version"),
+])
+def test_doctor_says_why_each_part_is_missing(stand_in, tmp_path, answers, version, reason):  # noqa: F811
+    folder, plugin = driver(tmp_path, **answers), stand_in[1]
+    said = {name: value.strip() for name, value in rows(command(folder, plugin, "doctor").stdout).items()}
+    assert said["cuda driver"] == (f"for CUDA {version}; {reason}" if version else f"none: {reason}")
+    assert said["cuda plugin"] == str(plugin)
+    assert said["cuda device"] == said["cuda memory"] == said["compute capability"] == f"none: {reason}"
+    facts = json.loads(command(folder, plugin, "doctor", "--json").stdout)["cuda"]
+    assert not facts["present"] and facts["driver"] == {"version": version, "reason": reason} and facts["device"]["reason"] == reason
+
+
+@needs_compiler
+def test_doctor_without_a_plugin(stand_in):  # noqa: F811
+    said = {name: value.strip() for name, value in rows(command(stand_in[0], "absent.so", "doctor").stdout).items()}
+    assert said["cuda driver"] == "for CUDA 13.0" and said["cuda plugin"] == "none: not built into this package"
+    assert said["cuda device"] == "none: not built into this package" and "cuda targets" not in said
+
+
+@needs_compiler
+def test_doctor_looks_for_cublaslt(stand_in, tmp_path):  # noqa: F811
+    """A wheel's folder first; what cannot be opened is not it."""
+    library = tmp_path / "nvidia/cu13/lib/libcublasLt.so.13"
+    library.parent.mkdir(parents=True)
+    library.write_text("no library")
+    def said():
+        environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+        return json.loads(command(*stand_in, "doctor", "--json", **environment).stdout)["cuda"]["cublaslt"]
+    assert said()["path"] != str(library)
+    (tmp_path / "empty.c").write_text("int nothing;")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "empty.c"], check=True)
+    assert said() == {"path": str(library), "reason": None}
+    off = json.loads(command(*stand_in, "doctor", "--json", GENKIT_CUBLAS="off").stdout)["cuda"]["cublaslt"]
+    assert off == {"path": None, "reason": "GENKIT_CUBLAS=off"}

@@ -257,6 +257,8 @@ def amx_state() -> tuple[bool, str]:
     """Whether AMX can be used, and in words what with or why not."""
 def open_device(path: str) -> str:
     """Opens the CUDA plugin at path, the first time; "" or why no GPU can be used."""
+def driver_state() -> tuple[str, str]:
+    """The version of CUDA that the NVIDIA driver is for, "" where unknown, and why it cannot be used, or ""."""
 def device_facts() -> dict[str, Any]:
     """Of the opened device: name, capability, processors, memory, available (bytes), driver, targets. Raises RuntimeError."""
 def device_missing() -> list[str]:

@@ -9,8 +9,11 @@ import math
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 CUDA_PLUGIN = "libgenkit_cuda.so"
+NOT_BUILT = "not built into this package"
+CUBLASLT = ("libcublasLt.so.13", "libcublasLt.so.12")
 _ROOT = Path("/")
 
 
@@ -168,13 +171,17 @@ def processor_name(root: Path = _ROOT) -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
+def cuda_plugin() -> Path:
+    """Where the plugin is, if it was built: beside the core."""
+    core = importlib.util.find_spec("genkit._core")
+    return (Path(core.origin).parent if core and core.origin else Path(__file__).parent) / CUDA_PLUGIN
+
+
 def cuda_state() -> tuple[bool, str]:
     """Whether CUDA can be used, and why not (or what with) in words. Opens libraries, raises nothing."""
-    core = importlib.util.find_spec("genkit._core")
-    folder = Path(core.origin).parent if core and core.origin else Path(__file__).parent
-    plugin = folder / CUDA_PLUGIN
+    plugin = cuda_plugin()
     if not plugin.exists():
-        return False, "not built into this package"
+        return False, NOT_BUILT
     from genkit import _core
 
     if trouble := _core.open_device(str(plugin)):
@@ -182,3 +189,58 @@ def cuda_state() -> tuple[bool, str]:
     facts = _core.device_facts()
     return True, (f"{facts['name']}, compute capability {facts['capability']}, {facts['available'] / 2**30:.1f} of "
                   f"{facts['memory'] / 2**30:.1f} GiB free, driver for CUDA {facts['driver']}, kernels for {facts['targets']}")
+
+
+def cuda_facts() -> dict[str, Any]:
+    """What there is for CUDA, part by part: each a dictionary, with a "reason" where it is missing (else None)."""
+    from genkit import _core
+
+    version, trouble = _core.driver_state()
+    usable, reason = cuda_state()
+    facts = _core.device_facts() if usable else {}
+    plugin = cuda_plugin()
+    built = plugin.exists()
+    library, missing = cublaslt()
+    return {
+        "driver": {"version": version or None, "reason": trouble or None},
+        "plugin": {"path": str(plugin) if built else None, "targets": facts.get("targets"),
+                   "reason": None if built else NOT_BUILT},
+        "device": {name: facts.get(name) for name in ("name", "capability", "processors", "memory", "available")}
+        | {"reason": None if usable else reason},
+        "cublaslt": {"path": library, "reason": missing},
+    }
+
+
+def cublaslt() -> tuple[str | None, str | None]:
+    """The cuBLASLt that can be opened, by path or by the name the system knows it by, and why there is none."""
+    if os.environ.get("GENKIT_CUBLAS") == "off":
+        return None, "GENKIT_CUBLAS=off"
+    import ctypes
+
+    nvidia = importlib.util.find_spec("nvidia")
+    folders = [Path(folder) for folder in (nvidia and nvidia.submodule_search_locations) or ()]
+    for name in CUBLASLT:
+        found = [str(path) for folder in folders for path in sorted(folder.glob(f"*/lib/{name}"))]
+        for candidate in [*found, name]:
+            try:
+                ctypes.CDLL(candidate)
+            except OSError:
+                continue
+            return candidate, None
+    return None, f"{CUBLASLT[0]} not found; pip install 'genkit[cublas]' brings it"
+
+
+def gpu_expected(root: Path = _ROOT) -> bool:
+    """Whether whoever started this may expect an NVIDIA GPU: its device files or its driver's library are there, and
+    CUDA_VISIBLE_DEVICES does not hide all."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return False
+    if (root / "dev/nvidiactl").exists() or any((root / "dev").glob("nvidia[0-9]*")):
+        return True
+    import ctypes
+
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True

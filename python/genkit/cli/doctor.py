@@ -33,6 +33,7 @@ def examine() -> "dict[str, Any]":
 
     import genkit
     from genkit import _core, machine
+    from genkit.devices import why_processor
 
     present, reason = machine.cuda_state()
     amx, amx_reason = _core.amx_state()
@@ -51,12 +52,27 @@ def examine() -> "dict[str, Any]":
         "threads": {"default": machine.available_threads()},
         "memory": {"total": machine.memory_total(), "available": machine.memory_available()},
         "amx": {"usable": amx, "reason": amx_reason},
-        "cuda": {"present": present, "reason": reason},
+        "cuda": {"present": present, "reason": reason, "auto": why_processor() or None, **machine.cuda_facts()},
         "default_model": {
             "path": str(genkit.DEFAULT_MODEL),
             "present": os.path.exists(os.path.join(genkit.DEFAULT_MODEL, "config.json")),
         },
     }
+
+
+def cuda_rows(cuda: "dict[str, Any]") -> "list[tuple[str, str]]":
+    """The parts of it, each with what it is or why it is missing."""
+    driver, plugin, device, library = cuda["driver"], cuda["plugin"], cuda["device"], cuda["cublaslt"]
+    rows = [("cuda driver", f"for CUDA {driver['version']}" if driver["version"] else "", driver["reason"]),
+            ("cuda plugin", plugin["path"], plugin["reason"])]
+    if plugin["path"]:
+        rows.append(("cuda targets", plugin["targets"], device["reason"]))
+    rows += [("cuda device", device["name"], device["reason"]),
+             ("compute capability", device["capability"], device["reason"])]
+    memory = device["memory"] and f"{format_bytes(device['available'])} free of {format_bytes(device['memory'])}"
+    rows += [("cuda memory", memory, device["reason"]), ("cublaslt", library["path"], library["reason"])]
+    told = [(name, what if not reason else f"{what}; {reason}" if what else f"none: {reason}") for name, what, reason in rows]
+    return [*told, ("auto", f"the processor: {cuda['auto']}")] if cuda["auto"] else told
 
 
 def report(facts: "dict[str, Any]") -> str:
@@ -74,6 +90,7 @@ def report(facts: "dict[str, Any]") -> str:
             ("memory", f"{format_bytes(memory['available'])} available of {format_bytes(memory['total'])}"),
             ("amx", f"{'yes' if facts['amx']['usable'] else 'no'}: {facts['amx']['reason']}"),
             ("cuda", f"{'yes' if cuda['present'] else 'no'}: {cuda['reason']}"),
+            *cuda_rows(cuda),
             ("default model", model["path"] if model["present"] else f"missing: {model['path']}"),
             ("tiers", f"{', '.join(tiers['available'])}; in use: {tiers['in_use']} ({cap})"),
         ]

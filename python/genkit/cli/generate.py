@@ -232,13 +232,16 @@ def run(prompt: str, settings: "dict[str, Any]", loading: "dict[str, Any]", targ
         *, model: Optional[str], as_json: bool, quiet: bool, verbose: bool) -> None:
     """Loads, generates, writes. Raises Interrupted after writing what there is when the user pressed Ctrl-C."""
     import genkit
+    from genkit import devices
 
     folder = genkit.DEFAULT_MODEL if model is None else model
     with bar(f"loading {Path(folder).name[:30]}", not quiet, of_bytes=True) as progress:
         loaded = genkit.load(folder, progress=progress, **loading)
+    if loading["device"] == "auto" and not quiet and (reason := devices.why_processor()):
+        note(f"genkit: running on the processor: {reason}")
     if threads_note := result.too_many_threads(loaded):
         note(threads_note)
-    if loaded.device == "cuda" and not quiet:
+    if loaded.device == "cuda" and not devices.PROVEN and not quiet:
         note("genkit: the CUDA kernels have been proven on a processor only, and run on no GPU before: look at what they write")
     if loaded.widened and not quiet:
         note(f"genkit: {loaded.widened}")
