@@ -13,4 +13,5 @@
 #include "attention.inl"
 #include "experts.inl"
 #include "sample.inl"
+#include "measure.inl"
 #include "launch.inl"

@@ -78,7 +78,13 @@ SLOT(sample, SampleArgs) {
     const float scale = a.temperature > 0 ? mass_scale(a.temperature) : 0.0f;
     GK_LAUNCH(sample_kernel, end - begin, up(a.rows, scratch_slots(a.rows)), sample_threads, int(sizeof(SamplePlace)), a, begin, scale);
 }
+SLOT(measure_read, MeasureReadArgs) { GK_LAUNCH(measure_read_kernel, end - begin, 1, row_threads, measure_place, a, begin); }
+BY_ROWS(measure_f32, MeasureArithmeticArgs)
+BY_ROWS(measure_bf16, MeasureArithmeticArgs)
+BY_ROWS(measure_int8, MeasureArithmeticArgs)
 SLOT(copy_pages, CopyPagesArgs) { GK_LAUNCH(copy_pages_kernel, end - begin, a.heads, row_threads, 0, a, begin); }
+
+void start_nothing() { GK_LAUNCH(nothing_kernel, 1, 1, 32, 0, int64_t(0)); }
 
 #undef BY_ELEMENTS
 #undef BY_ROWS
@@ -117,4 +123,8 @@ void install(Kernels& k) {
     k.penalty = penalty;
     k.sample = sample;
     k.copy_pages = copy_pages;
+    k.measure_read = measure_read;
+    k.measure_f32 = measure_f32;
+    k.measure_bf16 = measure_bf16;
+    k.measure_int8 = measure_int8;
 }

@@ -1,7 +1,9 @@
 #include "cpu/table.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
 
 #include "cpu/detect.h"
@@ -51,6 +53,9 @@ constexpr const char* slot_names[] = {
     "measure_int8"};
 constexpr size_t slot_count = sizeof(slot_names) / sizeof(slot_names[0]);
 static_assert(offsetof(Kernels, row_input) == slot_count * sizeof(void (*)()), "slot_names must list the slots in order");
+
+// Not asked of a device: weights are rounded and packed on the processor, while they are read from their file.
+constexpr const char* processor_only[] = {"quantize_weight", "pack"};
 
 template <size_t i>
 void missing() {
@@ -152,7 +157,8 @@ std::vector<std::string> fill_missing(Kernels& kernels) {
     for (size_t i = 0; i < slot_count; i++) {
         if (slots[i] != nullptr) continue;
         slots[i] = stand_ins[i];
-        names.emplace_back(slot_names[i]);
+        const std::string name = slot_names[i];
+        if (std::find(std::begin(processor_only), std::end(processor_only), name) == std::end(processor_only)) names.push_back(name);
     }
     std::memcpy(static_cast<void*>(&kernels), slots, sizeof(slots));
     return names;

@@ -24,7 +24,7 @@ std::vector<std::string> available_tiers();                       // what this p
 void use_tier(const std::string& name);                           // throws std::invalid_argument listing the choices
 std::string current_tier();
 std::vector<std::pair<std::string, std::string>> slot_tiers();    // slot -> tier that serves it
-std::vector<std::string> fill_missing(Kernels& kernels);           // empty slots throw, by name -> which those are
+std::vector<std::string> fill_missing(Kernels& kernels);           // empty slots throw, by name -> those a device is asked for
 std::string isa_error();  // why GENKIT_ISA could not be obeyed (the table is then the plain one), or ""
 
 }  // namespace genkit
