@@ -206,6 +206,7 @@ PYBIND11_MODULE(_core, m) {
     m.def("argmax", &argmax, "x"_a, nogil());
     m.def("nonfinite", &nonfinite, "x"_a, nogil());
     m.def("top_k", &top_k, "x"_a, "k"_a, nogil());
+    m.def("bias_", &bias_, "logits"_a, "ids"_a, "values"_a, nogil());
     m.def("penalize_", &penalize_, "logits"_a, "ids"_a, "seen"_a, "generated"_a, "offsets"_a, "repetition"_a,
           "presence"_a, "frequency"_a, nogil());
     m.def("sample", &sample, "logits"_a, "sequences"_a, "positions"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,

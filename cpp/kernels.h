@@ -251,6 +251,14 @@ struct TopKArgs {
     int64_t rows, dim, k;  // 1 <= k <= dim
 };
 
+// logits[r, ids[i]] += values[i], for every row the same. Unit: one row.
+struct BiasArgs {
+    float* logits;        // [rows, dim]
+    const int32_t* ids;   // [count], distinct
+    const float* values;  // [count]; -infinity bans
+    int64_t dim, count;
+};
+
 // Adjusts logits in place by what was already said. Unit: one row. A token seen in the window:
 // l = l > 0 ? l / repetition : l * repetition (Keskar et al. 2019); then, generated c > 0 times:
 // l -= presence + frequency * c. Histories are given as distinct ids with counts.
@@ -322,6 +330,7 @@ struct Kernels {
     void (*argmax)(const ArgmaxArgs&, int64_t begin, int64_t end);
     void (*nonfinite)(const NonfiniteArgs&, int64_t begin, int64_t end);
     void (*top_k)(const TopKArgs&, int64_t begin, int64_t end);
+    void (*bias)(const BiasArgs&, int64_t begin, int64_t end);
     void (*penalty)(const PenaltyArgs&, int64_t begin, int64_t end);
     void (*sample)(const SampleArgs&, int64_t begin, int64_t end);
     void (*copy_pages)(const CopyPagesArgs&, int64_t begin, int64_t end);

@@ -110,6 +110,7 @@ Tensor softmax(const Tensor& x, bool log);
 Tensor argmax(const Tensor& x);
 Tensor nonfinite(const Tensor& x);
 std::pair<Tensor, Tensor> top_k(const Tensor& x, int64_t k);
+void bias_(const Tensor& logits, const Tensor& ids, const Tensor& values);
 void penalize_(const Tensor& logits, const Tensor& ids, const Tensor& seen, const Tensor& generated,
                const Tensor& offsets, float repetition, float presence, float frequency);
 Tensor sample(const Tensor& logits, const Tensor& sequences, const Tensor& positions, float temperature, int64_t top_k,

@@ -53,6 +53,18 @@ std::pair<Tensor, Tensor> top_k(const Tensor& x, int64_t k) {
     return {values, ids};
 }
 
+void bias_(const Tensor& logits, const Tensor& ids, const Tensor& values) {
+    const char* op = "bias_";
+    check_f32(op, "logits", logits, {-1, -1});
+    check_contiguous(op, "logits", logits);
+    const int64_t count = ids.rank() == 1 ? ids.dim(0) : -1;
+    check_vector(op, "ids", ids, DType::i32, count);
+    check_vector(op, "values", values, DType::f32, count);
+    check_range(op, "ids", ids, logits.dim(1));
+    BiasArgs a{logits.data<float>(), ids.data<int32_t>(), values.data<float>(), logits.dim(1), count};
+    submit(kernels().bias, a, logits.dim(0), 1);
+}
+
 void penalize_(const Tensor& logits, const Tensor& ids, const Tensor& seen, const Tensor& generated,
                const Tensor& offsets, float repetition, float presence, float frequency) {
     const char* op = "penalize_";

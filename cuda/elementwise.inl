@@ -178,6 +178,12 @@ GK_KERNEL void combine_kernel(CombineArgs a, int64_t first) {
     });
 }
 
+GK_KERNEL void bias_kernel(BiasArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
+    float* logits = a.logits + (first + gk::block()) * a.dim;
+    each_column(a.count, [&](int64_t i) { logits[a.ids[i]] += a.values[i]; });
+}
+
 GK_KERNEL void penalty_kernel(PenaltyArgs a, int64_t first) {
     gk::wait_for_previous(), gk::let_next_start();
     const int64_t r = first + gk::block();

@@ -31,6 +31,7 @@ BY_ROWS(gated, GatedArgs)
 BY_ROWS(gather_columns, GatherColumnsArgs)
 BY_ROWS(softmax, SoftmaxArgs)
 BY_ROWS(nonfinite, NonfiniteArgs)
+BY_ROWS(bias, BiasArgs)
 BY_ROWS(penalty, PenaltyArgs)
 
 SLOT(quantize, QuantizeArgs) {
@@ -120,6 +121,7 @@ void install(Kernels& k) {
     k.argmax = argmax;
     k.nonfinite = nonfinite;
     k.top_k = top_k;
+    k.bias = bias;
     k.penalty = penalty;
     k.sample = sample;
     k.copy_pages = copy_pages;

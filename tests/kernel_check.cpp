@@ -319,6 +319,19 @@ void check_rows(int64_t rows, int64_t dim) {
         }
     }
 
+    std::vector<int32_t> biased;
+    for (int64_t i = 0; i < dim; i++)
+        if (rng.below(3) == 0) biased.push_back(int32_t(i));
+    std::vector<float> added = rng.normals(int64_t(biased.size()), 5);
+    if (!added.empty()) added[0] = -INFINITY;
+    want = packed, got = packed;
+    plain.bias({want.data(), biased.data(), added.data(), dim, int64_t(biased.size())}, 0, rows);
+    fast.bias({got.data(), biased.data(), added.data(), dim, int64_t(biased.size())}, 0, rows);
+    if (got != want) {
+        printf("bias%s differs\n", size.c_str());
+        failures++;
+    }
+
     const std::vector<bf16> table = narrowed<bf16>(packed);
     std::vector<int32_t> ids;
     for (int64_t r = 0; r < rows; r++) ids.push_back(int32_t(rng.below(rows)));

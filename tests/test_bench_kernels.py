@@ -182,7 +182,7 @@ def test_inputs_in_place_stay_numbers():
     floats = Store.floats
     store.floats = lambda *shape, **more: seen.append(floats(store, *shape, **more)) or seen[-1]
     for case in all_cases(scope(rows=(3,))):
-        if case.kernel in ("rope", "penalty") or "heads" in case.case:
+        if case.kernel in ("rope", "bias", "penalty") or "heads" in case.case:
             del seen[:]
             call = case.make(store)
             for i in range(4000):

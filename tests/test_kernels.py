@@ -348,6 +348,18 @@ def test_top_k(tier, rng, dim):
         np.testing.assert_array_equal(top_values.numpy(), np.take_along_axis(x, order[:, :k], 1))
 
 
+def test_bias(tier, rng):
+    logits = rng.standard_normal((3, 50)).astype(np.float32)
+    ids, values = rng.permutation(50)[:20], rng.standard_normal(20).astype(np.float32)
+    values[4], want = -np.inf, logits.copy()
+    want[:, ids] += values
+    got = tensor(logits)
+    _core.bias_(got, ints(ids), tensor(values))
+    np.testing.assert_array_equal(got.numpy(), want)
+    with pytest.raises(ValueError, match=r"\[bias_\] ids\[0\] is 50; expected 0 to 49"):
+        _core.bias_(got, ints([50]), tensor(values[:1]))
+
+
 def test_penalize(tier, rng):
     logits = rng.standard_normal((3, 50)).astype(np.float32) * 5
     logits[0, 7] = -np.inf

@@ -328,6 +328,7 @@ void install_reference(Kernels& k) {
     k.argmax = argmax;
     k.nonfinite = nonfinite;
     k.top_k = top_k;
+    k.bias = bias;
     k.penalty = penalty;
     k.sample = sample;
     k.copy_pages = copy_pages;

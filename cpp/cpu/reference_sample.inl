@@ -22,6 +22,11 @@ void top_k(const TopKArgs& a, int64_t begin, int64_t end) {
     });
 }
 
+void bias(const BiasArgs& a, int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; r++)
+        for (int64_t i = 0; i < a.count; i++) a.logits[r * a.dim + a.ids[i]] += a.values[i];
+}
+
 void penalty(const PenaltyArgs& a, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
         for (int64_t e = a.offsets[r]; e < a.offsets[r + 1]; e++) {

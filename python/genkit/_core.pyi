@@ -177,6 +177,8 @@ def nonfinite(x: Tensor) -> Tensor:
     """[n, d] -> i32 [n], how many values of each row are NaN or infinite."""
 def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """[n, d] -> values [n, k] and ids i32 [n, k], descending, equals by ascending id."""
+def bias_(logits: Tensor, ids: Tensor, values: Tensor) -> None:
+    """In place on [n, vocab]: adds values f32 [m] to the logits ids i32 [m], distinct, of every row."""
 def penalize_(logits: Tensor, ids: Tensor, seen: Tensor, generated: Tensor, offsets: Tensor, repetition: float,
               presence: float, frequency: float) -> None:
     """In place on [n, vocab]; ids, seen, generated i32 [entries], offsets i64 [n + 1] (PenaltyArgs in kernels.h)."""

@@ -150,8 +150,9 @@ class Sampler:
 
         self.settings = settings.validated(vocab_size)
         self.seed = draw_seed() if self.settings.seed is None else self.settings.seed
-        self._bias_ids = np.fromiter(self.settings.logit_bias.keys(), np.int64)
+        self._bias_ids = np.fromiter(self.settings.logit_bias.keys(), np.int32)
         self._bias_values = np.fromiter(self.settings.logit_bias.values(), np.float32)
+        self._bias: tuple[Tensor, Tensor] | None = None  # the same on the device of the logits
         s = self.settings
         penalized = s.repeat_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0
         self._penalizes = penalized and s.repeat_last_n != 0
@@ -219,7 +220,9 @@ class Sampler:
         from genkit import _core
 
         if len(self._bias_ids):
-            logits.numpy()[:, self._bias_ids] += self._bias_values
+            if self._bias is None or self._bias[0].device != logits.device:
+                self._bias = _core.Tensor.from_numpy(self._bias_ids), _core.Tensor.from_numpy(self._bias_values)
+            _core.bias_(logits, *self._bias)
         if not self._penalizes:
             return
         tables = [history.entries() for history in histories if history is not None]

@@ -30,9 +30,23 @@ def cases(scope: Scope) -> Iterator[Case]:
         yield elementwise("argmax", f"{vocab}", rows, read + 4 * rows, 0, over(_core.argmax))
         yield elementwise("nonfinite", f"{vocab}", rows, read + 4 * rows, 0, over(_core.nonfinite))
         yield elementwise("top_k", f"{vocab} k 40", rows, read + 40 * 8 * rows, 0, over(_core.top_k, min(40, vocab)))
+        yield bias(vocab, rows)
         yield penalty(vocab, rows)
         for words, options in SAMPLING.items():
             yield sample(vocab, rows, words, options)
+
+
+def bias(vocab: int, rows: int) -> Case:
+    """As penalty. Ids and values, and their logits read and written."""
+    said = min(SAID, vocab)
+
+    def make(store: Store) -> Callable[[int], Any]:
+        logits = store.floats(rows, vocab, scale=3.0)
+        ids = ints(store.rng.permutation(vocab)[:said])
+        values = [_core.Tensor.from_numpy(np.full(said, value, np.float32)) for value in (1.0, -1.0)]
+        return lambda i: _core.bias_(logits, ids, values[i % 2])
+
+    return Case("bias", f"{said} of {vocab}", rows, ("bias",), 8 * said * (rows + 1), make, rows * said, copies=2)
 
 
 def penalty(vocab: int, rows: int) -> Case:
