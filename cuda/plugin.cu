@@ -13,6 +13,7 @@ namespace genkit {
 namespace {
 
 cudaStream_t stream = nullptr;
+bool poison = false;                    // GENKIT_CUDA_POISON: new memory is full of NaN, which shows what a kernel forgot to write
 cudaError_t first_error = cudaSuccess;  // of starting kernels, until somebody asks
 
 void note(cudaError_t error) {
@@ -79,6 +80,7 @@ const char* facts(DeviceFacts* facts) {
 }
 
 const char* open(DeviceFacts* found) {
+    poison = getenv("GENKIT_CUDA_POISON") != nullptr;
     if (cudaError_t error = cudaSetDevice(0)) return words(error);
     if (const char* error = facts(found)) return error;
     cudaFuncAttributes attributes;  // whether there is code for this device
@@ -101,6 +103,7 @@ void* allocate(size_t bytes) {
         cudaGetLastError();
         return nullptr;
     }
+    if (poison) note(cudaMemsetAsync(memory, 0xff, bytes, stream));
     return memory;
 }
 

@@ -32,6 +32,23 @@ def distance(ours: np.ndarray, want: np.ndarray) -> float:
     return float(np.linalg.norm(ours - want) / np.linalg.norm(want))
 
 
+def wrong_with(line: dict) -> str:
+    """What is wrong with a line of this program, or ""."""
+    if line["what"] == "device":
+        usable, words = line["state"]
+        return "" if usable else words
+    if "refused" in line:
+        return ""
+    if line["what"].startswith("logits"):  # keys and values in bf16 and int8 are rounded alike; some processors round scores too
+        limit = 3e-2
+    else:
+        limit = 1e-1 if "int8" in line["what"] else 1e-4
+    if not line.get("distance", 0.0) < limit:
+        return f"logits {line['distance']:.1e} apart, at most {limit:.0e} allowed"
+    # Activations near the middle between two codes round to either: with experts a row may even go to another one.
+    return "" if limit == 1e-1 or line.get("same", True) else "other tokens"
+
+
 def default_model() -> None:
     for quantize, kv_type in (("int4", "bf16"), ("int8", "int8"), ("int4", "f32")):
         cpu, cuda = both(genkit.DEFAULT_MODEL, quantize=quantize, kv_type=kv_type)

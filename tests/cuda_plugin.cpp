@@ -68,7 +68,7 @@ void* allocate(size_t bytes) {
     if (at + bytes > memory_bytes) return nullptr;
     taken[at] = bytes;
     const Reach reach;
-    std::memset(memory + at, 0xa5, bytes);  // never zeros
+    std::memset(memory + at, 0xff, bytes);  // NaN, never zeros
     return memory + at;
 }
 
