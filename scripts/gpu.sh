@@ -8,6 +8,7 @@
 #   scripts/gpu.sh --seconds 300          in less time: what does not fit is skipped, and said
 #   scripts/gpu.sh --steps "every slot"   some steps, by how their names begin, with commas between them
 #   scripts/gpu.sh --built FOLDER         do not build: FOLDER holds the package genkit with its core and plugin
+#   scripts/gpu.sh --record [FILE]        nothing is run: what was found goes into docs/performance.md
 # All other options are those of `python -m gpu --help` in tests/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,6 +21,7 @@ say() { printf '%4d s  %s\n' "$SECONDS" "$1" >&2; }
 built="" options=()
 while (($#)); do
     case $1 in
+    --record) PYTHONPATH=$root/python:$root/tests exec "$python" -m gpu.record "${2:-$root/build/gpu.json}" ;;
     --built) built=${2:?--built wants a folder}; shift 2 ;;
     *) options+=("$1"); shift ;;
     esac

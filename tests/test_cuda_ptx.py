@@ -12,8 +12,8 @@ import pytest
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
 
 # Kernels that stream weights, which no kernel writes: alone in loading past the coherent cache and ahead of the wait. An
-# entry is a kernel's name without its template arguments. measure_read reads as they do, to be their limit.
-READ_WEIGHTS = re.compile(r"(linear|dense|packed|measure_read)_\w+")
+# entry is a kernel's name without its template arguments.
+READ_WEIGHTS = re.compile(r"(linear|dense|packed)_\w+")
 # Products by tensor cores.
 PRODUCTS = re.compile(r"packed_\w+")
 

@@ -66,11 +66,12 @@ class Running:
             self._process.kill()
         code, step = self._process.wait(), self.step
         step.took = time.monotonic() - self._start
-        step.state = "cut" if late else "done"
+        step.state, tool = "cut" if late else "done", []
         for text in self._out.read_text(errors="replace").splitlines():
             try:
                 finding = json.loads(text)
-            except ValueError:  # the last line of a process that was ended, or words of a tool
+            except ValueError:  # the last line of a process that was ended, or words of compute-sanitizer
+                tool += [text.strip("= ")] if text.startswith("========= ") else []
                 continue
             step.findings.append(finding)
             if words := step.judge(finding):
@@ -79,7 +80,7 @@ class Running:
             step.wrong.append(f"not finished in {self._limit:.0f} s, {len(step.findings)} cases were")
         elif code != 0 and not late:
             said = self._errors.read_text(errors="replace").strip().splitlines()
-            step.wrong.append(f"ended with {code}: {' | '.join(said[-2:])}")
+            step.wrong.append(f"ended with {code}: {' | '.join([*tool[1:4], *said[-2:]])}")
         elif not late and not step.findings:
             step.wrong.append("found nothing")
         return True
@@ -146,11 +147,25 @@ def steps_for(options: argparse.Namespace) -> list[Step]:
         Step("text of the default model, CPU and CUDA", [*python, *engine, "default"], 100, judge=wrong_with),
         Step("logits of every architecture, CPU and CUDA", [*python, *engine, "architectures"], 100, judge=wrong_with),
     ]
+    made += [
+        sanitizer_step(tool, [*python, "-m", "gpu.slots", plugin, str(options.seed), "tiny", str(max(options.every, 2)), options.only])
+        for tool in ("memcheck", "racecheck", "initcheck")]
+    made.append(Step("speeds of kernels", [*python, "-m", "gpu.speeds", plugin, str(options.seed), options.scale], 60, "measure"))
+    made += [Step(f"speeds of {shape} {weights}", [*python, "-m", "gpu.models", plugin, shape, weights, options.scale], 45, "measure")
+             for weights in ("int4", "bf16", "int8") for shape in ("8B", "1B")]
     chosen = options.steps.split(",") if options.steps else []
     for name in chosen:
         if not any(step.name.startswith(name) for step in made):
             raise SystemExit(f"--steps {name}: no step begins so; there are: {', '.join(step.name for step in made)}")
     return [step for step in made if not chosen or any(step.name.startswith(name) for name in chosen)]
+
+
+def sanitizer_step(tool: str, command: list[str]) -> Step:
+    """A checker of compute-sanitizer over every second small problem."""
+    folders = [os.environ.get("PATH", ""), "/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer"]
+    program = shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+    return Step(f"compute-sanitizer {tool}", [program or "", "--tool", tool, "--error-exitcode", "9", "--print-limit", "4", *command], 90,
+                reason="" if program else "compute-sanitizer is not installed")
 
 
 def device_facts(plugin: Path) -> "dict[str, Any]":
@@ -202,6 +217,13 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         "device": device_facts(options.plugin), "seed": options.seed, "limits": {}, "kernels": [], "models": []}
     print(f"seed {options.seed}", file=sys.stderr, flush=True)
     run(steps, clock, options.jobs)
+    for finding in (finding for step in steps if step.kind == "measure" for finding in step.findings):
+        if "limit" in finding:
+            found["limits"][finding["limit"]] = [finding["value"], finding["unit"]]
+        elif "kernel" in finding:
+            found["kernels"].append(finding)
+        elif "model" in finding:
+            found["models"].append(finding)
     compare_digests([step for step in steps if step.name.startswith("bits")])
     found |= {"steps": [step.as_dict() for step in steps], "seconds": clock.spent}
     options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -21,8 +21,11 @@ def table(found: Found) -> str:
     lines = [*header(found), "", *checks(found), *shown, *kernels(found), *models(found)]
     last = f"{len(wrong)} wrong" if wrong else "nothing is wrong"
     skipped = [step["name"] for step in found["steps"] if step["state"] == "skipped"]
+    short = [step["name"] for step in found["steps"] if step["state"] == "cut" and step["kind"] == "measure"]
     if skipped:
         last += f"; not done: {', '.join(skipped)}"
+    if short:
+        last += f"; cut short: {', '.join(short)}"
     if len(lines) > LINES - 1:
         lines = [*lines[: LINES - 2], f"... {len(lines) - LINES + 2} lines more, in the JSON"]
     return "\n".join([*lines, f"{last} ({found['seconds']:.0f} s)"])
@@ -75,16 +78,23 @@ def kernels(found: Found) -> Iterator[str]:
 
 
 def models(found: Found) -> Iterator[str]:
-    """A line for each shape and situation, a column for each type of weights: tokens a second, and the goal behind a slash."""
+    """A line for each shape and situation (batch x context), a column for each type of weights; goals in parentheses."""
     rows = found["models"]
     if not rows:
         return
-    types = list(dict.fromkeys(row["weights"] for row in rows))
+    types = sorted({row["weights"] for row in rows}, key=["bf16", "int8", "int4"].index)
     yield ""
     yield f"{'tokens/s (goal)':<40}" + "".join(f"{name:>18}" for name in types)
-    for words in dict.fromkeys(row["what"] for row in rows):
+    for words in sorted({row["what"] for row in rows}, key=numbers):
         cells = {row["weights"]: cell(row) for row in rows if row["what"] == words}
         yield f"{words:<40}" + "".join(f"{cells.get(name, ''):>18}" for name in types)
+
+
+def numbers(words: str) -> tuple[object, ...]:
+    """Decoding first, by context and batch, then prompts by length, then sampling: "8B 1 x 4096", "8B prompt 512"."""
+    shape, *rest = words.split()
+    kind = 0 if "x" in rest else 1 if rest[0] == "prompt" else 2
+    return shape, kind, [int(word) for word in reversed(rest) if word.isdigit()]
 
 
 def cell(row: Found) -> str:
