@@ -1,8 +1,12 @@
 // The few things kernels ask of the device, so that their logic also runs on a processor: with nvcc they are instructions,
 // without it (tests/cuda_shim.h) a block's threads run as fibers that wait for one another.
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <initializer_list>
+#include <optional>
 
 #ifndef __CUDACC__
 #include "cuda_shim.h"

@@ -15,3 +15,4 @@
 #include "sample.inl"
 #include "measure.inl"
 #include "launch.inl"
+#include "queue.inl"

@@ -1,5 +1,5 @@
 // The slots of kernels.h: each starts a kernel for units [begin, end). GK_LAUNCH is the compiler's way to do so, or the
-// shim's.
+// shim's; it calls flush() first. queue.inl puts several of these calls into one kernel.
 
 constexpr int place_bytes = 256;  // of block_sum and its like
 
@@ -34,10 +34,8 @@ BY_ROWS(nonfinite, NonfiniteArgs)
 BY_ROWS(bias, BiasArgs)
 BY_ROWS(penalty, PenaltyArgs)
 
-SLOT(quantize, QuantizeArgs) {
-    const int64_t last = a.tiled && end == a.rows ? round_up(end, code_tile_rows) : end;
-    GK_LAUNCH(quantize_kernel, last - begin, 1, row_threads, 0, a, begin);
-}
+int64_t last_coded(const QuantizeArgs& a, int64_t end) { return a.tiled && end == a.rows ? round_up(end, code_tile_rows) : end; }
+SLOT(quantize, QuantizeArgs) { GK_LAUNCH(quantize_kernel, last_coded(a, end) - begin, 1, row_threads, 0, a, begin); }
 
 SLOT(linear, LinearArgs) {
     GK_LAUNCH(linear_kernel, up(end - begin, 8), up(a.rows, linear_rows), row_threads, 0, a, begin, end);

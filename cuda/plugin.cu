@@ -22,18 +22,16 @@ void note(cudaError_t error) {
 
 const char* words(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
-bool switched_on(const char* variable) {
-    const char* value = getenv(variable);
-    return value == nullptr || strcmp(value, "0") != 0;
-}
-
 // Whether a kernel's blocks may start while the kernel before is still at work: each waits for its end where it must
 // (gk::wait_for_previous, which is code of 9.0 and above only). What is no kernel, such as a copy, is waited for in full.
 bool dependent_launch = false;
 
+void flush();  // queue.inl: starts what waits there
+
 // More shared memory than every kernel may have has to be asked for, once for each kernel.
 template <class... Parameters, class... Args>
 void launch(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, const Args&... args) {
+    flush();
     if (grid_x < 1 || grid_y < 1) return;
     if (shared_bytes > 48 * 1024) note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     cudaLaunchAttribute dependent{};
@@ -58,6 +56,7 @@ Workspace workspace() { return space; }
 // ---- plugin.h ----------------------------------------------------------------------------------------------------
 
 const char* facts(DeviceFacts* facts) {
+    flush();
     int device = 0;
     cudaDeviceProp properties;
     size_t available = 0, memory = 0;
@@ -107,29 +106,42 @@ void* allocate(size_t bytes) {
     return memory;
 }
 
-void release(void* memory) { note(cudaFreeAsync(memory, stream)); }
+void release(void* memory) {
+    flush();
+    note(cudaFreeAsync(memory, stream));
+}
 
 const char* upload(void* to, const void* from, size_t bytes) {
+    flush();
     if (cudaError_t error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream)) return words(error);
     return words(cudaStreamSynchronize(stream));
 }
 
 const char* download(void* to, const void* from, size_t bytes) {
+    flush();
     if (cudaError_t error = cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream)) return words(error);
     return words(cudaStreamSynchronize(stream));
 }
 
-const char* clear(void* memory, size_t bytes) { return words(cudaMemsetAsync(memory, 0, bytes, stream)); }
+const char* clear(void* memory, size_t bytes) {
+    flush();
+    return words(cudaMemsetAsync(memory, 0, bytes, stream));
+}
 
 const char* check() {
+    flush();
     const cudaError_t error = first_error;
     first_error = cudaSuccess;
     return words(error);
 }
 
-const char* graph_begin() { return words(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal)); }
+const char* graph_begin() {
+    flush();
+    return words(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+}
 
 void* graph_end(const char** error) {
+    flush();
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t ready = nullptr;
     *error = words(cudaStreamEndCapture(stream, &graph));
@@ -138,10 +150,13 @@ void* graph_end(const char** error) {
     return ready;
 }
 
-const char* graph_run(void* graph) { return words(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), stream)); }
+const char* graph_run(void* graph) {
+    flush();
+    return words(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), stream));
+}
 void graph_release(void* graph) { note(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph))); }
 
-const DevicePlugin plugin = {GENKIT_PLUGIN_ABI, GENKIT_CUDA_TARGETS, open, facts, install, allocate, release, upload, download, clear, check,
+const DevicePlugin plugin = {GENKIT_PLUGIN_ABI, GENKIT_CUDA_TARGETS, open, facts, install_queued, allocate, release, upload, download, clear, check,
                              graph_begin, graph_end, graph_run, graph_release};
 
 }  // namespace

@@ -39,14 +39,16 @@ DEVICE float row_sum(int64_t count, float* place, Term term) {
     return block_sum(sum, place);
 }
 
-GK_KERNEL void rms_norm_kernel(RmsNormArgs a, int64_t first) {
-    gk::wait_for_previous(), gk::let_next_start();
-    auto* place = reinterpret_cast<float*>(gk::shared());
-    const int64_t r = first + gk::block();
+// `place`: see block_sum.
+DEVICE void rms_norm_row(const RmsNormArgs& a, int64_t r, float* place) {
     const float* x = a.x + r / a.inner * a.x_stride + r % a.inner * a.dim;
     float* out = a.out + r / a.inner * a.out_stride + r % a.inner * a.dim;
     const float scale = 1.0f / sqrtf(row_sum(a.dim, place, [&](int64_t i) { return x[i] * x[i]; }) / float(a.dim) + a.eps);
     each_column(a.dim, [&](int64_t i) { out[i] = x[i] * scale * a.weight[i]; });
+}
+GK_KERNEL void rms_norm_kernel(RmsNormArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
+    rms_norm_row(a, first + gk::block(), reinterpret_cast<float*>(gk::shared()));
 }
 
 GK_KERNEL void layer_norm_kernel(LayerNormArgs a, int64_t first) {
@@ -89,17 +91,8 @@ GK_KERNEL void nonfinite_kernel(NonfiniteArgs a, int64_t first) {
 }
 
 // A warp for each 256 of a row, to the bit what the processors give.
-GK_KERNEL void quantize_kernel(QuantizeArgs a, int64_t first) {
-    gk::wait_for_previous(), gk::let_next_start();
-    if (a.region) {
-        if (gk::block() >= a.region->rows) return;
-        const int64_t at = a.region->first;
-        a.x += at * a.x_stride;
-        a.codes += at * a.codes_stride;
-        a.scales += at * ((a.k + block_depth - 1) / block_depth);
-        a.sums += at * (round_up(a.k, tile_depth) / a.sum_depth);
-    }
-    const int64_t r = first + gk::block(), depth = round_up(a.k, tile_depth), sums = depth / a.sum_depth;
+DEVICE void quantize_row(const QuantizeArgs& a, int64_t r) {
+    const int64_t depth = round_up(a.k, tile_depth), sums = depth / a.sum_depth;
     const int64_t blocks = (a.k + block_depth - 1) / block_depth, lane = gk::lane();
     if (r >= a.rows) {  // of a last tile that is not full
         each_column(depth, [&](int64_t k) { a.codes[code_index(a, r, k)] = 0; });
@@ -133,4 +126,25 @@ GK_KERNEL void quantize_kernel(QuantizeArgs a, int64_t first) {
         for (int64_t d = 1; d < a.sum_depth / 8; d *= 2) sum += gk::shuffle_xor(sum, int(d));
         if (a.sums && k < depth && k % a.sum_depth == 0) a.sums[r * sums + k / a.sum_depth] = int16_t(sum);
     }
+}
+GK_KERNEL void quantize_kernel(QuantizeArgs a, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
+    if (a.region) {
+        if (gk::block() >= a.region->rows) return;
+        const int64_t at = a.region->first;
+        a.x += at * a.x_stride;
+        a.codes += at * a.codes_stride;
+        a.scales += at * ((a.k + block_depth - 1) / block_depth);
+        a.sums += at * (round_up(a.k, tile_depth) / a.sum_depth);
+    }
+    quantize_row(a, first + gk::block());
+}
+
+// Both, one after the other; the rounding reads what the norm has written.
+GK_KERNEL void norm_quantize_kernel(RmsNormArgs norm, QuantizeArgs rounding, int64_t first) {
+    gk::wait_for_previous(), gk::let_next_start();
+    const int64_t r = first + gk::block();
+    if (r < rounding.rows) rms_norm_row(norm, r, reinterpret_cast<float*>(gk::shared()));
+    gk::sync();
+    quantize_row(rounding, r);
 }

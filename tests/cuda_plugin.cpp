@@ -32,8 +32,13 @@ struct Reach {
     }
 };
 
+int64_t started = 0;  // kernels, run or noted
+void flush();         // queue.inl
+
 template <class Body>
 void start(int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, Body body) {
+    flush();
+    started += grid_x > 0 && grid_y > 0;
     auto run = [=] {
         const Reach reach;
         gk::launch_kernel(grid_x, grid_y, threads, shared_bytes, body);
@@ -50,6 +55,7 @@ Workspace space{};
 Workspace workspace() { return space; }
 
 const char* facts(DeviceFacts* f) {
+    flush();
     size_t used = 0;
     for (auto& [at, bytes] : taken) used += bytes;
     snprintf(f->name, sizeof f->name, "a processor that stands in for a GPU");
@@ -82,41 +88,55 @@ const char* open(DeviceFacts* f) {
     return facts(f);
 }
 
-void release(void* p) { taken.erase(size_t(static_cast<char*>(p) - memory)); }
+void release(void* p) {
+    flush();
+    taken.erase(size_t(static_cast<char*>(p) - memory));
+}
 
 const char* copy(void* to, const void* from, size_t bytes) {
+    flush();
     const Reach reach;
     std::memcpy(to, from, bytes);
     return nullptr;
 }
 const char* clear(void* p, size_t bytes) {
+    flush();
     const Reach reach;
     std::memset(p, 0, bytes);
     return nullptr;
 }
-const char* check() { return nullptr; }
+const char* check() {
+    flush();
+    return nullptr;
+}
 
 const char* graph_begin() {
+    flush();
     noted = new std::vector<std::function<void()>>;
     return nullptr;
 }
 void* graph_end(const char** error) {
+    flush();
     *error = nullptr;
     void* graph = noted;
     noted = nullptr;
     return graph;
 }
 const char* graph_run(void* graph) {
+    flush();
     const Reach reach;
     for (auto& run : *static_cast<std::vector<std::function<void()>>*>(graph)) run();
     return nullptr;
 }
 void graph_release(void* graph) { delete static_cast<std::vector<std::function<void()>>*>(graph); }
 
-const DevicePlugin plugin = {GENKIT_PLUGIN_ABI, "no GPU", open, facts, install, allocate, release, copy, copy, clear, check,
+const DevicePlugin plugin = {GENKIT_PLUGIN_ABI, "no GPU", open, facts, install_queued, allocate, release, copy, copy, clear, check,
                              graph_begin, graph_end, graph_run, graph_release};
 
 }  // namespace
 }  // namespace genkit
+
+// For tests: how many kernels were started, or noted in a graph, so far.
+extern "C" __attribute__((visibility("default"))) int64_t genkit_started() { return genkit::started; }
 
 extern "C" __attribute__((visibility("default"))) const genkit::DevicePlugin* genkit_device_plugin() { return &genkit::plugin; }

@@ -20,6 +20,7 @@ Workspace workspace() {
 
 }  // namespace
 
+// Each kernel by itself: nobody here would start what waits in the queue.
 void install_cuda(Kernels& k) { install(k); }
 
 }  // namespace genkit

@@ -1,0 +1,92 @@
+// Several calls of slots as one kernel: a call that may be the first ones of a chain waits for the next; when a chain is
+// complete it is started as one kernel, else what waits is started in order as it is. All results are still written, and
+// have the same bits. Nobody outside knows: whatever looks at memory or time calls flush() first, as does every launch.
+//
+// A recorded plan is where chains come from: its calls follow one another without a look at what they gave.
+
+template <class Args>
+struct Call {
+    Args args;
+    int64_t begin, end;
+};
+
+// What waits, in this order. Of a thread: each records or starts its own work.
+struct Waiting {
+    std::optional<Call<RmsNormArgs>> norm;
+    std::optional<Call<QuantizeArgs>> rounding;  // with a norm: of what it gives
+};
+thread_local Waiting waiting;
+bool fuses = true;
+
+bool switched_on(const char* variable) {
+    const char* value = getenv(variable);
+    return value == nullptr || strcmp(value, "0") != 0;
+}
+
+// Memory a call reads or writes; none where it starts at null.
+struct Span {
+    const char *from, *to;
+    template <class T>
+    Span(const T* p, int64_t count) : from(reinterpret_cast<const char*>(p)), to(p ? from + count * int64_t(sizeof(T)) : from) {}
+};
+template <class T>
+Span rows_span(const T* p, int64_t rows, int64_t stride, int64_t width) {
+    return {p, (rows - 1) * stride + width};
+}
+bool apart(const Span& a, const Span& b) { return a.from == a.to || b.from == b.to || a.to <= b.from || b.to <= a.from; }
+bool apart(const Span& a, std::initializer_list<Span> others) {
+    return std::all_of(others.begin(), others.end(), [&](const Span& b) { return apart(a, b); });
+}
+
+Span read_by(const RmsNormArgs& a, int64_t rows) { return rows_span(a.x, rows, a.x_stride, a.dim); }
+Span written_by(const RmsNormArgs& a, int64_t rows) { return rows_span(a.out, rows, a.out_stride, a.dim); }
+Span codes_of(const QuantizeArgs& a) { return {a.codes, round_up(a.rows, code_tile_rows) * a.codes_stride}; }
+Span scales_of(const QuantizeArgs& a) { return {a.scales, round_up(a.rows, code_tile_rows) * ((a.k + block_depth - 1) / block_depth)}; }
+Span sums_of(const QuantizeArgs& a) { return {a.sums, a.rows * (round_up(a.k, tile_depth) / a.sum_depth)}; }
+
+// Whether the rows that are rounded are those the norm gives, each by the block that gave it: nothing the rounding writes may
+// be what another row's norm has yet to read.
+bool follows(const Call<RmsNormArgs>& norm, const QuantizeArgs& a) {
+    const RmsNormArgs& n = norm.args;
+    const int64_t rows = norm.end;
+    if (a.x != n.out || a.x_stride != n.out_stride || a.k != n.dim || a.rows != rows) return false;
+    const bool in_place = n.x == n.out && n.x_stride == n.out_stride;
+    const Span weight(n.weight, n.dim), x = read_by(n, rows), out = written_by(n, rows);
+    return (in_place || apart(out, x)) && apart(out, weight) && apart(codes_of(a), {x, out, weight}) && apart(scales_of(a), {x, out, weight}) &&
+           apart(sums_of(a), {x, out, weight});
+}
+
+void norm_quantize(const RmsNormArgs& norm, const QuantizeArgs& rounding) {
+    GK_LAUNCH(norm_quantize_kernel, last_coded(rounding, rounding.rows), 1, row_threads, place_bytes, norm, rounding, 0);
+}
+
+void flush() {
+    const Waiting now = waiting;
+    waiting = {};
+    if (now.norm && now.rounding) return norm_quantize(now.norm->args, now.rounding->args);
+    if (now.norm) rms_norm(now.norm->args, now.norm->begin, now.norm->end);
+    if (now.rounding) quantize(now.rounding->args, now.rounding->begin, now.rounding->end);
+}
+
+// ---- the slots that wait ---------------------------------------------------------------------------------------------
+
+void queue_rms_norm(const RmsNormArgs& a, int64_t begin, int64_t end) {
+    flush();
+    if (begin != 0 || a.inner != 1 || end < 1) return rms_norm(a, begin, end);
+    waiting.norm = {a, begin, end};
+}
+
+void queue_quantize(const QuantizeArgs& a, int64_t begin, int64_t end) {
+    const bool whole = begin == 0 && end == a.rows && a.region == nullptr;
+    if (!whole || waiting.rounding || !waiting.norm || !follows(*waiting.norm, a)) flush();
+    if (!whole) return quantize(a, begin, end);
+    waiting.rounding = {a, begin, end};
+}
+
+void install_queued(Kernels& k) {
+    install(k);
+    fuses = switched_on("GENKIT_CUDA_FUSE");
+    if (!fuses) return;
+    k.rms_norm = queue_rms_norm;
+    k.quantize = queue_quantize;
+}

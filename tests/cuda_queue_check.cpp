@@ -1,0 +1,182 @@
+// The queue of cuda/queue.inl, by chance: slots are called in a random order on a few buffers that may overlap, once each by
+// itself and once through the queue. What is left in memory has to be the same. argv: seed, rounds.
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <random>
+#include <vector>
+
+#include "../cpp/kernels.h"
+#include "../cuda/gk.h"
+
+namespace genkit {
+namespace {
+
+void flush();
+int64_t started = 0;
+template <class Body>
+void start(int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, Body body) {
+    flush();
+    started += grid_x > 0 && grid_y > 0;
+    gk::launch_kernel(grid_x, grid_y, threads, shared_bytes, body);
+}
+#define GK_LAUNCH(kernel, grid_x, grid_y, threads, shared_bytes, ...) start(grid_x, grid_y, threads, shared_bytes, [&] { kernel(__VA_ARGS__); })
+
+#include "../cuda/kernels.inl"
+
+std::vector<uint32_t> counters(workspace_counters, 0);
+alignas(256) char scratch[workspace_bytes];
+Workspace workspace() { return {counters.data(), scratch}; }
+
+std::mt19937 rng;
+int64_t below(int64_t n) { return int64_t(rng() % uint32_t(n)); }
+bool one_in(int64_t n) { return below(n) == 0; }
+
+// ---- memory: activations as one block of floats, whose buffers are at multiples of 64 bytes; weights beside it -----------
+
+constexpr int64_t buffers = 9, buffer_floats = 3 * 16 * 40, memory_floats = buffers * buffer_floats;
+alignas(256) float memory[memory_floats];
+alignas(256) uint8_t weights[1 << 17];
+float norm_weight[512];
+
+// One of the buffers: mostly as a whole, now and then in the middle of two.
+template <class T = float>
+T* some() { return reinterpret_cast<T*>(memory + below(buffers - 1) * buffer_floats + (one_in(8) ? buffer_floats / 2 : 0)); }
+
+// What the calls before gave: chains come from using it.
+struct Last {
+    float* normed;
+    float* out;
+    int64_t rows, dim, stride;
+    QuantizeArgs codes;
+    int kind;  // of call
+} last;
+
+namespace one_of {
+enum { norm, quantize, packed, linear, add, look, kinds };
+}
+using Step = std::function<void(const Kernels&)>;
+
+Step norm_step() {
+    const int64_t inner = one_in(6) ? 2 : 1, rows = one_in(4) ? last.rows : 1 + below(3), dim = 1 + below(260), stride = inner * dim + below(3);
+    float* x = one_in(2) ? last.out : some();
+    const RmsNormArgs a{x, norm_weight, one_in(6) ? x : some(), dim, inner, stride, one_in(6) ? stride + 1 : stride, 1e-5f};
+    last.normed = a.out, last.rows = rows, last.dim = dim, last.stride = a.out_stride;
+    const int64_t first = one_in(10) ? 1 : 0;
+    return [=](const Kernels& k) { k.rms_norm(a, first * inner, rows * inner); };
+}
+
+Step quantize_step() {
+    const bool whole = !one_in(8), same = !one_in(4);
+    QuantizeArgs a{};
+    a.x = same ? last.normed : one_in(2) ? last.out : some();
+    a.rows = one_in(8) ? 1 + below(3) : last.rows;
+    a.k = one_in(8) ? 1 + below(200) : last.dim;
+    a.x_stride = one_in(8) ? a.k : last.stride;
+    a.codes_stride = round_up(a.k, tile_depth) + (one_in(3) ? tile_depth : 0);
+    a.codes = some<int8_t>(), a.scales = some(), a.sums = some<int16_t>();
+    a.sum_depth = sub_depth;
+    a.tiled = one_in(6);
+    last.codes = a;
+    return [=](const Kernels& k) { k.quantize(a, whole ? 0 : a.rows / 2, a.rows); };
+}
+
+Step packed_step() {
+    const QuantizeArgs& c = last.codes;
+    PackedLinearArgs a{};
+    a.codes = c.codes, a.scales = c.scales, a.sums = c.sums, a.weight = weights;
+    a.rows = c.rows, a.k = c.k, a.codes_stride = c.codes_stride, a.n = 1 + below(90);
+    const Packing packing = one_in(2) ? Packing::int4 : Packing::int8;
+    a.format = {packing, 128, one_in(2) ? Zero::none : Zero::integer, DType::f16};
+    a.gated = one_in(3);
+    if (a.gated) a.n += a.n % 2;
+    a.kind = Activation::silu;
+    a.out = some();
+    a.out_stride = a.n;
+    if (!a.gated && one_in(2)) a.residual = one_in(2) ? a.out : some();
+    if (one_in(3)) a.bias = norm_weight;
+    last.out = a.out;
+    return [=](const Kernels& k) {
+        if (c.codes && !c.tiled) k.packed_linear(a, 0, a.gated ? up(a.n / 2, 16) : up(a.n, panel_outputs));
+    };
+}
+
+Step linear_step() {
+    LinearArgs a{};
+    a.x = one_in(5) ? some() : last.normed, a.weight = weights, a.rows = last.rows, a.k = last.dim, a.x_stride = last.stride;
+    a.n = 1 + below(40);
+    a.dtype = one_in(2) ? DType::f16 : DType::bf16;
+    a.out = some(), a.out_stride = a.n + below(2);
+    if (one_in(2)) a.residual = one_in(2) ? a.out : some();
+    last.out = a.out;
+    return [=](const Kernels& k) { k.linear(a, 0, a.n); };
+}
+
+Step add_step() {
+    const AddArgs a{some(), last.out, some(), 0.5f};
+    return [=](const Kernels& k) { k.add(a, 0, buffer_floats); };
+}
+
+// Two in three times what may go on a chain.
+Step some_step() {
+    constexpr int next[] = {one_of::quantize, one_of::packed, one_of::norm, one_of::norm, one_of::norm, one_of::norm};
+    last.kind = one_in(3) ? int(below(one_of::kinds)) : next[last.kind];
+    switch (last.kind) {
+        case one_of::norm: return norm_step();
+        case one_of::quantize: return quantize_step();
+        case one_of::packed: return packed_step();
+        case one_of::linear: return linear_step();
+        case one_of::add: return add_step();
+        default: return [](const Kernels&) { flush(); };  // a look at memory
+    }
+}
+
+bool same(const std::vector<float>& a, const float* b) {
+    for (int64_t i = 0; i < memory_floats; i++) {
+        uint32_t x, y;
+        std::memcpy(&x, &a[size_t(i)], 4), std::memcpy(&y, b + i, 4);
+        if (x != y && !(std::isnan(a[size_t(i)]) && std::isnan(b[i]))) return false;  // NaNs differ in signs
+    }
+    return true;
+}
+
+// -> kernels saved, or -1 where memory differs.
+int64_t round_of(const Kernels& plain, const Kernels& queued) {
+    std::vector<float> before(memory_floats), after(memory_floats);
+    for (float& x : before) x = float(below(2001) - 1000) / 500.0f;
+    last = {some(), some(), 1, 64, 64, {}, one_of::look};
+    std::vector<Step> steps;
+    while (steps.size() < 12) steps.push_back(some_step());
+    std::memcpy(memory, before.data(), sizeof memory);
+    started = 0;
+    for (auto& step : steps) step(plain);
+    after.assign(memory, memory + memory_floats);
+    const int64_t apart = started;
+    std::memcpy(memory, before.data(), sizeof memory);
+    started = 0;
+    for (auto& step : steps) step(queued);
+    flush();
+    return same(after, memory) ? apart - started : -1;
+}
+
+}  // namespace
+}  // namespace genkit
+
+int main(int, char** arguments) {
+    using namespace genkit;
+    rng.seed(uint32_t(atoll(arguments[1])));
+    for (float& x : norm_weight) x = float(below(200)) / 100.0f;
+    for (uint8_t& x : weights) x = uint8_t(below(64));  // as f16 or bf16: below 2
+    Kernels plain{}, queued{};
+    install(plain);
+    install_queued(queued);
+    int64_t saved = 0;
+    const int64_t rounds = atoll(arguments[2]);
+    for (int64_t i = 0; i < rounds; i++) {
+        const int64_t now = round_of(plain, queued);
+        if (now < 0) return printf("round %lld: memory is not the same\n", static_cast<long long>(i)), 1;
+        saved += now;
+    }
+    printf("%lld kernels saved\n", static_cast<long long>(saved));
+    return 0;
+}
