@@ -40,8 +40,8 @@ bool apart(const Span& a, std::initializer_list<Span> others) {
 
 Span read_by(const RmsNormArgs& a, int64_t rows) { return rows_span(a.x, rows, a.x_stride, a.dim); }
 Span written_by(const RmsNormArgs& a, int64_t rows) { return rows_span(a.out, rows, a.out_stride, a.dim); }
-Span codes_of(const QuantizeArgs& a) { return {a.codes, round_up(a.rows, code_tile_rows) * a.codes_stride}; }
-Span scales_of(const QuantizeArgs& a) { return {a.scales, round_up(a.rows, code_tile_rows) * ((a.k + block_depth - 1) / block_depth)}; }
+Span codes_of(const QuantizeArgs& a) { return {a.codes, last_coded(a, a.rows) * a.codes_stride}; }
+Span scales_of(const QuantizeArgs& a) { return {a.scales, last_coded(a, a.rows) * ((a.k + block_depth - 1) / block_depth)}; }
 Span sums_of(const QuantizeArgs& a) { return {a.sums, a.rows * (round_up(a.k, tile_depth) / a.sum_depth)}; }
 
 // Whether the rows that are rounded are those the norm gives, each by the block that gave it: nothing the rounding writes may

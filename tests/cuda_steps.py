@@ -12,7 +12,7 @@ from genkit.devices import using
 from genkit.kv_cache import Sequence
 from genkit.plan import Decoder
 
-WAYS = [("int4", 1), ("int4", 3), ("none", 1), ("none", 2)]  # weights, sequences
+WAYS = [("int4", 1), ("int4", 2), ("none", 1)]  # weights, sequences
 
 
 def main() -> None:
@@ -21,15 +21,16 @@ def main() -> None:
     started.restype = ctypes.c_int64
     for quantize, count in WAYS:
         loaded = genkit.load(genkit.DEFAULT_MODEL, device="cuda", quantize=quantize)
-        model, cache, sequences = loaded._model, loaded._cache([1100] * count), [Sequence() for _ in range(count)]
+        model, sequences = loaded._model, [Sequence() for _ in range(count)]
         with using("cuda"):
+            cache = loaded._cache([1100] * count)
             model(cache.step([(s, [5 + i, 7, 11]) for i, s in enumerate(sequences)]), cache)
             decoder = Decoder(model, cache, 1100)  # keys of two splits
             before = started()
             decoder._rows(count, draws=False)
             kernels = started() - before
             digest = hashlib.sha256()
-            for token in (3, 1, 4):
+            for token in (3, 1):
                 digest.update(decoder.step([(s, token + i) for i, s in enumerate(sequences)]).numpy().tobytes())
         print(json.dumps({"what": f"{quantize} {count}", "kernels": kernels, "layers": model.config.layers, "bits": digest.hexdigest()}), flush=True)
 

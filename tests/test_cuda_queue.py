@@ -14,8 +14,8 @@ from test_cuda import needs_compiler, stand_in  # noqa: F401
 
 TESTS = Path(__file__).parent
 # Kernels of a layer of the default model at most, and those a step has beside: embedding, rope's table, last norm, head.
-MOST = {"int4": 10, "none": 8}
-BESIDE = 6
+MOST = {"int4": 11, "none": 10}
+BESIDE = 4
 
 
 @needs_compiler
@@ -31,7 +31,7 @@ def test_calls_in_any_order_leave_the_same_memory(tmp_path):
 @needs_compiler
 def test_steps_have_fewer_kernels_and_the_same_bits(stand_in):  # noqa: F811
     alone, fused = steps(stand_in, "0"), steps(stand_in, "1")
-    assert alone.keys() == fused.keys() and len(fused) == 4
+    assert alone.keys() == fused.keys() and len(fused) == 3
     for what, step in fused.items():
         assert step["bits"] == alone[what]["bits"], what
         assert step["kernels"] <= MOST[what.split()[0]] * step["layers"] + BESIDE, (what, step)
