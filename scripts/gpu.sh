@@ -9,12 +9,14 @@
 #   scripts/gpu.sh --steps "every slot"   some steps, by how their names begin, with commas between them
 #   scripts/gpu.sh --built FOLDER         do not build: FOLDER holds the package genkit with its core and plugin
 #   scripts/gpu.sh --record [FILE]        nothing is run: what was found goes into docs/performance.md
+# PYTHON names another python3, CUDACXX an nvcc, JOBS how many compilers run at a time (16).
 # All other options are those of `python -m gpu --help` in tests/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 exec </dev/null
 root=$PWD
 python=${PYTHON:-python3}
+jobs=${JOBS:-16}
 missing() { printf 'scripts/gpu.sh: %s\n' "$1" >&2; exit 2; }
 say() { printf '%4d s  %s\n' "$SECONDS" "$1" >&2; }
 
@@ -45,7 +47,7 @@ if [[ -z $built ]]; then
     done
     [[ -x $nvcc ]] || missing "no nvcc in PATH or /usr/local/cuda*: CUDACXX names one"
     command -v cmake >/dev/null || missing "no cmake: pip install cmake"
-    say "building with $nvcc, 16 jobs"
+    say "building with $nvcc, $jobs jobs"
     mkdir -p "$root/build"
     work=$root/build/gpu-work
     generator=()
@@ -54,7 +56,7 @@ if [[ -z $built ]]; then
         cmake -S "$root" -B "$work" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DSKBUILD_PROJECT_VERSION=0.1.0 \
             -DGENKIT_CUDA=ON -DGENKIT_CUDA_TARGETS=AUTO -DCMAKE_CUDA_COMPILER="$nvcc" \
             -DPython_EXECUTABLE="$(command -v "$python")" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" &&
-            cmake --build "$work" -j 16 && rm -rf "$built" && mkdir -p "$built" &&
+            cmake --build "$work" -j "$jobs" && rm -rf "$built" && mkdir -p "$built" &&
             cp -r python/genkit "$built/genkit" && rm -f "$built"/genkit/*.so && cmake --install "$work" --prefix "$built"
     } >"$root/build/gpu-build.log" 2>&1 || {
         tail -n 20 "$root/build/gpu-build.log" >&2

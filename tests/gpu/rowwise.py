@@ -101,9 +101,10 @@ def norms(n: int, dim: int) -> Iterator[Case]:
         return Problem(call, {"out": given.around(want.reshape(n, -1))}, LIMIT)
 
     yield Case(f"rms_norm {n}x{dim}", ("rms_norm",), rms)
-    yield Case(f"rms_norm {n}x3 heads of {dim}", ("rms_norm",), heads)
     yield Case(f"layer_norm {n}x{dim}", ("layer_norm",), layer)
-    yield Case(f"layer_norm {n}x3 heads of {dim}", ("layer_norm",), layer_heads)
+    if n * dim <= 1 << 20:  # heads are not as wide, and float64 takes its time
+        yield Case(f"rms_norm {n}x3 heads of {dim}", ("rms_norm",), heads)
+        yield Case(f"layer_norm {n}x3 heads of {dim}", ("layer_norm",), layer_heads)
 
 
 def activations(n: int, dim: int) -> Iterator[Case]:
