@@ -13,6 +13,8 @@
 #else
 #define GK_KERNEL __global__
 #define GK_UNROLL _Pragma("unroll")
+#define GK_ROLLED _Pragma("unroll 1")
+#define GK_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)  // registers for that many blocks at once
 #define DEVICE __device__ __forceinline__
 #define HOST_DEVICE __host__ __device__ __forceinline__
 #define INLINE __device__ __forceinline__

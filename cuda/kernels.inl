@@ -10,6 +10,7 @@
 #include "rows.inl"
 #include "linear.inl"
 #include "packed.inl"
+#include "packed_few.inl"
 #include "attention.inl"
 #include "experts.inl"
 #include "sample.inl"

@@ -41,20 +41,24 @@ SLOT(linear, LinearArgs) {
     GK_LAUNCH(linear_kernel, up(end - begin, 8), up(a.rows, linear_rows), row_threads, 0, a, begin, end);
 }
 
-template <Packing packing>
-void packed_panels(const PackedLinearArgs& a, int64_t begin, int64_t end) {
-    const int64_t tiles = up(a.rows, row_tile);
-    const int bytes = packed_shared_bytes(a.format);
-    if (a.format.group == 16) GK_LAUNCH((packed_rows<packing, true>), end - begin, tiles, panel_warps * 32, bytes, a, begin);
-    else GK_LAUNCH((packed_rows<packing, false>), end - begin, tiles, panel_warps * 32, bytes, a, begin);
+template <Packing packing, bool by16>
+void packed_product(const PackedLinearArgs& a, int64_t begin, int64_t end) {
+    const FewPlan p = few_plan(a, end - begin, workspace().processors);
+    if (a.rows > 0 && a.rows <= few_rows_most && p.bytes <= few_shared_most) {
+        const int64_t units = (end - begin) * (a.gated ? 1 : 2);
+        GK_LAUNCH((packed_few_kernel<packing, by16>), up(units, p.units) * up(a.rows, p.rows), 1, few_warps * 32, p.bytes, a, p, begin, end);
+        return;
+    }
+    GK_LAUNCH((packed_rows<packing, by16>), end - begin, up(a.rows, row_tile), panel_warps * 32, packed_shared_bytes(a.format), a, begin);
 }
 SLOT(packed_linear, PackedLinearArgs) {
+    const bool by16 = a.format.group == 16;  // of_k only
     switch (a.format.packing) {
-        case Packing::int4_two_level: return packed_panels<Packing::int4_two_level>(a, begin, end);
-        case Packing::int4: return packed_panels<Packing::int4>(a, begin, end);
-        case Packing::int8: return packed_panels<Packing::int8>(a, begin, end);
-        case Packing::int4_k: return packed_panels<Packing::int4_k>(a, begin, end);
-        case Packing::int8_k: return packed_panels<Packing::int8_k>(a, begin, end);
+        case Packing::int4_two_level: return packed_product<Packing::int4_two_level, false>(a, begin, end);
+        case Packing::int4: return packed_product<Packing::int4, false>(a, begin, end);
+        case Packing::int8: return packed_product<Packing::int8, false>(a, begin, end);
+        case Packing::int4_k: return by16 ? packed_product<Packing::int4_k, true>(a, begin, end) : packed_product<Packing::int4_k, false>(a, begin, end);
+        case Packing::int8_k: return by16 ? packed_product<Packing::int8_k, true>(a, begin, end) : packed_product<Packing::int8_k, false>(a, begin, end);
     }
 }
 

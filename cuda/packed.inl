@@ -25,6 +25,19 @@ DEVICE float scale_bits(uint16_t bits, bool is_bf16) { return is_bf16 ? widen(bf
 
 DEVICE uint32_t word(const void* p) { return *static_cast<const uint32_t*>(p); }
 DEVICE int64_t least_of(int64_t a, int64_t b) { return a < b ? a : b; }
+DEVICE int min_of(int a, int b) { return a < b ? a : b; }
+
+// The arguments of the rows of a region, and its expert's weight.
+DEVICE void at_region(PackedLinearArgs& a) {
+    const int64_t panels = a.gated ? (a.n / 2 + 15) / 16 : (a.n + panel_outputs - 1) / panel_outputs, at = a.region->first;
+    a.rows = a.region->rows;
+    a.codes += at * a.codes_stride;
+    a.scales += at * ((a.k + block_depth - 1) / block_depth);
+    a.sums += at * (round_up(a.k, tile_depth) / sum_depth(a.format));
+    a.weight += a.region->expert * panels * panel_bytes(a.format, a.k);
+    if (a.bias) a.bias += a.region->expert * a.n;
+    a.out += at * a.out_stride;
+}
 
 // One lane's part of a block of 256: into sums [emit][32 outputs][8 rows].
 template <Packing packing, bool by16>
@@ -147,16 +160,7 @@ template <Packing packing, bool by16>
 GK_KERNEL void packed_rows(PackedLinearArgs a, int64_t first_panel) {
     gk::wait_for_previous(), gk::let_next_start();
     const WeightFormat f = a.format;
-    if (a.region) {
-        const int64_t panels = a.gated ? (a.n / 2 + 15) / 16 : (a.n + panel_outputs - 1) / panel_outputs, at = a.region->first;
-        a.rows = a.region->rows;
-        a.codes += at * a.codes_stride;
-        a.scales += at * ((a.k + block_depth - 1) / block_depth);
-        a.sums += at * (round_up(a.k, tile_depth) / sum_depth(f));
-        a.weight += a.region->expert * panels * panel_bytes(f, a.k);
-        if (a.bias) a.bias += a.region->expert * a.n;
-        a.out += at * a.out_stride;
-    }
+    if (a.region) at_region(a);
     if (gk::block_y() * row_tile >= a.rows) return;
     const int warp = gk::thread() / 32, emits = sums_a_block(f);
     auto* sums = reinterpret_cast<int32_t*>(gk::shared());  // [warp][emit][32][8]

@@ -82,6 +82,7 @@ const char* open(DeviceFacts* found) {
     poison = getenv("GENKIT_CUDA_POISON") != nullptr;
     if (cudaError_t error = cudaSetDevice(0)) return words(error);
     if (const char* error = facts(found)) return error;
+    space.processors = found->processors;
     cudaFuncAttributes attributes;  // whether there is code for this device
     if (cudaError_t error = cudaFuncGetAttributes(&attributes, add_kernel)) return words(error);
     dependent_launch = attributes.ptxVersion >= 90 && switched_on("GENKIT_CUDA_PDL");

@@ -82,7 +82,7 @@ const char* open(DeviceFacts* f) {
     if (const char* size = std::getenv("GENKIT_STAND_IN_MEMORY")) memory_bytes = std::strtoull(size, nullptr, 10) / 4096 * 4096;
     memory = static_cast<char*>(mmap(nullptr, memory_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (memory == MAP_FAILED) return "no memory";
-    space = {static_cast<uint32_t*>(allocate(workspace_counters * sizeof(uint32_t))), static_cast<char*>(allocate(workspace_bytes))};
+    space = {static_cast<uint32_t*>(allocate(workspace_counters * sizeof(uint32_t))), static_cast<char*>(allocate(workspace_bytes)), 1};
     const Reach reach;
     std::memset(space.counters, 0, workspace_counters * sizeof(uint32_t));
     return facts(f);

@@ -12,6 +12,8 @@
 
 #define GK_KERNEL static
 #define GK_UNROLL
+#define GK_ROLLED
+#define GK_BOUNDS(threads, blocks)
 #define DEVICE static inline
 #define HOST_DEVICE static inline
 #define INLINE static inline
