@@ -41,26 +41,33 @@ SLOT(linear, LinearArgs) {
     GK_LAUNCH(linear_kernel, up(end - begin, 8), up(a.rows, linear_rows), row_threads, 0, a, begin, end);
 }
 
+// Whether it was started: not where the kernel was to make the codes and is none that does.
 template <Packing packing, bool by16>
-void packed_product(const PackedLinearArgs& a, int64_t begin, int64_t end) {
+bool packed_product(const FewSource& source, const PackedLinearArgs& a, int64_t begin, int64_t end) {
     const FewPlan p = few_plan(a, end - begin, workspace().processors);
-    if (a.rows > 0 && a.rows <= few_rows_most && p.bytes <= few_shared_most) {
+    if (a.rows > 0 && a.rows <= few_rows_most && p.bytes <= few_shared_most && (!source.rounding.x || a.rows * p.blocks <= few_made_most)) {
         const int64_t units = (end - begin) * (a.gated ? 1 : 2);
-        GK_LAUNCH((packed_few_kernel<packing, by16>), up(units, p.units) * up(a.rows, p.rows), 1, few_warps * 32, p.bytes, a, p, begin, end);
-        return;
+        GK_LAUNCH((packed_few_kernel<packing, by16>), up(units, p.units) * up(a.rows, p.rows), 1, few_warps * 32, p.bytes, a, p, source, begin, end);
+        return true;
     }
+    if (source.rounding.x) return false;
     GK_LAUNCH((packed_rows<packing, by16>), end - begin, up(a.rows, row_tile), panel_warps * 32, packed_shared_bytes(a.format), a, begin);
+    return true;
 }
-SLOT(packed_linear, PackedLinearArgs) {
+bool packed_product(const FewSource& source, const PackedLinearArgs& a, int64_t begin, int64_t end) {
     const bool by16 = a.format.group == 16;  // of_k only
     switch (a.format.packing) {
-        case Packing::int4_two_level: return packed_product<Packing::int4_two_level, false>(a, begin, end);
-        case Packing::int4: return packed_product<Packing::int4, false>(a, begin, end);
-        case Packing::int8: return packed_product<Packing::int8, false>(a, begin, end);
-        case Packing::int4_k: return by16 ? packed_product<Packing::int4_k, true>(a, begin, end) : packed_product<Packing::int4_k, false>(a, begin, end);
-        case Packing::int8_k: return by16 ? packed_product<Packing::int8_k, true>(a, begin, end) : packed_product<Packing::int8_k, false>(a, begin, end);
+        case Packing::int4_two_level: return packed_product<Packing::int4_two_level, false>(source, a, begin, end);
+        case Packing::int4: return packed_product<Packing::int4, false>(source, a, begin, end);
+        case Packing::int8: return packed_product<Packing::int8, false>(source, a, begin, end);
+        case Packing::int4_k:
+            return by16 ? packed_product<Packing::int4_k, true>(source, a, begin, end) : packed_product<Packing::int4_k, false>(source, a, begin, end);
+        case Packing::int8_k:
+            return by16 ? packed_product<Packing::int8_k, true>(source, a, begin, end) : packed_product<Packing::int8_k, false>(source, a, begin, end);
     }
+    return false;
 }
+SLOT(packed_linear, PackedLinearArgs) { packed_product({}, a, begin, end); }
 
 SLOT(route, RouteArgs) { GK_LAUNCH(route_kernel, end - begin, 1, 32, int(sizeof(RoutePlace)), a, begin); }
 SLOT(group_rows, GroupRowsArgs) {

@@ -236,10 +236,65 @@ DEVICE void few_load(const PackedLinearArgs& a, const FewPlan& p, int64_t row0, 
     }
 }
 
+// Where the kernel makes the codes itself: of rows of floats, or of what a norm makes of them.
+struct FewSource {
+    RmsNormArgs norm{};       // x null: none
+    QuantizeArgs rounding{};  // x null: the codes are there
+};
+// Blocks of 256 of all rows that a block of threads may round for itself: four in turn a warp. More, and many blocks of threads
+// doing the same would take longer than a kernel more; by reckoning, not measured.
+constexpr int64_t few_made_most = 32;
+
+// As few_load, of codes made here: the bits are those of rms_norm and quantize. With `keep` they are written for later readers
+// as well, as is what the norm gave.
+DEVICE void few_make(const FewSource& source, const FewPlan& p, int64_t row0, int64_t last, char* shared, bool keep) {
+    static_assert(few_warps * 32 == row_threads, "sums of a row in the order of rms_norm");
+    const RmsNormArgs& n = source.norm;
+    const QuantizeArgs& q = source.rounding;
+    const int depth = p.x_stride - 16;
+    GK_ROLLED
+    for (int r = 0; r < p.rows; r++) {
+        const int64_t row = least_of(row0 + r, last);
+        const bool stored = keep && row0 + r <= last;
+        const float* x = n.x ? n.x + row * n.x_stride : q.x + row * q.x_stride;
+        const float scale = n.x ? rms_scale(x, n.dim, n.eps, reinterpret_cast<float*>(shared + p.terms_at)) : 1.0f;
+        GK_ROLLED
+        for (int b = gk::thread() / 32; b < p.blocks; b += few_warps) {
+            const int k = b * int(block_depth) + gk::lane() * 8;
+            float eight[8];
+            int32_t codes[8], sum;
+            GK_UNROLL
+            for (int i = 0; i < 8; i++) {
+                eight[i] = k + i < q.k ? x[k + i] : 0.0f;
+                if (n.x && k + i < q.k) {
+                    eight[i] = eight[i] * scale * n.weight[k + i];
+                    if (stored) n.out[row * n.out_stride + k + i] = eight[i];
+                }
+            }
+            const float block_scale = quantize_eight(eight, codes, sum);
+            sum = sum_together(sum, q.sum_depth);
+            if (gk::lane() == 0) {
+                reinterpret_cast<float*>(shared + p.scales_at)[r * p.blocks + b] = block_scale;
+                if (stored) q.scales[row * p.blocks + b] = block_scale;
+            }
+            if (k >= depth) continue;
+            GK_UNROLL
+            for (int i = 0; i < 8; i++) {
+                shared[r * p.x_stride + k + i] = char(codes[i]);
+                if (stored) q.codes[row * q.codes_stride + k + i] = int8_t(codes[i]);
+            }
+            if (k % q.sum_depth != 0) continue;
+            const int at = k / int(q.sum_depth);
+            reinterpret_cast<int16_t*>(shared + p.sums_at)[r * p.sums + at] = int16_t(sum);
+            if (stored) q.sums[row * p.sums + at] = int16_t(sum);
+        }
+    }
+}
+
 // Grid: units of the panels [begin, end), p.units a block, the tiles of rows of one unit beside each other; 256 threads; shared
 // memory p.bytes.
 template <Packing packing, bool by16>
-GK_KERNEL void GK_BOUNDS(few_warps * 32, 3) packed_few_kernel(PackedLinearArgs a, FewPlan p, int64_t begin, int64_t end) {
+GK_KERNEL void GK_BOUNDS(few_warps * 32, 3) packed_few_kernel(PackedLinearArgs a, FewPlan p, FewSource source, int64_t begin, int64_t end) {
     const WeightFormat& f = a.format;
     const int warp = gk::thread() / 32, halves = a.gated ? 2 : 1, share = few_warps / halves;
     const int row_tiles = (int(a.rows) + p.rows - 1) / p.rows, first = int(gk::block()) / row_tiles * p.units;
@@ -276,7 +331,8 @@ GK_KERNEL void GK_BOUNDS(few_warps * 32, 3) packed_few_kernel(PackedLinearArgs a
         if (bias) bias += a.region->expert * a.n;
         fill();
     }
-    few_load(a, p, row0, rows - 1, shared);
+    if (source.rounding.x) few_make(source, p, row0, rows - 1, shared, gk::block() < row_tiles);
+    else few_load(a, p, row0, rows - 1, shared);
     gk::let_next_start();
     gk::sync();
 

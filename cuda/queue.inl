@@ -60,6 +60,25 @@ void norm_quantize(const RmsNormArgs& norm, const QuantizeArgs& rounding) {
     GK_LAUNCH(norm_quantize_kernel, last_coded(rounding, rounding.rows), 1, row_threads, place_bytes, norm, rounding, 0);
 }
 
+// Whether the codes of the product are those the rounding gives.
+bool takes(const PackedLinearArgs& a, const QuantizeArgs& q) {
+    return a.codes == q.codes && a.scales == q.scales && a.sums == q.sums && a.sums && a.codes_stride == q.codes_stride && a.rows == q.rows &&
+           a.k == q.k && !a.tiled && !q.tiled && !a.region && q.sum_depth == sum_depth(a.format);
+}
+// Whether each block of the product may make the codes for itself while the first ones write them down: nothing that a block
+// writes may be what another one reads.
+bool shareable(const std::optional<Call<RmsNormArgs>>& norm, const QuantizeArgs& q, const PackedLinearArgs& a) {
+    const int64_t outputs = a.gated ? a.n / 2 : a.n;
+    const Span none(static_cast<char*>(nullptr), 0), out = rows_span(a.out, a.rows, a.out_stride, outputs);
+    const Span x = norm ? read_by(norm->args, a.rows) : rows_span(q.x, q.rows, q.x_stride, q.k);
+    const Span weight = norm ? Span(norm->args.weight, norm->args.dim) : none, normed = norm ? written_by(norm->args, a.rows) : none;
+    const Span residual = a.residual ? rows_span(a.residual, a.rows, a.out_stride, outputs) : none, bias(a.bias, a.n);
+    const Span codes = codes_of(q), scales = scales_of(q), sums = sums_of(q);
+    return apart(out, {x, weight, normed, codes, scales, sums}) && apart(normed, {x, weight, residual, bias, codes, scales, sums}) &&
+           apart(codes, {x, weight, residual, bias, scales, sums}) && apart(scales, {x, weight, residual, bias, sums}) &&
+           apart(sums, {x, weight, residual, bias});
+}
+
 void flush() {
     const Waiting now = waiting;
     waiting = {};
@@ -83,10 +102,24 @@ void queue_quantize(const QuantizeArgs& a, int64_t begin, int64_t end) {
     waiting.rounding = {a, begin, end};
 }
 
+void queue_packed_linear(const PackedLinearArgs& a, int64_t begin, int64_t end) {
+    if (begin == 0 && waiting.rounding && takes(a, waiting.rounding->args)) {
+        const Waiting now = waiting;
+        const QuantizeArgs& rounding = now.rounding->args;
+        const bool fits = shareable(now.norm, rounding, a);
+        waiting = {};
+        if (fits && packed_product({now.norm ? now.norm->args : RmsNormArgs{}, rounding}, a, begin, end)) return;
+        waiting = now;
+    }
+    flush();
+    packed_linear(a, begin, end);
+}
+
 void install_queued(Kernels& k) {
     install(k);
     fuses = switched_on("GENKIT_CUDA_FUSE");
     if (!fuses) return;
     k.rms_norm = queue_rms_norm;
     k.quantize = queue_quantize;
+    k.packed_linear = queue_packed_linear;
 }

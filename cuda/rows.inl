@@ -39,11 +39,14 @@ DEVICE float row_sum(int64_t count, float* place, Term term) {
     return block_sum(sum, place);
 }
 
-// `place`: see block_sum.
+// What a row is multiplied with. `place`: see block_sum.
+DEVICE float rms_scale(const float* x, int64_t dim, float eps, float* place) {
+    return 1.0f / sqrtf(row_sum(dim, place, [&](int64_t i) { return x[i] * x[i]; }) / float(dim) + eps);
+}
 DEVICE void rms_norm_row(const RmsNormArgs& a, int64_t r, float* place) {
     const float* x = a.x + r / a.inner * a.x_stride + r % a.inner * a.dim;
     float* out = a.out + r / a.inner * a.out_stride + r % a.inner * a.dim;
-    const float scale = 1.0f / sqrtf(row_sum(a.dim, place, [&](int64_t i) { return x[i] * x[i]; }) / float(a.dim) + a.eps);
+    const float scale = rms_scale(x, a.dim, a.eps, place);
     each_column(a.dim, [&](int64_t i) { out[i] = x[i] * scale * a.weight[i]; });
 }
 GK_KERNEL void rms_norm_kernel(RmsNormArgs a, int64_t first) {
@@ -90,7 +93,32 @@ GK_KERNEL void nonfinite_kernel(NonfiniteArgs a, int64_t first) {
     if (gk::thread() == 0) a.out[r] = int32_t(*count);
 }
 
-// A warp for each 256 of a row, to the bit what the processors give.
+// A warp rounds 256 of a row, eight a lane, to the bit what the processors give -> their scale, and the sum of a lane's codes.
+DEVICE float quantize_eight(const float (&x)[8], int32_t (&codes)[8], int32_t& sum) {
+    float largest = 0.0f;
+    GK_UNROLL
+    for (int i = 0; i < 8; i++) {
+        const float size = abs(x[i]);
+        largest = size > largest || size != size ? size : largest;
+    }
+    GK_UNROLL
+    for (int d = 16; d > 0; d /= 2) {
+        const float other = gk::shuffle_xor(largest, d);
+        largest = other > largest || other != other ? other : largest;
+    }
+    const bool finite = largest < infinity, counts = finite && largest >= 0x1p-100f;
+    const float inverse = counts ? 127.0f / largest : 0.0f;
+    sum = 0;
+    GK_UNROLL
+    for (int i = 0; i < 8; i++) sum += codes[i] = counts ? int32_t(gk::round_even(x[i] * inverse)) : 0;
+    return finite ? (counts ? largest / 127.0f : 0.0f) : from_bits(0x7fc00000u);
+}
+// The sum of sum_depth codes, to all lanes that have one of them.
+DEVICE int32_t sum_together(int32_t sum, int64_t sum_depth) {
+    for (int64_t d = 1; d < sum_depth / 8; d *= 2) sum += gk::shuffle_xor(sum, int(d));
+    return sum;
+}
+
 DEVICE void quantize_row(const QuantizeArgs& a, int64_t r) {
     const int64_t depth = round_up(a.k, tile_depth), sums = depth / a.sum_depth;
     const int64_t blocks = (a.k + block_depth - 1) / block_depth, lane = gk::lane();
@@ -101,29 +129,16 @@ DEVICE void quantize_row(const QuantizeArgs& a, int64_t r) {
     }
     for (int64_t b = gk::thread() / 32; b < blocks; b += gk::threads() / 32) {
         const int64_t k = b * block_depth + lane * 8;  // eight codes a lane
-        float x[8], largest = 0.0f;
+        float x[8];
+        int32_t codes[8], sum;
         GK_UNROLL
-        for (int i = 0; i < 8; i++) {
-            x[i] = k + i < a.k ? a.x[r * a.x_stride + k + i] : 0.0f;
-            const float size = abs(x[i]);
-            largest = size > largest || size != size ? size : largest;
-        }
+        for (int i = 0; i < 8; i++) x[i] = k + i < a.k ? a.x[r * a.x_stride + k + i] : 0.0f;
+        const float scale = quantize_eight(x, codes, sum);
+        if (lane == 0) a.scales[scale_index(a, r, b)] = scale;
         GK_UNROLL
-        for (int d = 16; d > 0; d /= 2) {
-            const float other = gk::shuffle_xor(largest, d);
-            largest = other > largest || other != other ? other : largest;
-        }
-        const bool finite = largest < infinity, counts = finite && largest >= 0x1p-100f;
-        const float inverse = counts ? 127.0f / largest : 0.0f;
-        if (lane == 0) a.scales[scale_index(a, r, b)] = finite ? (counts ? largest / 127.0f : 0.0f) : from_bits(0x7fc00000u);
-        int32_t sum = 0;
-        GK_UNROLL
-        for (int i = 0; i < 8; i++) {
-            const int32_t code = counts ? int32_t(gk::round_even(x[i] * inverse)) : 0;
-            sum += code;
-            if (k + i < depth) a.codes[code_index(a, r, k + i)] = int8_t(code);
-        }
-        for (int64_t d = 1; d < a.sum_depth / 8; d *= 2) sum += gk::shuffle_xor(sum, int(d));
+        for (int i = 0; i < 8; i++)
+            if (k + i < depth) a.codes[code_index(a, r, k + i)] = int8_t(codes[i]);
+        sum = sum_together(sum, a.sum_depth);
         if (a.sums && k < depth && k % a.sum_depth == 0) a.sums[r * sums + k / a.sum_depth] = int16_t(sum);
     }
 }

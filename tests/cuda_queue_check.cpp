@@ -26,7 +26,7 @@ void start(int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, Body b
 
 std::vector<uint32_t> counters(workspace_counters, 0);
 alignas(256) char scratch[workspace_bytes];
-Workspace workspace() { return {counters.data(), scratch}; }
+Workspace workspace() { return {counters.data(), scratch, 3}; }
 
 std::mt19937 rng;
 int64_t below(int64_t n) { return int64_t(rng() % uint32_t(n)); }
