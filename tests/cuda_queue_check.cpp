@@ -88,6 +88,7 @@ Step packed_step() {
     a.rows = c.rows, a.k = c.k, a.codes_stride = c.codes_stride, a.n = 1 + below(90);
     const Packing packing = one_in(2) ? Packing::int4 : Packing::int8;
     a.format = {packing, 128, one_in(2) ? Zero::none : Zero::integer, DType::f16};
+    if (one_in(8)) a.rows = 1 + below(c.rows > 0 ? c.rows : 1);
     a.gated = one_in(3);
     if (a.gated) a.n += a.n % 2;
     a.kind = Activation::silu;

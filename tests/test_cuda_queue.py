@@ -14,7 +14,7 @@ from test_cuda import needs_compiler, stand_in  # noqa: F401
 
 TESTS = Path(__file__).parent
 # Kernels of a layer of the default model at most, and those a step has beside: embedding, rope's table, last norm, head.
-MOST = {"int4": 11, "none": 10}
+MOST = {"int4": 7, "none": 10}
 BESIDE = 4
 
 
@@ -35,9 +35,9 @@ def test_steps_have_fewer_kernels_and_the_same_bits(stand_in):  # noqa: F811
     for what, step in fused.items():
         assert step["bits"] == alone[what]["bits"], what
         assert step["kernels"] <= MOST[what.split()[0]] * step["layers"] + BESIDE, (what, step)
-        # Each layer norms twice; a plan without chains would have as many kernels either way.
+        # Four roundings and two norms of each layer are in its products.
         if what.startswith("int4"):
-            assert step["kernels"] <= alone[what]["kernels"] - 2 * step["layers"], (what, step)
+            assert step["kernels"] <= alone[what]["kernels"] - 6 * step["layers"], (what, step)
 
 
 def steps(stand_in, fuse):  # noqa: F811
