@@ -211,6 +211,8 @@ PYBIND11_MODULE(_core, m) {
           "presence"_a, "frequency"_a, nogil());
     m.def("sample", &sample, "logits"_a, "sequences"_a, "positions"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
           "seed"_a, "finite_only"_a = false, nogil());
+    m.def("sample_counted", &sample_counted, "logits"_a, "sequences"_a, "positions"_a, "temperature"_a, "top_k"_a, "top_p"_a,
+          "min_p"_a, "seed"_a, "finite_only"_a = false, nogil());
     m.def("copy_pages", &copy_pages, "pages"_a, "source"_a, "target"_a, nogil());
 
     py::class_<Arena, std::shared_ptr<Arena>>(m, "Arena")

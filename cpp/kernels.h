@@ -287,6 +287,7 @@ struct SampleArgs {
     uint64_t seed;
     float temperature, top_p, min_p;
     bool finite_only;
+    int32_t* nonfinite = nullptr;  // [rows], as NonfiniteArgs' out, or null; of tables with sample_counts
 };
 
 // Copies whole pages (copy on write of a shared page). Unit: one pair.
@@ -339,6 +340,7 @@ struct Kernels {
     void (*measure_bf16)(const MeasureArithmeticArgs&, int64_t begin, int64_t end);
     void (*measure_int8)(const MeasureArithmeticArgs&, int64_t begin, int64_t end);
     RowInput row_input = RowInput::f32;  // not a slot
+    bool sample_counts = false;          // not a slot: sample also counts what is not finite
     bool code_tiles = false;             // not a slot: packed_linear wants the codes of more than untiled_rows rows tiled
 };
 

@@ -115,6 +115,9 @@ void penalize_(const Tensor& logits, const Tensor& ids, const Tensor& seen, cons
                const Tensor& offsets, float repetition, float presence, float frequency);
 Tensor sample(const Tensor& logits, const Tensor& sequences, const Tensor& positions, float temperature, int64_t top_k,
               float top_p, float min_p, uint64_t seed, bool finite_only);
+// The same, and nonfinite(logits).
+std::pair<Tensor, Tensor> sample_counted(const Tensor& logits, const Tensor& sequences, const Tensor& positions, float temperature,
+                                         int64_t top_k, float top_p, float min_p, uint64_t seed, bool finite_only);
 void copy_pages(const Tensor& pages, const Tensor& source, const Tensor& target);
 
 // What the machine can do, each the best of a few tries of 17 ms. Bytes a second that so many threads read of a block of

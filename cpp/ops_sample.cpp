@@ -90,8 +90,10 @@ void penalize_(const Tensor& logits, const Tensor& ids, const Tensor& seen, cons
     submit(kernels().penalty, a, rows, 1);
 }
 
-Tensor sample(const Tensor& logits, const Tensor& sequences, const Tensor& positions, float temperature, int64_t top_k,
-              float top_p, float min_p, uint64_t seed, bool finite_only) {
+namespace {
+
+Tensor sample_into(const Tensor& logits, const Tensor& sequences, const Tensor& positions, float temperature, int64_t top_k,
+                   float top_p, float min_p, uint64_t seed, bool finite_only, int32_t* nonfinite) {
     const char* op = "sample";
     check_logits(op, "logits", logits);
     int64_t rows = logits.dim(0), dim = logits.dim(1);
@@ -104,9 +106,26 @@ Tensor sample(const Tensor& logits, const Tensor& sequences, const Tensor& posit
     Tensor tokens({rows}, DType::i32);
     Tensor scratch = scratch_for(temperature > 0 ? rows : 0, dim);
     SampleArgs a{logits.data<float>(), sequences.data<int64_t>(), positions.data<int64_t>(), tokens.data<int32_t>(),
-                 scratch.bytes(), rows, dim, top_k, seed, temperature, top_p, min_p, finite_only};
+                 scratch.bytes(), rows, dim, top_k, seed, temperature, top_p, min_p, finite_only, nonfinite};
     submit(kernels().sample, a, scratch_slots(rows), 1);
     return tokens;
+}
+
+}  // namespace
+
+Tensor sample(const Tensor& logits, const Tensor& sequences, const Tensor& positions, float temperature, int64_t top_k,
+              float top_p, float min_p, uint64_t seed, bool finite_only) {
+    return sample_into(logits, sequences, positions, temperature, top_k, top_p, min_p, seed, finite_only, nullptr);
+}
+
+std::pair<Tensor, Tensor> sample_counted(const Tensor& logits, const Tensor& sequences, const Tensor& positions, float temperature,
+                                         int64_t top_k, float top_p, float min_p, uint64_t seed, bool finite_only) {
+    check_logits("sample_counted", "logits", logits);
+    const bool counts = kernels().sample_counts;
+    Tensor counted = counts ? Tensor({logits.dim(0)}, DType::i32) : nonfinite(logits);
+    Tensor tokens = sample_into(logits, sequences, positions, temperature, top_k, top_p, min_p, seed, finite_only,
+                                counts ? counted.data<int32_t>() : nullptr);
+    return {tokens, counted};
 }
 
 }  // namespace genkit

@@ -124,6 +124,9 @@ DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(newest) 
 // Blocks that hand work to one another: what was there before the addition; what was written before fence() is seen by who
 // sees what is written after it; load_fresh reads what other blocks wrote during this kernel.
 DEVICE uint32_t add_global(uint32_t* p, uint32_t x) { return atomicAdd(p, x); }
+DEVICE uint64_t add_global(uint64_t* p, uint64_t x) {
+    return atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(x));
+}
 DEVICE void fence() { __threadfence(); }
 template <class T>
 DEVICE T load_fresh(const T* p) { return __ldcg(p); }

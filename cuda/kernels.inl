@@ -14,6 +14,7 @@
 #include "attention.inl"
 #include "experts.inl"
 #include "sample.inl"
+#include "sample_split.inl"
 #include "measure.inl"
 #include "launch.inl"
 #include "queue.inl"

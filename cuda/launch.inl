@@ -30,7 +30,6 @@ BY_ROWS(activation, ActivationArgs)
 BY_ROWS(gated, GatedArgs)
 BY_ROWS(gather_columns, GatherColumnsArgs)
 BY_ROWS(softmax, SoftmaxArgs)
-BY_ROWS(nonfinite, NonfiniteArgs)
 BY_ROWS(bias, BiasArgs)
 BY_ROWS(penalty, PenaltyArgs)
 
@@ -82,11 +81,55 @@ SLOT(attention_merge, AttentionArgs) {
     GK_LAUNCH(attention_merge_kernel, end - begin, 1, attention_threads, int(sizeof(AttentionPlace)), a, begin);
 }
 
-SLOT(argmax, ArgmaxArgs) { GK_LAUNCH(argmax_kernel, end - begin, 1, sample_threads, int(sizeof(SamplePlace)), a, begin); }
-SLOT(top_k, TopKArgs) { GK_LAUNCH(top_k_kernel, end - begin, 1, sample_threads, int(sizeof(SamplePlace)), a, begin); }
-SLOT(sample, SampleArgs) {
+// body(split, how many rows) for rows first, first + stride, ..., as many at once as the workspace has room for.
+template <class Body>
+void split_rows(int64_t first, int64_t stride, int64_t count, int64_t dim, Body body) {
+    const int64_t least = count < 8 ? 1024 : 4096;  // few rows: as many blocks as there can be
+    const int64_t piece = up(up(dim, most_pieces), least) * least;
+    for (int64_t done = 0; done < count; done += rows_at_once)
+        body(Split{reinterpret_cast<SplitRow*>(workspace().scratch), workspace().counters, first + done * stride, stride, piece},
+             up(dim, piece), count - done < rows_at_once ? count - done : rows_at_once);
+}
+
+void largest(const float* x, int64_t dim, int32_t* tokens, int32_t* nonfinite, int64_t begin, int64_t end) {
+    split_rows(begin, 1, end - begin, dim, [&](Split split, int64_t pieces, int64_t rows) {
+        GK_LAUNCH(sample_largest_kernel, pieces, rows, split_threads, int(sizeof(SamplePlace)), split, x, dim, tokens, nonfinite, false, Todo::nothing);
+    });
+}
+SLOT(argmax, ArgmaxArgs) { largest(a.x, a.dim, a.out, nullptr, begin, end); }
+SLOT(nonfinite, NonfiniteArgs) { largest(a.x, a.dim, nullptr, a.out, begin, end); }
+
+void sample_rows(const SampleArgs& a, int64_t first, int64_t stride, int64_t count) {
     const float scale = a.temperature > 0 ? mass_scale(a.temperature) : 0.0f;
-    GK_LAUNCH(sample_kernel, end - begin, up(a.rows, scratch_slots(a.rows)), sample_threads, int(sizeof(SamplePlace)), a, begin, scale);
+    const bool limited = a.top_k > 0 && a.top_k < a.dim, filters = limited || a.top_p < 1.0f;
+    const Todo next = a.temperature == 0 ? Todo::nothing : filters ? Todo::bins : Todo::draw;
+    const int place = int(sizeof(SamplePlace));
+    split_rows(first, stride, count, a.dim, [&](Split split, int64_t pieces, int64_t rows) {
+        GK_LAUNCH(sample_largest_kernel, pieces, rows, split_threads, place, split, a.logits, a.dim, a.tokens, a.nonfinite, a.finite_only, next);
+        if (next == Todo::bins) {
+            GK_LAUNCH(sample_bins_kernel, pieces, rows, split_threads, int(sizeof(BinPlace)), split, a.logits, a.dim, limited ? a.top_k : 0, a.top_p, scale);
+            GK_LAUNCH(sample_choose_kernel, pieces, rows, choose_threads, int(sizeof(ChoosePlace)), split, a, scale);
+        }
+        if (next != Todo::nothing) GK_LAUNCH(sample_draw_kernel, pieces, rows, split_threads, place, split, a, scale);
+    });
+}
+SLOT(sample, SampleArgs) {
+    const int64_t slots = scratch_slots(a.rows);
+    if (begin == 0 && end >= slots) return sample_rows(a, 0, 1, a.rows);
+    for (int64_t slot = begin; slot < end; slot++) sample_rows(a, slot, slots, up(a.rows - slot, slots));
+}
+
+SLOT(top_k, TopKArgs) {
+    const SplitRow* begun = nullptr;
+    if (a.k <= listed_most && a.rows <= rows_at_once && begin == 0 && end >= scratch_slots(a.rows)) {
+        split_rows(0, 1, a.rows, a.dim, [&](Split split, int64_t pieces, int64_t rows) {
+            GK_LAUNCH(sample_largest_kernel, pieces, rows, split_threads, int(sizeof(SamplePlace)), split, a.x, a.dim, nullptr, nullptr, false, Todo::bins);
+            GK_LAUNCH(sample_bins_kernel, pieces, rows, split_threads, int(sizeof(BinPlace)), split, a.x, a.dim, a.k, 1.0f, 0.0f);
+            GK_LAUNCH(top_k_choose_kernel, pieces, rows, choose_threads, int(sizeof(ChoosePlace)), split, a);
+            begun = split.rows;
+        });
+    }
+    GK_LAUNCH(top_k_kernel, end - begin, 1, sample_threads, int(sizeof(SamplePlace)), a, begin, begun);
 }
 SLOT(measure_read, MeasureReadArgs) { GK_LAUNCH(measure_read_kernel, end - begin, 1, row_threads, measure_place, a, begin); }
 BY_ROWS(measure_f32, MeasureArithmeticArgs)
@@ -133,6 +176,7 @@ void install(Kernels& k) {
     k.bias = bias;
     k.penalty = penalty;
     k.sample = sample;
+    k.sample_counts = true;
     k.copy_pages = copy_pages;
     k.measure_read = measure_read;
     k.measure_f32 = measure_f32;

@@ -80,19 +80,6 @@ GK_KERNEL void softmax_kernel(SoftmaxArgs a, int64_t first) {
     each_column(a.dim, [&](int64_t i) { out[i] = a.log ? (x[i] - largest) - log_total : exp(x[i] - largest) / total; });
 }
 
-GK_KERNEL void nonfinite_kernel(NonfiniteArgs a, int64_t first) {
-    gk::wait_for_previous(), gk::let_next_start();
-    auto* count = reinterpret_cast<uint32_t*>(gk::shared());
-    const int64_t r = first + gk::block();
-    if (gk::thread() == 0) *count = 0;
-    gk::sync();
-    uint32_t mine = 0;
-    each_column(a.dim, [&](int64_t i) { mine += is_nan_or_inf(a.x[r * a.dim + i]); });
-    if (mine) gk::add_shared(count, mine);
-    gk::sync();
-    if (gk::thread() == 0) a.out[r] = int32_t(*count);
-}
-
 // A warp rounds 256 of a row, eight a lane, to the bit what the processors give -> their scale, and the sum of a lane's codes.
 DEVICE float quantize_eight(const float (&x)[8], int32_t (&codes)[8], int32_t& sum) {
     float largest = 0.0f;
@@ -119,6 +106,7 @@ DEVICE int32_t sum_together(int32_t sum, int64_t sum_depth) {
     return sum;
 }
 
+// A warp for each 256 of a row, to the bit what the processors give.
 DEVICE void quantize_row(const QuantizeArgs& a, int64_t r) {
     const int64_t depth = round_up(a.k, tile_depth), sums = depth / a.sum_depth;
     const int64_t blocks = (a.k + block_depth - 1) / block_depth, lane = gk::lane();

@@ -1,5 +1,5 @@
-// What is done with logits: a block has a row. Choices are made by counting, never by floating sums, and masses are integers
-// (draw.inl): so the same token as on a processor, whatever the order of the threads.
+// What is done with logits. Choices are made by counting, never by floating sums, and masses are integers (draw.inl): so the
+// same token as on a processor, whatever the order of the threads. Here by one block a row, in sample_split.inl by many.
 
 constexpr int sample_threads = 512;
 
@@ -18,42 +18,54 @@ DEVICE uint32_t order_of(float x) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+// The float whose order_of it is.
+DEVICE float of_order(uint32_t order) { return from_bits(order & 0x80000000u ? order & 0x7fffffffu : ~order); }
+
+// What comes first in descending order, equals by ascending id, has the larger one.
+DEVICE uint64_t rank_of(float x, int64_t id) { return uint64_t(order_of(x)) << 32 | uint32_t(~id); }
+DEVICE uint32_t order_in(uint64_t rank) { return uint32_t(rank >> 32); }
+DEVICE int64_t id_in(uint64_t rank) { return int64_t(~uint32_t(rank)); }
+
 struct SamplePlace {
     uint64_t weight[256];
-    float value[32];
-    int32_t id[32];
+    uint64_t warps[32];  // of block_before and block_best
+    uint64_t left;
+    int64_t found;
     uint32_t bad, key;
-    int64_t left, found;
-    uint64_t sums[sample_threads];
 };
 
-// See argmax_row of the reference; to all threads.
-DEVICE int32_t argmax_row(const float* x, int64_t dim, bool finite_only, SamplePlace& place) {
-    float largest = -infinity;
-    int32_t best = -2;
-    if (gk::thread() == 0) place.bad = 0;
+// The sum of x of the threads before this one, and of all.
+DEVICE uint64_t block_before(uint64_t x, uint64_t* warps, uint64_t& total) {
+    uint64_t sum = x;
+    GK_UNROLL
+    for (int d = 1; d < 32; d *= 2) {
+        const uint64_t other = gk::shuffle_up(sum, d);
+        if (gk::lane() >= d) sum += other;
+    }
+    if (gk::lane() == 31) warps[gk::thread() / 32] = sum;
     gk::sync();
-    bool bad = false;
-    each_column(dim, [&](int64_t i) {
-        if (!((finite_only ? abs(x[i]) : x[i]) < infinity)) bad = true;
-        if (x[i] > largest) largest = x[i], best = int32_t(i);
-    });
-    if (bad) gk::add_shared(&place.bad, 1u);
-    auto take = [&](float value, int32_t id) {
-        if (id >= 0 && (value > largest || (value == largest && id < best))) largest = value, best = id;
-    };
+    uint64_t before = sum - x;
+    total = 0;
+    for (int i = 0; i < gk::threads() / 32; i++) {
+        if (i < gk::thread() / 32) before += warps[i];
+        total += warps[i];
+    }
+    gk::sync();
+    return before;
+}
+
+// The largest x of all threads, to all.
+DEVICE uint64_t block_best(uint64_t x, uint64_t* warps) {
     GK_UNROLL
     for (int d = 16; d > 0; d /= 2) {
-        const float value = gk::shuffle_xor(largest, d);
-        const int32_t id = gk::shuffle_xor(best, d);
-        take(value, id);
+        const uint64_t other = gk::shuffle_xor(x, d);
+        x = other > x ? other : x;
     }
-    if (gk::lane() == 0) place.value[gk::thread() / 32] = largest, place.id[gk::thread() / 32] = best;
+    if (gk::lane() == 0) warps[gk::thread() / 32] = x;
     gk::sync();
-    for (int i = 0; i < gk::threads() / 32; i++) take(place.value[i], place.id[i]);
-    const bool any_bad = place.bad != 0;
+    for (int i = 0; i < gk::threads() / 32; i++) x = warps[i] > x ? warps[i] : x;
     gk::sync();
-    return any_bad ? -1 : best;
+    return x;
 }
 
 // Walks down in the order of `before` until the weights of what was passed reach `wanted` (> 0, at most all of them): the
@@ -69,17 +81,17 @@ DEVICE void last_of(const float* x, int64_t dim, uint64_t wanted, Weight weight,
             if (shift == 24 || order >> (shift + 8) == prefix) gk::add_shared(place.weight + (order >> shift & 255), weight(i));
         });
         gk::sync();
-        if (gk::thread() == 0) {
-            int digit = 255;
-            uint64_t left = wanted;
-            while (digit > 0 && place.weight[digit] < left) left -= place.weight[digit--];
+        const int digit = 255 - gk::thread();  // the first that has one looks at the largest
+        const uint64_t here = digit >= 0 ? place.weight[digit] : 0;
+        uint64_t total;
+        const uint64_t above = block_before(here, place.warps, total);
+        if (above < wanted && above + here >= wanted) {
             place.key = uint32_t(digit);
-            place.left = int64_t(left);
+            place.left = wanted - above;
         }
         gk::sync();
         prefix = prefix << 8 | place.key;
-        wanted = uint64_t(place.left);
-        gk::sync();
+        wanted = place.left;
     }
     key = prefix;
     // Of equals the one of which it takes so many: counted in pieces, each thread one, in ascending order.
@@ -87,52 +99,27 @@ DEVICE void last_of(const float* x, int64_t dim, uint64_t wanted, Weight weight,
     const int64_t to = from + piece < dim ? from + piece : dim;
     uint64_t sum = 0;
     for (int64_t i = from; i < to; i++) sum += order_of(x[i]) == key ? weight(i) : 0;
-    place.sums[gk::thread()] = sum;
-    if (gk::thread() == 0) place.found = -1;
-    gk::sync();
-    uint64_t before_mine = 0;
-    for (int i = 0; i < gk::thread(); i++) before_mine += place.sums[i];
-    if (before_mine < wanted && before_mine + sum >= wanted) {
-        for (int64_t i = from; i < to && place.found < 0; i++) {
-            before_mine += order_of(x[i]) == key ? weight(i) : 0;
-            if (before_mine >= wanted) place.found = i;
-        }
+    uint64_t total;
+    uint64_t passed = block_before(sum, place.warps, total);
+    if (passed < wanted && passed + sum >= wanted) {
+        int64_t i = from;
+        while ((passed += order_of(x[i]) == key ? weight(i) : 0) < wanted) i++;
+        place.found = i;
     }
     gk::sync();
     id = place.found;
     gk::sync();
 }
 
-GK_KERNEL void argmax_kernel(ArgmaxArgs a, int64_t first) {
-    gk::wait_for_previous(), gk::let_next_start();
-    const int64_t r = first + gk::block();
-    const int32_t best = argmax_row(a.x + r * a.dim, a.dim, false, *reinterpret_cast<SamplePlace*>(gk::shared()));
-    if (gk::thread() == 0) a.out[r] = best;
-}
-
-// Grid: slots x rows of a slot.
-GK_KERNEL void sample_kernel(SampleArgs a, int64_t first, float mass_scale) {
-    gk::wait_for_previous(), gk::let_next_start();
-    auto& place = *reinterpret_cast<SamplePlace*>(gk::shared());
-    const int64_t row = first + gk::block() + gk::block_y() * scratch_slots(a.rows), dim = a.dim;
-    if (row >= a.rows) return;
+// A row's draw by one block: of however many candidates.
+DEVICE void draw_alone(const SampleArgs& a, int64_t row, float largest, float mass_scale, SamplePlace& place) {
+    const int64_t dim = a.dim;
     const float* x = a.logits + row * dim;
-    const int32_t best = argmax_row(x, dim, a.finite_only, place);
-    if (best < 0 || a.temperature == 0.0f) {
-        if (gk::thread() == 0) a.tokens[row] = best;
-        return;
-    }
-    const float largest = x[best];
     auto mass = [&](int64_t i) { return uint64_t(mass_of(x[i], largest, mass_scale)); };
     auto total_of = [&](auto kept) {
-        uint64_t sum = 0;
+        uint64_t sum = 0, total;
         each_column(dim, [&](int64_t i) { sum += kept(i) ? mass(i) : 0; });
-        if (gk::thread() == 0) place.weight[0] = 0;
-        gk::sync();
-        gk::add_shared(place.weight, sum);
-        gk::sync();
-        const uint64_t total = place.weight[0];
-        gk::sync();
+        block_before(sum, place.warps, total);
         return total;
     };
 
@@ -155,10 +142,8 @@ GK_KERNEL void sample_kernel(SampleArgs a, int64_t first, float mass_scale) {
     const int64_t to = from + piece < dim ? from + piece : dim;
     uint64_t sum = 0;
     for (int64_t i = from; i < to; i++) sum += kept(i) ? mass(i) : 0;
-    place.sums[gk::thread()] = sum;
-    gk::sync();
-    uint64_t passed = 0;
-    for (int i = 0; i < gk::thread(); i++) passed += place.sums[i];
+    uint64_t total;
+    uint64_t passed = block_before(sum, place.warps, total);
     if (passed > uint64_t(target) || passed + sum <= uint64_t(target)) return;
     for (int64_t i = from; i < to; i++) {
         passed += kept(i) ? mass(i) : 0;
@@ -168,54 +153,3 @@ GK_KERNEL void sample_kernel(SampleArgs a, int64_t first, float mass_scale) {
     }
 }
 
-// Takes what belongs to the k largest, then sorts by merging: an element's place is its own in its run plus those of the
-// other run that come before it. Scratch: two lists of (value, id).
-GK_KERNEL void top_k_kernel(TopKArgs a, int64_t first) {
-    gk::wait_for_previous(), gk::let_next_start();
-    auto& place = *reinterpret_cast<SamplePlace*>(gk::shared());
-    const int64_t slot = first + gk::block();
-    struct Pair {
-        float value;
-        int32_t id;
-    };
-    auto* list = reinterpret_cast<Pair*>(static_cast<char*>(a.scratch) + slot * scratch_bytes(a.dim));
-    Pair* other = list + a.k;
-    for (int64_t r = slot; r < a.rows; r += scratch_slots(a.rows)) {
-        const float* x = a.x + r * a.dim;
-        uint32_t key = 0;
-        int64_t id = a.dim;
-        last_of(x, a.dim, uint64_t(a.k), [](int64_t) { return uint64_t(1); }, place, key, id);
-        auto kept = [&](int64_t i) { return order_of(x[i]) > key || (order_of(x[i]) == key && i <= id); };
-        const int64_t piece = (a.dim + gk::threads() - 1) / gk::threads(), from = gk::thread() * piece;
-        const int64_t to = from + piece < a.dim ? from + piece : a.dim;
-        uint64_t count = 0;
-        for (int64_t i = from; i < to; i++) count += kept(i);
-        place.sums[gk::thread()] = count;
-        gk::sync();
-        int64_t at = 0;
-        for (int i = 0; i < gk::thread(); i++) at += int64_t(place.sums[i]);
-        for (int64_t i = from; i < to; i++)
-            if (kept(i)) list[at++] = {x[i] == x[i] ? x[i] : -infinity, int32_t(i)};
-        gk::sync();
-        Pair *in = list, *out = other;
-        for (int64_t width = 1; width < a.k; width *= 2) {
-            for (int64_t i = gk::thread(); i < a.k; i += gk::threads()) {
-                const int64_t start = i / width % 2 ? i / width * width - width : i / width * width + width;  // of the other run
-                int64_t low = start < a.k ? start : a.k, high = start + width < a.k ? start + width : a.k;
-                const int64_t begin = low;
-                while (low < high) {
-                    const int64_t middle = (low + high) / 2;
-                    if (before(in[middle].value, in[middle].id, in[i].value, in[i].id)) low = middle + 1;
-                    else high = middle;
-                }
-                out[i / (2 * width) * (2 * width) + i % width + (low - begin)] = in[i];
-            }
-            gk::sync();
-            Pair* swap = in;
-            in = out;
-            out = swap;
-        }
-        for (int64_t i = gk::thread(); i < a.k; i += gk::threads()) a.values[r * a.k + i] = in[i].value, a.ids[r * a.k + i] = in[i].id;
-        gk::sync();
-    }
-}

@@ -51,7 +51,6 @@ constexpr size_t stack_bytes = 1 << 16;
 
 struct Fiber {
     void* stack_pointer = nullptr;
-    int64_t barriers = 0, meetings = 0;  // passed so far, of the block and of the warp
     bool done = false, waited = false;
     uint32_t mail[8];  // what a lane shows the others of its warp
     struct Copy {
@@ -61,8 +60,22 @@ struct Fiber {
     std::vector<std::vector<Copy>> groups;  // copies on their way: the last one is still open
 };
 
+// Threads that wait for one another: how many have not ended, how many of them have come to the next meeting, meetings passed.
+struct Meeting {
+    int alive = 0, here = 0;
+    int64_t passed = 0;
+
+    void look() {
+        if (here == 0 || here < alive) return;
+        here = 0;
+        passed++;
+    }
+};
+
 struct Block {
     std::vector<Fiber> fibers;
+    Meeting all;
+    std::vector<Meeting> warps;
     std::vector<char> memory;
     void* home = nullptr;
     int current = 0;
@@ -76,6 +89,10 @@ inline void switch_away() { gk_switch(&running->fibers[size_t(running->current)]
 inline void enter() {
     (*running->body)();
     running->fibers[size_t(running->current)].done = true;
+    for (Meeting* meeting : {&running->all, &running->warps[size_t(running->current / 32)]}) {
+        meeting->alive--;
+        meeting->look();
+    }
     switch_away();
 }
 
@@ -92,9 +109,13 @@ inline void launch(int64_t grid_x, int64_t grid_y, int threads, int shared_bytes
         b.count_x = grid_x;
         b.memory.assign(size_t(shared_bytes) + 16, char(0xa5));  // never zeros
         b.fibers.resize(size_t(threads));
+        b.all.alive = threads;
+        b.warps.resize(size_t(threads + 31) / 32);
+        for (int t = 0; t < threads; t++) b.warps[size_t(t / 32)].alive++;
         running = &b;
         for (size_t t = 0; t < b.fibers.size(); t++) {
-            auto top = reinterpret_cast<uintptr_t>(stacks + (t + 1) * stack_bytes) / 16 * 16;
+            const size_t apart = t % 128 * 192;  // or the tops of all stacks would want the same few lines of a cache
+            auto top = reinterpret_cast<uintptr_t>(stacks + (t + 1) * stack_bytes - apart) / 16 * 16;
             auto* stack = reinterpret_cast<void**>(top) - 2;  // enter's return address would lie at 8 below a multiple of 16
             stack[0] = reinterpret_cast<void*>(enter);
             b.fibers[t].stack_pointer = stack - 6;
@@ -128,22 +149,15 @@ DEVICE int64_t block_y() { return running->y; }
 DEVICE int64_t blocks() { return running->count_x; }
 DEVICE char* shared() { return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(running->memory.data()) + 15) / 16 * 16); }
 
-// Waits until every thread of [first, last) that has not ended has come as far.
-inline void meet(int first, int last, int64_t Fiber::*count) {
-    Block& b = *running;
-    const int64_t mine = ++(b.fibers[size_t(b.current)].*count);
-    auto behind = [&] {
-        for (int i = first; i < last; i++)
-            if (!b.fibers[size_t(i)].done && b.fibers[size_t(i)].*count < mine) return true;
-        return false;
-    };
-    while (behind()) switch_away();
+// Waits until every thread that has not ended has come as far.
+inline void meet(Meeting& meeting) {
+    const int64_t mine = meeting.passed + 1;
+    meeting.here++;
+    meeting.look();
+    while (meeting.passed < mine) switch_away();
 }
-inline void sync() { meet(0, int(running->fibers.size()), &Fiber::barriers); }
-inline void meet_warp() {
-    const int first = running->current / 32 * 32;
-    meet(first, first + 32, &Fiber::meetings);
-}
+inline void sync() { meet(running->all); }
+inline void meet_warp() { meet(running->warps[size_t(running->current / 32)]); }
 
 inline void sync_warp() { meet_warp(); }
 
@@ -266,11 +280,14 @@ void copy_wait() {
 }
 
 // Blocks run one after the other here.
-DEVICE uint32_t add_global(uint32_t* p, uint32_t x) {
-    const uint32_t before = *p;
+template <class T>
+T add_and_tell(T* p, T x) {
+    const T before = *p;
     *p += x;
     return before;
 }
+DEVICE uint32_t add_global(uint32_t* p, uint32_t x) { return add_and_tell(p, x); }
+DEVICE uint64_t add_global(uint64_t* p, uint64_t x) { return add_and_tell(p, x); }
 DEVICE void fence() {}
 template <class T>
 T load_fresh(const T* p) { return *p; }

@@ -186,6 +186,9 @@ def sample(logits: Tensor, sequences: Tensor, positions: Tensor, temperature: fl
            min_p: float, seed: int, finite_only: bool = False) -> Tensor:
     """[n, vocab], sequences and positions i64 [n] -> i32 [n] tokens (SampleArgs); -1 where a logit is NaN or +infinity,
     with finite_only -infinity too; -2 where all are -infinity."""
+def sample_counted(logits: Tensor, sequences: Tensor, positions: Tensor, temperature: float, top_k: int, top_p: float,
+                   min_p: float, seed: int, finite_only: bool = False) -> tuple[Tensor, Tensor]:
+    """sample and nonfinite of the same logits; on a GPU in one look at them."""
 def copy_pages(pages: Tensor, source: Tensor, target: Tensor) -> None:
     """pages [heads, count, ...]; copies page source[i] to target[i] (i32) in every head."""
 

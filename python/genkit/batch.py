@@ -137,7 +137,7 @@ class Batch:
         """The next tokens of each row, equally many, at least one."""
         request = rows[0].job.request
         work = [(row.sequence, row.job.generation.tokens[-1]) for row in rows]
-        if request.logprobs is None and not self._sampler.adjusts:
+        if request.logprobs is None and not self._sampler.penalizes:
             count = min(BURST_TOKENS, *(row.left for row in rows))
             drawn = self._decoder.draw(work, count, BURST_SECONDS, () if request.ignore_eos else self._eos_ids)
             if drawn[0]:

@@ -52,9 +52,9 @@ class _Rows:
         def record() -> _core.Tensor:
             logits = model(step, cache)
             if sampler is not None:
-                self.nonfinite = _core.nonfinite(logits)
                 # The number of a sequence is 0, whoever its batch mates are, so that it draws what it draws alone.
-                self.tokens = sampler.draw(logits, _core.Tensor.from_numpy(np.zeros(count, np.int64)), self.draw_positions)
+                sequences = _core.Tensor.from_numpy(np.zeros(count, np.int64))
+                self.tokens, self.nonfinite = sampler.draw_step(logits, sequences, self.draw_positions)
             return logits
 
         self.plan, self.logits = _core.Plan.record(record)

@@ -155,11 +155,11 @@ class Sampler:
         self._bias: tuple[Tensor, Tensor] | None = None  # the same on the device of the logits
         s = self.settings
         penalized = s.repeat_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0
-        self._penalizes = penalized and s.repeat_last_n != 0
+        self.penalizes = penalized and s.repeat_last_n != 0
 
     def history(self, prompt: Sequence[int]) -> History | None:
         """What `next` wants for a sequence that begins with this prompt; None when no penalty is on."""
-        return History(prompt, self.settings.repeat_last_n) if self._penalizes else None
+        return History(prompt, self.settings.repeat_last_n) if self.penalizes else None
 
     def next(
         self,
@@ -200,7 +200,7 @@ class Sampler:
     @property
     def adjusts(self) -> bool:
         """Whether bias or penalties touch the logits before the draw."""
-        return bool(len(self._bias_ids)) or self._penalizes
+        return bool(len(self._bias_ids)) or self.penalizes
 
     def draw(self, logits: Tensor, sequences: Tensor, positions: Tensor) -> Tensor:
         """One token a row, i32 [rows], from logits as they are. Below 0 where none can be drawn: all are banned or one is
@@ -208,10 +208,24 @@ class Sampler:
         op only, so it can be recorded."""
         from genkit import _core
 
+        return _core.sample(logits, sequences, positions, *self._options(), finite_only=not self.adjusts)
+
+    def draw_step(self, logits: Tensor, sequences: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """For a step of a plan: `draw` after the bias, in place, and how many logits of each row were not finite before it,
+        i32 [rows]. Of a sampler without penalties."""
+        from genkit import _core
+
+        if self.penalizes:
+            raise ValueError("penalties look at a history, which a plan does not have")
+        if not self.adjusts:
+            return _core.sample_counted(logits, sequences, positions, *self._options(), finite_only=True)
+        counts = _core.nonfinite(logits)
+        self.adjust_(logits, [])
+        return self.draw(logits, sequences, positions), counts
+
+    def _options(self) -> tuple[float, int, float, float, int]:
         s = self.settings
-        top_p = max(s.top_p, MIN_TOP_P)
-        return _core.sample(logits, sequences, positions, s.temperature, s.top_k, top_p, s.min_p, self.seed,
-                            finite_only=not self.adjusts)
+        return s.temperature, s.top_k, max(s.top_p, MIN_TOP_P), s.min_p, self.seed
 
     def adjust_(self, logits: Tensor, histories: Sequence[History | None]) -> None:
         """Bias, then penalties, in place on f32 [rows, vocab]."""
@@ -223,7 +237,7 @@ class Sampler:
             if self._bias is None or self._bias[0].device != logits.device:
                 self._bias = _core.Tensor.from_numpy(self._bias_ids), _core.Tensor.from_numpy(self._bias_values)
             _core.bias_(logits, *self._bias)
-        if not self._penalizes:
+        if not self.penalizes:
             return
         tables = [history.entries() for history in histories if history is not None]
         if len(tables) != logits.shape[0]:
