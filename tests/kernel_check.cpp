@@ -481,6 +481,32 @@ void check_draws(int64_t dim, float spread) {  // the same token, the same list,
     }
 }
 
+// More rows than slots, and what is not finite counted by the way.
+void check_many_draws(int64_t rows, int64_t dim) {
+    std::vector<float> x = rng.normals(rows * dim, 3);
+    for (float poison : {NAN, INFINITY, -INFINITY})
+        for (int i = 0; i < 3; i++) x[size_t(rng.below(rows * dim))] = poison;
+    for (int64_t i = 0; i < dim; i++) x[size_t(i)] = -INFINITY;
+    std::vector<char> scratch(size_t(scratch_slots(rows) * scratch_bytes(dim)));
+    std::vector<int64_t> sequences(static_cast<size_t>(rows), 0), positions(static_cast<size_t>(rows), 5);
+    std::vector<int32_t> want(static_cast<size_t>(rows)), got = want, want_counts = want, counts = want;
+    plain.nonfinite({x.data(), want_counts.data(), dim}, 0, rows);
+    for (bool finite_only : {false, true}) {
+        for (float top_p : {1.0f, 0.7f}) {
+            SampleArgs a{x.data(), sequences.data(), positions.data(), want.data(), scratch.data(), rows, dim, 0,
+                         uint64_t(rng.below(1 << 30)), 0.8f, top_p, 0, finite_only};
+            plain.sample(a, 0, scratch_slots(rows));
+            a.tokens = got.data();
+            a.nonfinite = fast.sample_counts ? counts.data() : nullptr;
+            fast.sample(a, 0, scratch_slots(rows));
+            if (got != want || (fast.sample_counts && counts != want_counts)) {
+                printf("sample of %lld x %lld top_p %g differs\n", (long long)rows, (long long)dim, double(top_p));
+                failures++;
+            }
+        }
+    }
+}
+
 void check_philox() {  // known answers of Random123
     const uint32_t ones[4] = {~0u, ~0u, ~0u, ~0u}, zeros[4] = {};
     const uint32_t want[2][4] = {{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8},
@@ -759,6 +785,9 @@ int main(int count, char** names) {
         }
     }
     if (part("draws")) {
+        check_many_draws(21, 5000);
+        check_many_draws(600, 33);
+        check_many_draws(1, 300001);
         for (int64_t dim : {1, 7, 16, 100, 1024, 1500, 4097, 9001}) {
             for (float spread : {0.1f, 1.0f, 4.0f}) check_draws(dim, spread);
         }
