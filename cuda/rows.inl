@@ -106,7 +106,6 @@ DEVICE int32_t sum_together(int32_t sum, int64_t sum_depth) {
     return sum;
 }
 
-// A warp for each 256 of a row, to the bit what the processors give.
 DEVICE void quantize_row(const QuantizeArgs& a, int64_t r) {
     const int64_t depth = round_up(a.k, tile_depth), sums = depth / a.sum_depth;
     const int64_t blocks = (a.k + block_depth - 1) / block_depth, lane = gk::lane();
