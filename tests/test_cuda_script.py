@@ -12,7 +12,7 @@ import compilers
 import numpy as np
 import pytest
 from gpu import __main__ as gpu_main
-from gpu import record, report
+from gpu import record, report, slots
 from gpu.problems import judge
 from test_cuda import driver, needs_compiler
 
@@ -55,8 +55,8 @@ def test_everything_is_right_on_the_stand_in(machine, tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) <= report.LINES and lines[-1].startswith("nothing is wrong")
     assert f"seed {found['seed']}" in done.stderr and "a processor that stands in for a GPU" in lines[0]
-    slots = found["steps"][0]
-    assert slots["cases"] > 250 and slots["findings"][-1] == {"case": "all slots have a case", "wrong": ""}
+    step = found["steps"][0]
+    assert step["cases"] > 250 and step["findings"][-1] == {"case": "all slots have a case", "wrong": ""}
 
     done, found = run_script(machine, built, tmp_path, "--steps", "bits", "--times", "2", "--every", "9")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -105,6 +105,15 @@ def test_the_clock_ends_what_is_late_and_skips_what_would_be():
     again = gpu_main.Step("again", program("0"), 50)
     gpu_main.run([again], gpu_main.Clock(60, 58), 2)
     assert again.state == "skipped" and again.reason == "2 s were left"
+
+
+def test_every_slot_has_problems_at_every_scale():
+    for scale in ("tiny", "full"):
+        found = slots.cases(scale)
+        assert len({case.name for case in found}) == len(found)
+        for every in (1, 2, 9):
+            assert slots.uncovered(slots.chosen(found, every, "")) == []
+        assert len(slots.chosen(found, 2, "")) < 0.6 * len(found) and slots.uncovered(slots.chosen(found, 1, "linear"))
 
 
 def test_what_is_missing_is_said_in_a_line(tmp_path):

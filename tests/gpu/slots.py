@@ -1,11 +1,12 @@
 """Every slot against float64, on ragged shapes: python -m gpu.slots PLUGIN SEED SCALE EVERY ONLY. A line of JSON a case, then one
-that names the slots without any. EVERY: only each so many-th case; ONLY: whose names begin so."""
+that names the slots without any. EVERY: only each so many-th case of a slot; ONLY: whose names begin so."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import sys
+from collections import Counter
 from typing import Iterator
 
 from gpu import keys, logits, products, rowwise
@@ -24,6 +25,17 @@ def cases(scale: str) -> list[Case]:
     return [case for row in rows for case in row if case is not None]
 
 
+def chosen(found: list[Case], every: int, only: str) -> list[Case]:
+    """Each so many-th of those that run the same slots, the first among them; whose names begin so."""
+    seen: Counter[tuple[str, ...]] = Counter()
+    kept = []
+    for case in found:
+        if seen[case.slots] % every == 0 and case.name.startswith(only):
+            kept.append(case)
+        seen[case.slots] += 1
+    return kept
+
+
 def uncovered(found: list[Case]) -> list[str]:
     covered = {slot for case in found for slot in case.slots}
     return [slot for slot in _core.slots() if slot not in covered and slot not in ELSEWHERE and not slot.startswith("measure_")]
@@ -34,7 +46,7 @@ def run(plugin: str, seed: int, scale: str, every: int, only: str) -> Iterator[d
         yield {"case": "device", "wrong": trouble}
         return
     found = cases(scale)
-    for case, own in each([case for case in found[::every] if case.name.startswith(only)], seed):
+    for case, own in each(chosen(found, every, only), seed):
         try:
             yield check(case, own)
         except Exception as error:  # one kernel that is refused must not hide the others; a fault on the device ends them all
