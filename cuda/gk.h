@@ -84,6 +84,26 @@ GK_MMA_16(mma_bf16, "bf16")
 GK_MMA_16(mma_f16, "f16")
 #undef GK_MMA_16
 
+// The same over 8 of k of tf32 (floats of 11 bits): lane (g, t) holds of a rows g (a[0], a[2]) and g + 8 (a[1], a[3]), k t (a[0],
+// a[1]) and t + 4; of b column g, the same k.
+DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// To the nearest of 11 bits, ties away from zero.
+DEVICE uint32_t round_tf32(float x) {
+    uint32_t d;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(d) : "f"(x));
+    return d;
+}
+// Two of f16 as the bits of floats, the low half first.
+DEVICE void widen_f16(uint32_t pair, uint32_t& low, uint32_t& high) {
+    float l, h;
+    asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }" : "=f"(l), "=f"(h) : "r"(pair));
+    low = __float_as_uint(l), high = __float_as_uint(h);
+}
+
 // Two floats rounded to nearest even, the first in the low half.
 DEVICE uint32_t pack_bf16(float low, float high) {
     uint32_t d;

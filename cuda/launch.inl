@@ -36,8 +36,41 @@ BY_ROWS(penalty, PenaltyArgs)
 int64_t last_coded(const QuantizeArgs& a, int64_t end) { return a.tiled && end == a.rows ? round_up(end, code_tile_rows) : end; }
 SLOT(quantize, QuantizeArgs) { GK_LAUNCH(quantize_kernel, last_coded(a, end) - begin, 1, row_threads, 0, a, begin); }
 
+template <bool half, int tiles>
+void dense_few(const LinearArgs& a, int64_t begin, int64_t end) {
+    const int64_t units = up(end - begin, 16 * tiles);
+    if (a.rows <= 8) GK_LAUNCH((dense_few_kernel<half, tiles, 1>), units, 1, dense_warps * 32, dense_few_bytes, a, begin, end);
+    else GK_LAUNCH((dense_few_kernel<half, tiles, 2>), units * up(a.rows, 16), 1, dense_warps * 32, dense_few_bytes, a, begin, end);
+}
+template <bool half>
+void dense_few(const LinearArgs& a, int64_t begin, int64_t end) {
+    switch (dense_few_tiles(a.rows, end - begin, workspace().processors)) {
+        case 1: return dense_few<half, 1>(a, begin, end);
+        case 2: return dense_few<half, 2>(a, begin, end);
+        default: return dense_few<half, 4>(a, begin, end);
+    }
+}
+template <int m_tiles, int n_tiles>
+void dense_many(const LinearArgs& a, int64_t row0, int64_t rows, int64_t begin, int64_t end) {
+    const int64_t units = up(end - begin, dense_tile_outputs(m_tiles)) * up(rows, dense_tile_rows(n_tiles));
+    GK_LAUNCH((dense_many_kernel<m_tiles, n_tiles>), units, 1, dense_warps * 32, dense_many_bytes(m_tiles, n_tiles), a, row0, rows,
+              reinterpret_cast<const uint16_t*>(workspace().scratch), begin, end);
+}
+void dense_many(const LinearArgs& a, int64_t begin, int64_t end) {
+    const int64_t at_once = dense_rows_at_once(a.k);
+    for (int64_t row0 = 0; row0 < a.rows; row0 += at_once) {
+        const int64_t rows = std::min(at_once, a.rows - row0);
+        GK_LAUNCH(round_x_kernel, rows, 1, row_threads, 0, a, row0, reinterpret_cast<uint32_t*>(workspace().scratch));
+        if (dense_many_large(rows, end - begin, workspace().processors)) dense_many<4, 4>(a, row0, rows, begin, end);
+        else dense_many<1, 2>(a, row0, rows, begin, end);
+    }
+}
+
 SLOT(linear, LinearArgs) {
-    GK_LAUNCH(linear_kernel, up(end - begin, 8), up(a.rows, linear_rows), row_threads, 0, a, begin, end);
+    if (!is_dense(a)) GK_LAUNCH(linear_kernel, up(end - begin, 8), up(a.rows, linear_rows), row_threads, 0, a, begin, end);
+    else if (a.dtype == DType::f16) dense_few<true>(a, begin, end);
+    else if (a.rows <= 16 || dense_rows_at_once(a.k) < 1) dense_few<false>(a, begin, end);
+    else if (begin < end) dense_many(a, begin, end);
 }
 
 // Whether it was started: not where the kernel was to make the codes and is none that does.

@@ -1,5 +1,6 @@
-// Products with weights as they are: a warp has an output, for eight rows at a time. A lane adds the products of every
-// 32nd piece of eight of k, then a tree: the order of one output's sum is the same for any rows.
+// Products with weights of f32, and with those the tensor cores do not take (dense_few.inl): a warp has an output, for eight
+// rows at a time. A lane adds the products of every 32nd piece of eight of k, then a tree: the order of one output's sum is
+// the same for any rows.
 
 constexpr int linear_rows = 8;
 
@@ -39,11 +40,7 @@ DEVICE void linear_output(const LinearArgs& a, int64_t n, int64_t row0) {
     for (int m = 0; m < linear_rows; m++) {
         const float sum = warp_sum(acc[m]);
         if (m >= rows || gk::lane() != 0) continue;
-        const int64_t at = (row0 + m) * a.out_stride + n;
-        float value = sum;
-        if (a.bias) value += a.bias[n];
-        if (a.residual) value += a.residual[at];
-        a.out[at] = value;
+        write_output(a, row0 + m, n, sum);
     }
 }
 
@@ -52,14 +49,7 @@ GK_KERNEL void linear_kernel(LinearArgs a, int64_t first, int64_t last) {
     gk::wait_for_previous(), gk::let_next_start();
     const int64_t n = first + gk::block() * 8 + gk::thread() / 32;
     if (n >= last) return;  // whole warps
-    if (a.region) {
-        const int64_t bytes = a.n * a.k * (a.dtype == DType::f32 ? 4 : 2);
-        a.rows = a.region->rows;
-        a.x += a.region->first * a.x_stride;
-        a.weight = static_cast<const char*>(a.weight) + a.region->expert * bytes;
-        if (a.bias) a.bias += a.region->expert * a.n;
-        a.out += a.region->first * a.out_stride;
-    }
+    if (a.region) at_region(a);
     if (gk::block_y() * linear_rows >= a.rows) return;
     with_type(a.dtype, [&](auto type) { linear_output<typename decltype(type)::type>(a, n, gk::block_y() * linear_rows); });
 }

@@ -221,6 +221,28 @@ void mma_16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_16<genkit::stored::bf16>(d, a, b); }
 DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_16<genkit::stored::f16>(d, a, b); }
 
+DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    auto& fibers = running->fibers;
+    const int first = running->current / 32 * 32, lane = running->current % 32, g = lane / 4, t = lane % 4;
+    uint32_t* mail = fibers[size_t(running->current)].mail;
+    for (int i = 0; i < 4; i++) mail[i] = a[i];
+    for (int i = 0; i < 2; i++) mail[4 + i] = b[i];
+    meet_warp();
+    auto tf32 = [](uint32_t bits) {
+        if (bits & 0x1fffu && (bits & 0x7f800000u) != 0x7f800000u) throw std::runtime_error("more bits than tf32 has");
+        return genkit::stored::from_bits(bits);
+    };
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 8; k++)
+            d[i] += tf32(fibers[size_t(first + g * 4 + k % 4)].mail[k / 4 * 2 + i / 2]) * tf32(fibers[size_t(first + (2 * t + i % 2) * 4 + k % 4)].mail[4 + k / 4]);
+    meet_warp();
+}
+DEVICE uint32_t round_tf32(float x) { return x == x ? (genkit::stored::to_bits(x) + 0x1000u) & 0xffffe000u : 0x7fffffffu; }
+DEVICE void widen_f16(uint32_t pair, uint32_t& low, uint32_t& high) {
+    low = genkit::stored::to_bits(widen(genkit::stored::f16{uint16_t(pair)}));
+    high = genkit::stored::to_bits(widen(genkit::stored::f16{uint16_t(pair >> 16)}));
+}
+
 template <class T>
 uint32_t rounded(float x) {
     T out;

@@ -106,6 +106,22 @@ float tile_product(const float* x, const float* weight, int64_t k) {
     return sum;
 }
 
+// What a device's tensor cores take of x for weights of 16 bits, where the tier's linear takes that: bf16 or tf32.
+float rounded_x(float x, DType dtype) {
+    if (dtype == DType::f16) return from_bits((to_bits(x) + 0x1000u) & 0xffffe000u);
+    bf16 b;
+    narrow(x, b);
+    return widen(b);
+}
+bool rounds_x(int64_t k, DType dtype) {
+    if (dtype == DType::f32 || k % 8 != 0) return false;
+    alignas(16) const uint16_t weight[8] = {uint16_t(dtype == DType::f16 ? 0x3c00 : 0x3f80)};
+    const float x[8] = {1.00001f};
+    float out = 0;
+    fast.linear({x, weight, nullptr, nullptr, &out, 1, 1, 8, 8, 1, dtype}, 0, 1);
+    return out != x[0];
+}
+
 void check_linear(int64_t rows, int64_t n, int64_t k, DType dtype, bool extras) {
     const int64_t stride = k + 3;
     std::vector<float> x = rng.normals(rows * stride), wide = rng.normals(n * k), bias = rng.normals(n);
@@ -124,7 +140,12 @@ void check_linear(int64_t rows, int64_t n, int64_t k, DType dtype, bool extras) 
     }
     LinearArgs a{x.data(), weight, extras ? bias.data() : nullptr, extras ? want.data() : nullptr, want.data(),
                  rows, n, k, stride, n, dtype};
+    std::vector<float> taken = x;
+    if (rounds_x(k, dtype))
+        for (float& v : taken) v = rounded_x(v, dtype);
+    a.x = taken.data();
     plain.linear(a, 0, n);
+    a.x = x.data();
     a.out = got.data();
     if (extras) a.residual = got.data();
     const int64_t middle = rng.below(n + 1);

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on
 # entry is a kernel's name without its template arguments.
 READ_WEIGHTS = re.compile(r"(linear|dense|packed|measure_read)_\w+")
 # Products by tensor cores.
-PRODUCTS = re.compile(r"packed_\w+")
+PRODUCTS = re.compile(r"(packed|dense)_\w+")
 
 WAIT = "griddepcontrol.wait"
 # What touches memory that kernels share, or ends the kernel.

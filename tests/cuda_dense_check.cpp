@@ -1,0 +1,192 @@
+// Products with weights of 16 bits as the device makes them (cuda/dense_few.inl, dense_many.inl), on a processor: how work is split, sums
+// beside float64 on fresh numbers and awkward sizes, and that a row has the same bits whatever is beside it:
+// cuda_dense_check SEED [part]. Prints what is wrong; exit 1.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "../cpp/kernels.h"
+#include "../cuda/gk.h"
+
+std::set<std::string> started;  // the kernels
+#define GK_LAUNCH(kernel, grid_x, grid_y, threads, shared_bytes, ...) \
+    (started.insert(#kernel), gk::launch_kernel(grid_x, grid_y, threads, shared_bytes, [&] { kernel(__VA_ARGS__); }))
+
+namespace genkit {
+namespace {
+
+#include "../cuda/kernels.inl"
+
+int64_t processors = 1;
+Workspace workspace() {
+    static std::vector<uint32_t> counters(workspace_counters, 0);
+    static std::vector<char> scratch(workspace_bytes + 256, char(0xff));  // NaN, never zeros
+    return {counters.data(), reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(scratch.data()) + 255) / 256 * 256), processors};
+}
+
+std::mt19937_64 rng;
+int wrong = 0;
+Kernels fast;
+
+void expect(bool right, const std::string& what) {
+    if (!right && wrong++ < 20) printf("%s\n", what.c_str());
+}
+int64_t below(int64_t n) { return int64_t(rng() % uint64_t(n)); }
+float normal() { return std::normal_distribution<float>(0, 1)(rng); }
+
+// ---- how work is split -----------------------------------------------------------------------------------------------
+
+void check_plans() {
+    for (int64_t k = 1; k < 70000; k += k < 4200 ? 1 : 517) {
+        const int64_t part = dense_part(k);
+        expect(part % dense_unit == 0 && part > 0 && part * dense_parts >= k, "parts of k " + std::to_string(k));
+        const int64_t rows = dense_rows_at_once(k);
+        expect(rows % 128 == 0 && rows >= 128 && rows * round_up(k, dense_unit) * 2 <= workspace_bytes, "rows rounded at once, k " + std::to_string(k));
+    }
+    for (int64_t rows = 1; rows <= 300; rows++)
+        for (int64_t outputs : {1, 16, 100, 2048, 4096, 28672, 128256})
+            for (int64_t count : {1, 80, 132}) {
+                const int tiles = dense_few_tiles(rows, outputs, count);
+                expect(tiles == 1 || ((tiles == 2 || tiles == 4) && (outputs + 16 * tiles - 1) / (16 * tiles) >= 2 * count), "outputs of a block");
+                if (dense_many_large(rows, outputs, count)) expect(rows > 64 && (outputs + 127) / 128 * ((rows + 127) / 128) >= count, "large tiles");
+            }
+    for (auto [m, n] : {std::pair(4, 4), std::pair(1, 2)}) {
+        expect(dense_many_bytes(m, n) <= 100 << 10 && dense_stages(m, n) >= 3, "shared memory of tiles");
+        expect(dense_stage_bytes(m, n) == (32 * m + 32 * n) * 128, "a stage");
+    }
+}
+
+// ---- products --------------------------------------------------------------------------------------------------------
+
+float taken(float x, DType dtype, bool dense) {  // what a product takes of x
+    if (!dense || x != x) return x;
+    if (dtype == DType::f16) return from_bits((to_bits(x) + 0x1000u) & 0xffffe000u);
+    bf16 b;
+    narrow(x, b);
+    return widen(b);
+}
+float number(uint16_t bits, DType dtype) { return dtype == DType::f16 ? widen(f16{bits}) : widen(bf16{bits}); }
+
+struct Problem {
+    int64_t rows, n, k;
+    DType dtype;
+    int64_t experts;
+    float size = 1;  // of x
+};
+
+void check_product(const Problem& p) {
+    processors = 1 + below(3);
+    const int64_t rows = p.rows, n = p.n, k = p.k, experts = p.experts ? p.experts : 1;
+    const bool bias = below(2), residual = !p.experts && below(2), shifted = below(8) == 0;  // weights that are not aligned
+    const int64_t x_stride = k + (below(2) ? 4 * below(3) : below(6)), out_stride = n + below(4);
+    const int64_t expert = below(experts), first = p.experts ? 16 * below(3) : 0, places = first + rows + (p.experts ? 1 + below(5) : 0);
+    const std::string what = "type " + std::to_string(int(p.dtype)) + " rows " + std::to_string(rows) + " n " + std::to_string(n) + " k " + std::to_string(k) +
+                             (p.experts ? " experts" : "") + (bias ? " bias" : "") + (residual ? " residual" : "") + (shifted ? " shifted" : "");
+    std::vector<uint16_t> memory(size_t(experts * n * k + 16));
+    uint16_t* weight = memory.data() + (16 - reinterpret_cast<uintptr_t>(memory.data()) % 16) % 16 / 2 + (shifted ? 1 : 0);
+    for (int64_t i = 0; i < experts * n * k; i++) {
+        if (p.dtype == DType::f16) { f16 h{0}; narrow(below(20) ? normal() : normal() * 1e-6f, h); weight[i] = h.bits; }  // denormals as well
+        else { bf16 b{0}; narrow(normal(), b); weight[i] = b.bits; }
+    }
+    // An infinity where an output's weights begin: whoever reads on beyond those of the one before finds it.
+    if (below(2)) weight[below(experts * n) * k] = uint16_t(p.dtype == DType::f16 ? 0x7c00 : 0x7f80);
+    std::vector<float> x(size_t(places * x_stride + 4), NAN), biases(size_t(experts * n)), out(size_t(places * out_stride));
+    float* x0 = x.data() + (16 - reinterpret_cast<uintptr_t>(x.data()) % 16) % 16 / 4;
+    for (int64_t r = 0; r < places; r++)
+        for (int64_t i = 0; i < k; i++) x0[r * x_stride + i] = normal() * p.size;
+    for (float& v : biases) v = normal() * p.size;
+    for (float& v : out) v = normal() * p.size;
+    const bool dense = k % 8 == 0 && !shifted;
+    const std::vector<float> before = out;
+    LinearArgs a{x0, weight, bias ? biases.data() : nullptr, residual ? out.data() : nullptr, out.data(), rows, n, k, x_stride, out_stride, p.dtype};
+    const Region region{int32_t(expert), int32_t(first), int32_t(rows)};
+    if (p.experts) a.region = &region, a.rows = places + below(40);
+    started.clear();
+    const int64_t split = below(3) ? 0 : below(n + 1);
+    fast.linear(a, 0, split);
+    fast.linear(a, split, n);
+    const bool many = a.rows > 16 && p.dtype == DType::bf16;
+    for (const std::string& kernel : started)
+        expect(kernel == (!dense ? "linear_kernel" : !many ? kernel : "round_x_kernel") || (many && kernel.find("dense_many_kernel") != std::string::npos),
+               what + ": by " + kernel);
+
+    for (int64_t r = 0; r < places; r++)
+        for (int64_t j = 0; j < out_stride; j++) {
+            const float got = out[size_t(r * out_stride + j)], old = before[size_t(r * out_stride + j)];
+            if (r < first || r >= first + rows || j >= n) {
+                expect(got == old, what + ": wrote where it has nothing to write");
+                continue;
+            }
+            double want = (bias ? biases[size_t(expert * n + j)] : 0) + (residual ? old : 0), size = std::fabs(want);
+            for (int64_t i = 0; i < k; i++) {
+                const double term = double(taken(x0[r * x_stride + i], p.dtype, dense)) * number(weight[(expert * n + j) * k + i], p.dtype);
+                want += term, size += std::fabs(term);
+            }
+            const double allowed = 0x1p-24 * (2 * std::sqrt(double(k)) + 12) * size;
+            if (std::isfinite(want) ? !(std::fabs(got - want) <= allowed) : std::isfinite(got)) {
+                expect(false, what + ": row " + std::to_string(r) + " output " + std::to_string(j) + " is " + std::to_string(got) + ", not " + std::to_string(want));
+                return;
+            }
+        }
+    // The same bits of some rows by themselves.
+    for (int i = 0; i < 3; i++) {
+        const int64_t from = first + below(rows), count = std::min<int64_t>(first + rows - from, i == 0 ? 1 : 1 + below(20));
+        std::vector<float> alone(before.begin() + from * out_stride, before.begin() + (from + count) * out_stride);
+        LinearArgs b{x0 + from * x_stride, weight + expert * n * k, bias ? biases.data() + expert * n : nullptr, residual ? alone.data() : nullptr,
+                     alone.data(), count, n, k, x_stride, out_stride, p.dtype};
+        processors = 1 + below(3);
+        fast.linear(b, 0, n);
+        for (size_t e = 0; e < alone.size(); e++)
+            if (memcmp(&alone[e], &out[size_t(from * out_stride) + e], 4) != 0) return expect(false, what + ": rows by themselves have other bits");
+    }
+}
+
+int64_t some_k() {
+    const int64_t ks[] = {8 * (1 + below(8)), 8 * (1 + below(150)), 64 * (1 + below(30)), 1 + below(300)};
+    return ks[below(4)];
+}
+
+void check_few() {
+    for (DType dtype : {DType::bf16, DType::f16})
+        for (int i = 0; i < 40; i++)
+            check_product({1 + below(i % 2 ? 16 : 5), 1 + below(i % 4 ? 60 : 400), some_k(), dtype, below(4) ? 0 : 2 + below(2), 1});
+    for (int i = 0; i < 6; i++) check_product({1 + below(9), 1 + below(40), some_k(), i % 2 ? DType::f16 : DType::bf16, 0, i < 3 ? 1e30f : 1e-30f});
+}
+
+void check_many() {
+    for (int i = 0; i < 24; i++)
+        check_product({17 + below(i % 3 ? 60 : 180), 1 + below(i % 4 ? 60 : 400), some_k() * (i % 5 ? 1 : 2), i % 6 ? DType::bf16 : DType::f16, below(4) ? 0 : 2 + below(2), 1});
+}
+
+// More rows than are rounded at once.
+void check_pieces() {
+    const int64_t k = 129000, rows = dense_rows_at_once(k) + 5;
+    std::vector<uint16_t> weight(size_t(k + 8), 0);
+    uint16_t* w = weight.data() + (16 - reinterpret_cast<uintptr_t>(weight.data()) % 16) % 16 / 2;
+    w[k - 1] = 0x3f80, w[3] = 0x4000;
+    std::vector<float> out(size_t(rows), NAN);
+    std::vector<float> all(size_t(rows * 8 + k), 0);  // rows overlap: row r begins 8 r further
+    for (size_t i = 0; i < all.size(); i++) all[i] = float(below(100));
+    fast.linear({all.data(), w, nullptr, nullptr, out.data(), rows, 1, k, 8, 1, DType::bf16}, 0, 1);
+    for (int64_t r = 0; r < rows; r++) expect(out[size_t(r)] == all[size_t(8 * r + k - 1)] + 2 * all[size_t(8 * r + 3)], "rows in pieces: row " + std::to_string(r));
+}
+
+}  // namespace
+}  // namespace genkit
+
+int main(int count, char** words) {
+    using namespace genkit;
+    rng.seed(count > 1 ? strtoull(words[1], nullptr, 10) : 1);
+    const std::string part = count > 2 ? words[2] : "";
+    install(fast);
+    if (part.empty() || part == "plans") check_plans();
+    if (part.empty() || part == "few") check_few();
+    if (part.empty() || part == "many") check_many();
+    if (part.empty() || part == "pieces") check_pieces();
+    if (wrong) printf("%d wrong\n", wrong);
+    return wrong ? 1 : 0;
+}
