@@ -11,7 +11,10 @@ constexpr int dense_warps = 8, dense_parts = 8;
 constexpr int dense_step = 32;            // of k: 16 bytes a lane and output
 constexpr int dense_unit = 64;            // of k: parts are multiples of it
 constexpr int dense_ring = 8 << 10;       // bytes of a warp's ring
-constexpr int dense_few_bytes = dense_warps * dense_ring;
+constexpr int dense_few_most = 16;        // rows of a block
+constexpr int dense_chained_most = 8;     // where it does more than the product
+constexpr int dense_place = dense_warps * dense_ring;  // where sums of rows lie, of the norm
+constexpr int dense_few_bytes = dense_place + dense_chained_most * dense_warps * 4;
 
 static constexpr int64_t dense_part(int64_t k) { return ((k + dense_unit - 1) / dense_unit + dense_parts - 1) / dense_parts * dense_unit; }
 
@@ -84,23 +87,56 @@ DEVICE void at_region(LinearArgs& a) {
     a.out += a.region->first * a.out_stride;
 }
 
-DEVICE void write_output(const LinearArgs& a, int64_t row, int64_t n, float value) {
+DEVICE float write_output(const LinearArgs& a, int64_t row, int64_t n, float value) {
     const int64_t at = row * a.out_stride + n;
     if (a.bias) value += a.bias[n];
     if (a.residual) value += a.residual[at];
     a.out[at] = value;
+    return value;
+}
+
+// What the kernel does beside the product (queue.inl).
+struct DenseChain {
+    RmsNormArgs norm{};  // x null: none, else what it gives are the rows
+    GatedArgs gated{};   // x null: none, else it takes what the product gives
+};
+// Floats of all rows up to which each block of threads may take the norm for itself: it reads the rows once more. By reckoning,
+// not measured.
+constexpr int64_t dense_normed_most = 16 << 10;
+
+// What the row of a lane is multiplied with: sums in the order of rms_norm.
+DEVICE float dense_scale(const RmsNormArgs& n, int64_t rows) {
+    static_assert(dense_warps * 32 == row_threads, "sums of a row in the order of rms_norm");
+    auto* place = reinterpret_cast<float*>(gk::shared() + dense_place);
+    GK_ROLLED
+    for (int r = 0; r < rows; r++) {
+        const float* x = n.x + r * n.x_stride;
+        float sum = 0.0f;
+        each_column(n.dim, [&](int64_t i) { sum += x[i] * x[i]; });
+        sum = warp_sum(sum);
+        if (gk::lane() == 0) place[r * dense_warps + gk::thread() / 32] = sum;
+    }
+    gk::sync();
+    float sum = 0.0f;
+    for (int w = 0; w < dense_warps; w++) sum += place[gk::lane() / 4 * dense_warps + w];
+    return gk::lane() / 4 < rows ? 1.0f / sqrtf(sum / float(n.dim) + n.eps) : 0.0f;
 }
 
 // A block of threads has 16 `tiles` outputs and 8 `row_tiles` rows; each of its warps has a part of k, of which it copies the
 // weights to a ring of its own, each lane what it reads itself, the first of them before the kernel waits for the one ahead.
+// Where gates and ups meet, the second half of a block's outputs are the ups of the first. With a norm, the blocks of the first
+// outputs write down what it gives.
 // Grid: outputs [begin, end) / (16 tiles) x tiles of rows, those of the same outputs beside each other; shared memory
 // dense_few_bytes.
-template <bool half, int tiles, int row_tiles>
-GK_KERNEL void GK_BOUNDS(dense_warps * 32, tiles == 1 ? 3 : 2) dense_few_kernel(LinearArgs a, int64_t begin, int64_t end) {
+template <bool half, int tiles, int row_tiles, bool chained>
+GK_KERNEL void GK_BOUNDS(dense_warps * 32, tiles == 1 ? 3 : 2) dense_few_kernel(LinearArgs a, DenseChain chain, int64_t begin, int64_t end) {
     constexpr int outputs = 16 * tiles, rows = 8 * row_tiles, step_bytes = outputs * dense_step * 2, stages = dense_ring / step_bytes;
     const int warp = gk::thread() / 32, lane = gk::lane(), g = lane / 4, t = lane % 4;
     const int64_t row_blocks = (a.rows + rows - 1) / rows;
-    const int64_t n0 = begin + gk::block() / row_blocks * outputs, row0 = gk::block() % row_blocks * rows;
+    const bool gated = chained && chain.gated.x, normed = chained && chain.norm.x;
+    const int width = gated ? outputs / 2 : outputs;  // outputs beside each other
+    const int64_t n0 = begin + gk::block() / row_blocks * width, row0 = gk::block() % row_blocks * rows;
+    const int64_t skipped = gated ? a.n / 2 - width : 0, half_end = gated ? a.n / 2 : end;
     const int part = int(dense_part(a.k)), k = int(a.k), first = min_of(warp * part, k), last = min_of(first + part, k);
     char* ring = gk::shared() + warp * dense_ring + lane * 16;
     const uint16_t* weight = nullptr;
@@ -108,8 +144,11 @@ GK_KERNEL void GK_BOUNDS(dense_warps * 32, tiles == 1 ? 3 : 2) dense_few_kernel(
     auto copy_next = [&] {
         if (copied < last) {
             GK_UNROLL
-            for (int j = 0; j < 2 * tiles; j++)
-                gk::copy_async(ring + copied_stage * step_bytes + j * 512, weight + j * 8 * a.k + copied, copied + 8 * t < k && n0 + 8 * j + g < end);
+            for (int j = 0; j < 2 * tiles; j++) {
+                const int64_t from = 8 * j + (j < tiles ? 0 : skipped);
+                gk::copy_async(ring + copied_stage * step_bytes + j * 512, weight + from * a.k + copied,
+                               copied + 8 * t < k && n0 + from + g < (j < tiles ? half_end : end));
+            }
         }
         gk::copy_commit();
         copied += dense_step;
@@ -129,7 +168,12 @@ GK_KERNEL void GK_BOUNDS(dense_warps * 32, tiles == 1 ? 3 : 2) dense_few_kernel(
     }
     gk::let_next_start();
 
-    const bool aligned = reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && a.x_stride % 4 == 0;
+    const RmsNormArgs& norm = chain.norm;
+    const float* from = normed ? norm.x : a.x;
+    const int64_t x_stride = normed ? norm.x_stride : a.x_stride;
+    const bool aligned = reinterpret_cast<uintptr_t>(from) % 16 == 0 && x_stride % 4 == 0, first_outputs = gk::block() < row_blocks;
+    static_assert(!chained || rows == dense_chained_most, "one tile of rows");
+    const float scale = normed ? dense_scale(norm, a.rows) : 1.0f;
     float acc[tiles][row_tiles][4] = {};
     int stage = 0;
     GK_ROLLED
@@ -138,8 +182,16 @@ GK_KERNEL void GK_BOUNDS(dense_warps * 32, tiles == 1 ? 3 : 2) dense_few_kernel(
         GK_UNROLL
         for (int r = 0; r < row_tiles; r++) {
             const int64_t row = row0 + 8 * r + g;
+            const int count = row < a.rows ? k - at - 8 * t : 0;
             float eight[8];
-            dense_load(a.x + row * a.x_stride + at + 8 * t, row < a.rows ? k - at - 8 * t : 0, aligned, eight);
+            dense_load(from + row * x_stride + at + 8 * t, count, aligned, eight);
+            if (normed) {
+                GK_UNROLL
+                for (int i = 0; i < 8; i++) {
+                    if (i < count) eight[i] = eight[i] * scale * norm.weight[at + 8 * t + i];
+                    if (i < count && first_outputs) norm.out[row * norm.out_stride + at + 8 * t + i] = eight[i];
+                }
+            }
             x[r] = dense_row<half>(eight);
         }
         gk::copy_wait<stages - 1>();
@@ -171,13 +223,20 @@ GK_KERNEL void GK_BOUNDS(dense_warps * 32, tiles == 1 ? 3 : 2) dense_few_kernel(
         }
     }
     gk::sync();
-    GK_ROLLED
-    for (int i = gk::thread(); i < outputs * rows; i += dense_warps * 32) {
-        const int output = i % outputs, row = i / outputs;
-        if (n0 + output >= end || row0 + row >= a.rows) continue;
+    auto sum_of = [&](int row, int output) {
         float sum = 0.0f;
         for (int p = 0; p * part < k; p++) sum += parts[(p * rows + row) * stride + output];
-        write_output(a, row0 + row, n0 + output, sum);
+        return sum;
+    };
+    GK_ROLLED
+    for (int i = gk::thread(); i < width * rows; i += dense_warps * 32) {
+        const int output = i % width, row = i / width;
+        const int64_t n = n0 + output, m = row0 + row;
+        if (n >= half_end || m >= a.rows) continue;
+        const float value = write_output(a, m, n, sum_of(row, output));
+        if (!gated) continue;
+        const float up = write_output(a, m, n + a.n / 2, sum_of(row, output + width));
+        with_kind(chain.gated.kind, [&](auto kind) { chain.gated.out[m * chain.gated.dim + n] = gate<decltype(kind)::value>(value, up); });
     }
 }
 

@@ -37,18 +37,26 @@ int64_t last_coded(const QuantizeArgs& a, int64_t end) { return a.tiled && end =
 SLOT(quantize, QuantizeArgs) { GK_LAUNCH(quantize_kernel, last_coded(a, end) - begin, 1, row_threads, 0, a, begin); }
 
 template <bool half, int tiles>
-void dense_few(const LinearArgs& a, int64_t begin, int64_t end) {
-    const int64_t units = up(end - begin, 16 * tiles);
-    if (a.rows <= 8) GK_LAUNCH((dense_few_kernel<half, tiles, 1>), units, 1, dense_warps * 32, dense_few_bytes, a, begin, end);
-    else GK_LAUNCH((dense_few_kernel<half, tiles, 2>), units * up(a.rows, 16), 1, dense_warps * 32, dense_few_bytes, a, begin, end);
+void dense_few(const DenseChain& chain, const LinearArgs& a, int64_t begin, int64_t end) {
+    const int64_t units = chain.gated.x ? up(a.n / 2, 8 * tiles) : up(end - begin, 16 * tiles);
+    if (chain.gated.x || chain.norm.x)
+        GK_LAUNCH((dense_few_kernel<half, tiles, 1, true>), units, 1, dense_warps * 32, dense_few_bytes, a, chain, begin, end);
+    else if (a.rows <= 8)
+        GK_LAUNCH((dense_few_kernel<half, tiles, 1, false>), units, 1, dense_warps * 32, dense_few_bytes, a, chain, begin, end);
+    else
+        GK_LAUNCH((dense_few_kernel<half, tiles, 2, false>), units * up(a.rows, 16), 1, dense_warps * 32, dense_few_bytes, a, chain, begin, end);
 }
 template <bool half>
-void dense_few(const LinearArgs& a, int64_t begin, int64_t end) {
+void dense_few(const DenseChain& chain, const LinearArgs& a, int64_t begin, int64_t end) {
     switch (dense_few_tiles(a.rows, end - begin, workspace().processors)) {
-        case 1: return dense_few<half, 1>(a, begin, end);
-        case 2: return dense_few<half, 2>(a, begin, end);
-        default: return dense_few<half, 4>(a, begin, end);
+        case 1: return dense_few<half, 1>(chain, a, begin, end);
+        case 2: return dense_few<half, 2>(chain, a, begin, end);
+        default: return dense_few<half, 4>(chain, a, begin, end);
     }
+}
+void dense_few(const DenseChain& chain, const LinearArgs& a, int64_t begin, int64_t end) {
+    if (a.dtype == DType::f16) dense_few<true>(chain, a, begin, end);
+    else dense_few<false>(chain, a, begin, end);
 }
 template <int m_tiles, int n_tiles>
 void dense_many(const LinearArgs& a, int64_t row0, int64_t rows, int64_t begin, int64_t end) {
@@ -68,8 +76,7 @@ void dense_many(const LinearArgs& a, int64_t begin, int64_t end) {
 
 SLOT(linear, LinearArgs) {
     if (!is_dense(a)) GK_LAUNCH(linear_kernel, up(end - begin, 8), up(a.rows, linear_rows), row_threads, 0, a, begin, end);
-    else if (a.dtype == DType::f16) dense_few<true>(a, begin, end);
-    else if (a.rows <= 16 || dense_rows_at_once(a.k) < 1) dense_few<false>(a, begin, end);
+    else if (a.dtype == DType::f16 || a.rows <= dense_few_most || dense_rows_at_once(a.k) < 1) dense_few({}, a, begin, end);
     else if (begin < end) dense_many(a, begin, end);
 }
 

@@ -14,6 +14,7 @@ struct Call {
 struct Waiting {
     std::optional<Call<RmsNormArgs>> norm;
     std::optional<Call<QuantizeArgs>> rounding;  // with a norm: of what it gives
+    std::optional<Call<LinearArgs>> product;     // with a norm: by the rows it gives; never with a rounding
 };
 thread_local Waiting waiting;
 bool fuses = true;
@@ -79,9 +80,31 @@ bool shareable(const std::optional<Call<RmsNormArgs>>& norm, const QuantizeArgs&
            apart(sums, {x, weight, residual, bias});
 }
 
+// Whether the rows of a product with 16-bit weights are those the norm gives, and each block of it may take the norm for itself.
+bool takes(const LinearArgs& a, const Call<RmsNormArgs>& norm) {
+    const RmsNormArgs& n = norm.args;
+    if (a.x != n.out || a.x_stride != n.out_stride || a.k != n.dim || a.rows != norm.end || a.rows * a.k > dense_normed_most) return false;
+    const Span out = rows_span(a.out, a.rows, a.out_stride, a.n), residual = rows_span(a.residual, a.residual ? a.rows : 1, a.out_stride, a.residual ? a.n : 0);
+    const Span x = read_by(n, a.rows), normed = written_by(n, a.rows), weight(n.weight, n.dim), bias(a.bias, a.n);
+    return apart(out, {x, weight, normed}) && apart(normed, {x, weight, residual, bias});
+}
+// Whether gates and ups are what the product gives, so that who has both may go on with them.
+bool takes(const GatedArgs& a, const Waiting& now, int64_t rows) {
+    const LinearArgs& p = now.product->args;
+    if (a.x != p.out || a.x_stride != p.out_stride || 2 * a.dim != p.n || rows != p.rows || a.region) return false;
+    const Span out(a.out, rows * a.dim), product = rows_span(p.out, p.rows, p.out_stride, p.n), none(static_cast<char*>(nullptr), 0);
+    const Span x = rows_span(p.x, p.rows, p.x_stride, p.k), bias(p.bias, p.n);
+    return apart(out, {x, product, bias, now.norm ? read_by(now.norm->args, rows) : none, now.norm ? Span(now.norm->args.weight, p.k) : none}) &&
+           apart(product, {x, bias});
+}
+void dense_chain(const Waiting& now, const GatedArgs& gated) {
+    dense_few({now.norm ? now.norm->args : RmsNormArgs{}, gated}, now.product->args, now.product->begin, now.product->end);
+}
+
 void flush() {
     const Waiting now = waiting;
     waiting = {};
+    if (now.product) return dense_chain(now, {});
     if (now.norm && now.rounding) return norm_quantize(now.norm->args, now.rounding->args);
     if (now.norm) rms_norm(now.norm->args, now.norm->begin, now.norm->end);
     if (now.rounding) quantize(now.rounding->args, now.rounding->begin, now.rounding->end);
@@ -97,7 +120,7 @@ void queue_rms_norm(const RmsNormArgs& a, int64_t begin, int64_t end) {
 
 void queue_quantize(const QuantizeArgs& a, int64_t begin, int64_t end) {
     const bool whole = begin == 0 && end == a.rows && a.region == nullptr;
-    if (!whole || waiting.rounding || !waiting.norm || !follows(*waiting.norm, a)) flush();
+    if (!whole || waiting.rounding || waiting.product || !waiting.norm || !follows(*waiting.norm, a)) flush();
     if (!whole) return quantize(a, begin, end);
     waiting.rounding = {a, begin, end};
 }
@@ -115,6 +138,24 @@ void queue_packed_linear(const PackedLinearArgs& a, int64_t begin, int64_t end) 
     packed_linear(a, begin, end);
 }
 
+void queue_linear(const LinearArgs& a, int64_t begin, int64_t end) {
+    const bool few = begin == 0 && end == a.n && is_dense(a) && a.rows > 0 && a.rows <= dense_chained_most && !a.region;
+    if (!few || waiting.rounding || waiting.product || !waiting.norm || !takes(a, *waiting.norm)) flush();
+    if (!few) return linear(a, begin, end);
+    waiting.product = {a, begin, end};
+    if (a.residual || a.n % 2 != 0) flush();  // gates and ups have none
+}
+
+void queue_gated(const GatedArgs& a, int64_t begin, int64_t end) {
+    if (begin == 0 && waiting.product && takes(a, waiting, end)) {
+        const Waiting now = waiting;
+        waiting = {};
+        return dense_chain(now, a);
+    }
+    flush();
+    gated(a, begin, end);
+}
+
 void install_queued(Kernels& k) {
     install(k);
     fuses = switched_on("GENKIT_CUDA_FUSE");
@@ -122,4 +163,6 @@ void install_queued(Kernels& k) {
     k.rms_norm = queue_rms_norm;
     k.quantize = queue_quantize;
     k.packed_linear = queue_packed_linear;
+    k.linear = queue_linear;
+    k.gated = queue_gated;
 }

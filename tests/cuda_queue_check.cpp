@@ -50,15 +50,16 @@ struct Last {
     int64_t rows, dim, stride;
     QuantizeArgs codes;
     int kind;  // of call
+    int64_t n, out_stride;  // of a product with 16-bit weights
 } last;
 
 namespace one_of {
-enum { norm, quantize, packed, linear, add, look, kinds };
+enum { norm, quantize, packed, linear, gated, add, look, kinds };
 }
 using Step = std::function<void(const Kernels&)>;
 
 Step norm_step() {
-    const int64_t inner = one_in(6) ? 2 : 1, rows = one_in(4) ? last.rows : 1 + below(3), dim = 1 + below(260), stride = inner * dim + below(3);
+    const int64_t inner = one_in(6) ? 2 : 1, rows = one_in(4) ? last.rows : 1 + below(3), dim = one_in(2) ? 1 + below(260) : 8 * (1 + below(32)), stride = inner * dim + below(3);
     float* x = one_in(2) ? last.out : some();
     const RmsNormArgs a{x, norm_weight, one_in(6) ? x : some(), dim, inner, stride, one_in(6) ? stride + 1 : stride, 1e-5f};
     last.normed = a.out, last.rows = rows, last.dim = dim, last.stride = a.out_stride;
@@ -105,12 +106,21 @@ Step packed_step() {
 Step linear_step() {
     LinearArgs a{};
     a.x = one_in(5) ? some() : last.normed, a.weight = weights, a.rows = last.rows, a.k = last.dim, a.x_stride = last.stride;
-    a.n = 1 + below(40);
+    a.n = one_in(2) ? 1 + below(40) : 2 * (1 + below(30));
     a.dtype = one_in(2) ? DType::f16 : DType::bf16;
-    a.out = some(), a.out_stride = a.n + below(2);
-    if (one_in(2)) a.residual = one_in(2) ? a.out : some();
-    last.out = a.out;
+    a.out = some(), a.out_stride = a.n + (one_in(3) ? below(2) : 0);
+    if (one_in(3)) a.residual = one_in(2) ? a.out : some();
+    if (one_in(4)) a.bias = norm_weight;
+    if (one_in(6)) a.k -= one_in(2);
+    last.out = a.out, last.n = a.n, last.out_stride = a.out_stride;
     return [=](const Kernels& k) { k.linear(a, 0, a.n); };
+}
+
+Step gated_step() {
+    const GatedArgs a{last.out, some(), last.n / 2, last.out_stride, one_in(2) ? Activation::silu : Activation::gelu};
+    const int64_t rows = one_in(8) ? 1 : last.rows, first = one_in(10) ? rows / 2 : 0;
+    last.out = a.out;
+    return [=](const Kernels& k) { k.gated(a, first, rows); };
 }
 
 Step add_step() {
@@ -120,13 +130,14 @@ Step add_step() {
 
 // Two in three times what may go on a chain.
 Step some_step() {
-    constexpr int next[] = {one_of::quantize, one_of::packed, one_of::norm, one_of::norm, one_of::norm, one_of::norm};
-    last.kind = one_in(3) ? int(below(one_of::kinds)) : next[last.kind];
+    constexpr int next[] = {one_of::quantize, one_of::packed, one_of::norm, one_of::gated, one_of::norm, one_of::norm, one_of::norm};
+    last.kind = one_in(3) ? int(below(one_of::kinds)) : last.kind == one_of::norm && one_in(2) ? int(one_of::linear) : next[last.kind];
     switch (last.kind) {
         case one_of::norm: return norm_step();
         case one_of::quantize: return quantize_step();
         case one_of::packed: return packed_step();
         case one_of::linear: return linear_step();
+        case one_of::gated: return gated_step();
         case one_of::add: return add_step();
         default: return [](const Kernels&) { flush(); };  // a look at memory
     }
@@ -145,7 +156,7 @@ bool same(const std::vector<float>& a, const float* b) {
 int64_t round_of(const Kernels& plain, const Kernels& queued) {
     std::vector<float> before(memory_floats), after(memory_floats);
     for (float& x : before) x = float(below(2001) - 1000) / 500.0f;
-    last = {some(), some(), 1, 64, 64, {}, one_of::look};
+    last = {some(), some(), 1, 64, 64, {}, one_of::look, 2, 2};
     std::vector<Step> steps;
     while (steps.size() < 12) steps.push_back(some_step());
     std::memcpy(memory, before.data(), sizeof memory);
