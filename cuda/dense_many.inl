@@ -20,6 +20,16 @@ static constexpr int dense_stage_bytes(int m_tiles, int n_tiles) { return (dense
 static constexpr int dense_stages(int m_tiles, int n_tiles) { return (96 << 10) / dense_stage_bytes(m_tiles, n_tiles); }
 static constexpr int dense_many_bytes(int m_tiles, int n_tiles) { return dense_stages(m_tiles, n_tiles) * dense_stage_bytes(m_tiles, n_tiles); }
 
+// Set where the device's maker has a library for such products (blas.h), by who includes this. False: it made nothing.
+bool (*library_product)(const LibraryProduct&) = nullptr;
+
+// Adds the bias to rows of out. Grid: rows.
+GK_KERNEL void product_bias_kernel(LinearArgs a, int64_t row0) {
+    gk::wait_for_previous(), gk::let_next_start();
+    float* out = a.out + (row0 + gk::block()) * a.out_stride;
+    each_column(a.n, [&](int64_t n) { out[n] += a.bias[n]; });
+}
+
 // Rows row0 .. of x as bf16, zeros from k to a multiple of 64. Grid: rows.
 GK_KERNEL void round_x_kernel(LinearArgs a, int64_t row0, uint32_t* to) {
     gk::wait_for_previous(), gk::let_next_start();

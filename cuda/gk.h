@@ -8,6 +8,8 @@
 #include <initializer_list>
 #include <optional>
 
+#include "blas.h"
+
 #ifndef __CUDACC__
 #include "cuda_shim.h"
 #else

@@ -64,11 +64,21 @@ void dense_many(const LinearArgs& a, int64_t row0, int64_t rows, int64_t begin, 
     GK_LAUNCH((dense_many_kernel<m_tiles, n_tiles>), units, 1, dense_warps * 32, dense_many_bytes(m_tiles, n_tiles), a, row0, rows,
               reinterpret_cast<const uint16_t*>(workspace().scratch), begin, end);
 }
+// Whether it did. The rows are rounded already.
+bool by_library(const LinearArgs& a, int64_t row0, int64_t rows) {
+    const int64_t at = row0 * a.out_stride;
+    if (!library_product || !library_product({a.weight, reinterpret_cast<const uint16_t*>(workspace().scratch), a.residual ? a.residual + at : nullptr,
+                                              a.out + at, rows, a.n, a.k, round_up(a.k, dense_unit), a.out_stride}))
+        return false;
+    if (a.bias) GK_LAUNCH(product_bias_kernel, rows, 1, row_threads, 0, a, row0);
+    return true;
+}
 void dense_many(const LinearArgs& a, int64_t begin, int64_t end) {
     const int64_t at_once = dense_rows_at_once(a.k);
     for (int64_t row0 = 0; row0 < a.rows; row0 += at_once) {
         const int64_t rows = std::min(at_once, a.rows - row0);
         GK_LAUNCH(round_x_kernel, rows, 1, row_threads, 0, a, row0, reinterpret_cast<uint32_t*>(workspace().scratch));
+        if (!a.region && begin == 0 && end == a.n && by_library(a, row0, rows)) continue;
         if (dense_many_large(rows, end - begin, workspace().processors)) dense_many<4, 4>(a, row0, rows, begin, end);
         else dense_many<1, 2>(a, row0, rows, begin, end);
     }

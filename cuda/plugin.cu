@@ -53,6 +53,19 @@ void launch(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int t
 Workspace space{};
 Workspace workspace() { return space; }
 
+// cuBLASLt on the same stream; its kernels are no dependent launches and wait for all before them.
+Blas blas;
+bool blas_product(const LibraryProduct& p) {
+    Blas::Plan* plan = blas.plan(p);
+    return plan && blas.run(*plan, p, stream);
+}
+void open_blas() {
+    void* memory = nullptr;
+    if (!switched_on("GENKIT_CUDA_BLAS")) return;
+    if (cudaMalloc(&memory, Blas::workspace_bytes) == cudaSuccess && blas.open(memory)) library_product = blas_product;
+    else cudaFree(memory), cudaGetLastError();
+}
+
 // ---- plugin.h ----------------------------------------------------------------------------------------------------
 
 const char* facts(DeviceFacts* facts) {
@@ -90,6 +103,7 @@ const char* open(DeviceFacts* found) {
     if (cudaError_t error = cudaMalloc(&space.counters, workspace_counters * sizeof(uint32_t))) return words(error);
     if (cudaError_t error = cudaMemset(space.counters, 0, workspace_counters * sizeof(uint32_t))) return words(error);
     if (cudaError_t error = cudaMalloc(&space.scratch, workspace_bytes)) return words(error);
+    open_blas();
     // Freed memory stays ours: ops ask for the same sizes again and again.
     cudaMemPool_t pool;
     uint64_t keep = UINT64_MAX;
@@ -162,5 +176,8 @@ const DevicePlugin plugin = {GENKIT_PLUGIN_ABI, GENKIT_CUDA_TARGETS, open, facts
 
 }  // namespace
 }  // namespace genkit
+
+// For doctor: what went wrong with cuBLASLt, or "".
+extern "C" __attribute__((visibility("default"))) const char* genkit_blas_trouble() { return genkit::blas.words(); }
 
 extern "C" __attribute__((visibility("default"))) const genkit::DevicePlugin* genkit_device_plugin() { return &genkit::plugin; }

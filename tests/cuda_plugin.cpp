@@ -54,6 +54,19 @@ void start(int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, Body b
 Workspace space{};
 Workspace workspace() { return space; }
 
+Blas blas;
+bool blas_product(const LibraryProduct& p) {
+    Blas::Plan* plan = blas.plan(p);
+    if (!plan) return false;
+    auto run = [=] {
+        const Reach reach;
+        return blas.run(*plan, p, nullptr);
+    };
+    if (!noted) return run();
+    noted->push_back([=] { run(); });
+    return true;
+}
+
 const char* facts(DeviceFacts* f) {
     flush();
     size_t used = 0;
@@ -83,6 +96,7 @@ const char* open(DeviceFacts* f) {
     memory = static_cast<char*>(mmap(nullptr, memory_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (memory == MAP_FAILED) return "no memory";
     space = {static_cast<uint32_t*>(allocate(workspace_counters * sizeof(uint32_t))), static_cast<char*>(allocate(workspace_bytes)), 1};
+    if (switched_on("GENKIT_CUDA_BLAS") && blas.open(allocate(Blas::workspace_bytes))) library_product = blas_product;
     const Reach reach;
     std::memset(space.counters, 0, workspace_counters * sizeof(uint32_t));
     return facts(f);
@@ -138,5 +152,7 @@ const DevicePlugin plugin = {GENKIT_PLUGIN_ABI, "no GPU", open, facts, install_q
 
 // For tests: how many kernels were started, or noted in a graph, so far.
 extern "C" __attribute__((visibility("default"))) int64_t genkit_started() { return genkit::started; }
+
+extern "C" __attribute__((visibility("default"))) const char* genkit_blas_trouble() { return genkit::blas.words(); }
 
 extern "C" __attribute__((visibility("default"))) const genkit::DevicePlugin* genkit_device_plugin() { return &genkit::plugin; }

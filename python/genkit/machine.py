@@ -184,6 +184,8 @@ def cuda_state() -> tuple[bool, str]:
         return False, NOT_BUILT
     from genkit import _core
 
+    if not _core.driver_state()[1] and "GENKIT_CUBLASLT" not in os.environ and (library := cublaslt()[0]):
+        os.environ["GENKIT_CUBLASLT"] = library  # for the plugin, which knows no wheels
     if trouble := _core.open_device(str(plugin)):
         return False, trouble
     facts = _core.device_facts()
@@ -201,6 +203,8 @@ def cuda_facts() -> dict[str, Any]:
     plugin = cuda_plugin()
     built = plugin.exists()
     library, missing = cublaslt()
+    if usable and library:
+        missing = _blas_trouble(plugin)
     return {
         "driver": {"version": version or None, "reason": trouble or None},
         "plugin": {"path": str(plugin) if built else None, "targets": facts.get("targets"),
@@ -213,21 +217,33 @@ def cuda_facts() -> dict[str, Any]:
 
 def cublaslt() -> tuple[str | None, str | None]:
     """The cuBLASLt that can be opened, by path or by the name the system knows it by, and why there is none."""
-    if os.environ.get("GENKIT_CUBLAS") == "off":
-        return None, "GENKIT_CUBLAS=off"
+    if os.environ.get("GENKIT_CUDA_BLAS") == "0":
+        return None, "GENKIT_CUDA_BLAS=0"
     import ctypes
 
+    given = os.environ.get("GENKIT_CUBLASLT")
     nvidia = importlib.util.find_spec("nvidia")
     folders = [Path(folder) for folder in (nvidia and nvidia.submodule_search_locations) or ()]
-    for name in CUBLASLT:
-        found = [str(path) for folder in folders for path in sorted(folder.glob(f"*/lib/{name}"))]
-        for candidate in [*found, name]:
-            try:
-                ctypes.CDLL(candidate)
-            except OSError:
-                continue
-            return candidate, None
+    candidates = [found for name in CUBLASLT for found in (*(str(path) for folder in folders for path in sorted(folder.glob(f"*/lib/{name}"))), name)]
+    for candidate in [given] if given else candidates:
+        try:
+            ctypes.CDLL(candidate)
+        except OSError:
+            continue
+        return candidate, None
+    if given:
+        return None, f"GENKIT_CUBLASLT={given} cannot be opened"
     return None, f"{CUBLASLT[0]} not found; pip install 'genkit[cublas]' brings it"
+
+
+def _blas_trouble(plugin: Path) -> str | None:
+    """Why the open plugin does without cuBLASLt, or did for a product."""
+    import ctypes
+
+    trouble = ctypes.CDLL(str(plugin)).genkit_blas_trouble
+    trouble.restype = ctypes.c_char_p
+    words = trouble().decode()
+    return f"{words}; the plugin's own kernels are used" if words else None
 
 
 def gpu_expected(root: Path = _ROOT) -> bool:
