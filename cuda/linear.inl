@@ -24,6 +24,7 @@ template <class T>
 DEVICE void linear_output(const LinearArgs& a, int64_t n, int64_t row0) {
     const T* w = static_cast<const T*>(a.weight) + n * a.k;
     const int64_t rows = a.rows - row0 < linear_rows ? a.rows - row0 : linear_rows;
+    const bool aligned = reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && a.x_stride % 4 == 0;
     float acc[linear_rows] = {};
     for (int64_t k = gk::lane() * 8; k < a.k; k += 256) {
         float weight[8];
@@ -32,8 +33,10 @@ DEVICE void linear_output(const LinearArgs& a, int64_t n, int64_t row0) {
         GK_UNROLL
         for (int m = 0; m < linear_rows; m++) {
             if (m >= rows) continue;
-            const float* x = a.x + (row0 + m) * a.x_stride + k;
-            for (int i = 0; i < count; i++) acc[m] = gk::fma(x[i], weight[i], acc[m]);
+            float x[8];
+            dense_load(a.x + (row0 + m) * a.x_stride + k, count, aligned, x);
+            GK_UNROLL
+            for (int i = 0; i < 8; i++) acc[m] = gk::fma(x[i], weight[i], acc[m]);
         }
     }
     GK_UNROLL

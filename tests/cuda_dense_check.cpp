@@ -44,20 +44,41 @@ void check_plans() {
     for (int64_t k = 1; k < 70000; k += k < 4200 ? 1 : 517) {
         const int64_t part = dense_part(k);
         expect(part % dense_unit == 0 && part > 0 && part * dense_parts >= k, "parts of k " + std::to_string(k));
-        const int64_t rows = dense_rows_at_once(k);
-        expect(rows % 128 == 0 && rows >= 128 && rows * round_up(k, dense_unit) * 2 <= workspace_bytes, "rows rounded at once, k " + std::to_string(k));
+        for (bool half : {false, true}) {
+            const int64_t rows = dense_rows_at_once(k, half);
+            expect(rows % 128 == 0 && (rows >= 128 || (half && k > 65536)) && rows * round_up(k, dense_unit) * dense_x_bytes(half) <= workspace_bytes,
+                   "rows rounded at once, k " + std::to_string(k));
+        }
     }
     for (int64_t rows = 1; rows <= 300; rows++)
         for (int64_t outputs : {1, 16, 100, 2048, 4096, 28672, 128256})
             for (int64_t count : {1, 80, 132}) {
                 const int tiles = dense_few_tiles(rows, outputs, count);
                 expect(tiles == 1 || ((tiles == 2 || tiles == 4) && (outputs + 16 * tiles - 1) / (16 * tiles) >= 2 * count), "outputs of a block");
-                if (dense_many_large(rows, outputs, count)) expect(rows > 64 && (outputs + 127) / 128 * ((rows + 127) / 128) >= count, "large tiles");
+                for (bool half : {false, true})
+                    if (dense_many_large(half, rows, outputs, count))
+                        expect(rows > 64 && (outputs + 127) / 128 * ((rows + (half ? 63 : 127)) / (half ? 64 : 128)) >= count, "large tiles");
             }
-    for (auto [m, n] : {std::pair(4, 4), std::pair(1, 2)}) {
-        expect(dense_many_bytes(m, n) <= 100 << 10 && dense_stages(m, n) >= 3, "shared memory of tiles");
-        expect(dense_stage_bytes(m, n) == (32 * m + 32 * n) * 128, "a stage");
-    }
+    for (bool half : {false, true})
+        for (auto [m, n] : {std::pair(4, dense_large_n(half)), std::pair(1, 2)}) {
+            expect(dense_many_bytes(half, m, n) <= 100 << 10 && dense_stages(half, m, n) >= 3, "shared memory of tiles");
+            const int rows = 32 * n, lines = half ? 16 : 8;
+            std::set<int> seen;
+            for (int row = 0; row < rows; row++)
+                for (int line = 0; line < lines; line++) {
+                    const int at = dense_row_at(half, rows, row, line);
+                    expect(at >= 0 && at % 16 == 0 && at + 16 <= rows * lines * 16 && seen.insert(at).second, "a line's place in a stage");
+                }
+            expect(dense_stage_bytes(half, m, n) == 32 * m * 128 + rows * lines * 16, "a stage");
+            for (int step = 0; step < 2; step++)  // what eight lanes read at once, rows g and g + 1: all 32 banks
+                for (int which = 0; which < (half ? 2 : 1); which++)
+                    for (int g = 0; g < 8; g += 2) {
+                        std::set<int> banks;
+                        for (int lane = 0; lane < 8; lane++)
+                            banks.insert(dense_row_at(half, rows, g + lane / 4, half ? (step * 4 + lane % 4) * 2 + which : step * 4 + lane % 4) / 16 % 8);
+                        expect(banks.size() == 8, "banks of a stage");
+                    }
+        }
 }
 
 // ---- products --------------------------------------------------------------------------------------------------------
@@ -109,7 +130,7 @@ void check_product(const Problem& p) {
     const int64_t split = below(3) ? 0 : below(n + 1);
     fast.linear(a, 0, split);
     fast.linear(a, split, n);
-    const bool many = a.rows > 16 && p.dtype == DType::bf16;
+    const bool many = a.rows > 16;
     for (const std::string& kernel : started)
         expect(kernel == (!dense ? "linear_kernel" : !many ? kernel : "round_x_kernel") || (many && kernel.find("dense_many_kernel") != std::string::npos),
                what + ": by " + kernel);
@@ -158,13 +179,13 @@ void check_few() {
 }
 
 void check_many() {
-    for (int i = 0; i < 24; i++)
-        check_product({17 + below(i % 3 ? 60 : 180), 1 + below(i % 4 ? 60 : 400), some_k() * (i % 5 ? 1 : 2), i % 6 ? DType::bf16 : DType::f16, below(4) ? 0 : 2 + below(2), 1});
+    for (int i = 0; i < 32; i++)
+        check_product({17 + below(i % 3 ? 60 : 180), 1 + below(i % 4 ? 60 : 400), some_k() * (i % 5 ? 1 : 2), i % 2 ? DType::bf16 : DType::f16, below(4) ? 0 : 2 + below(2), 1});
 }
 
 // More rows than are rounded at once.
 void check_pieces() {
-    const int64_t k = 129000, rows = dense_rows_at_once(k) + 5;
+    const int64_t k = 129000, rows = dense_rows_at_once(k, false) + 5;
     std::vector<uint16_t> weight(size_t(k + 8), 0);
     uint16_t* w = weight.data() + (16 - reinterpret_cast<uintptr_t>(weight.data()) % 16) % 16 / 2;
     w[k - 1] = 0x3f80, w[3] = 0x4000;
