@@ -1,6 +1,7 @@
 // The plugin of cuda/ on a processor: the same kernels through the shim, on memory that only they and the copies may touch.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -21,6 +22,7 @@ char* memory = nullptr;
 std::map<size_t, size_t> taken;  // offset -> bytes
 std::vector<std::function<void()>>* noted = nullptr;
 int opened = 0;
+size_t used = 0, most_used = 0;
 
 // The device's memory can be reached while one of these lives.
 struct Reach {
@@ -69,8 +71,6 @@ bool blas_product(const LibraryProduct& p) {
 
 const char* facts(DeviceFacts* f) {
     flush();
-    size_t used = 0;
-    for (auto& [at, bytes] : taken) used += bytes;
     snprintf(f->name, sizeof f->name, "a processor that stands in for a GPU");
     f->major = 0, f->minor = 0, f->processors = 1;
     f->memory = int64_t(memory_bytes), f->available = int64_t(memory_bytes - used);
@@ -86,6 +86,7 @@ void* allocate(size_t bytes) {
     }
     if (at + bytes > memory_bytes) return nullptr;
     taken[at] = bytes;
+    most_used = std::max(most_used, used += bytes);
     const Reach reach;
     std::memset(memory + at, 0xff, bytes);  // NaN, never zeros
     return memory + at;
@@ -96,6 +97,7 @@ const char* open(DeviceFacts* f) {
     memory = static_cast<char*>(mmap(nullptr, memory_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (memory == MAP_FAILED) return "no memory";
     space = {static_cast<uint32_t*>(allocate(workspace_counters * sizeof(uint32_t))), static_cast<char*>(allocate(workspace_bytes)), 1};
+    if (space.counters == nullptr || space.scratch == nullptr) return "no memory";
     if (switched_on("GENKIT_CUDA_BLAS") && blas.open(allocate(Blas::workspace_bytes))) library_product = blas_product;
     const Reach reach;
     std::memset(space.counters, 0, workspace_counters * sizeof(uint32_t));
@@ -104,7 +106,9 @@ const char* open(DeviceFacts* f) {
 
 void release(void* p) {
     flush();
-    taken.erase(size_t(static_cast<char*>(p) - memory));
+    auto block = taken.find(size_t(static_cast<char*>(p) - memory));
+    used -= block->second;
+    taken.erase(block);
 }
 
 const char* copy(void* to, const void* from, size_t bytes) {
@@ -154,5 +158,12 @@ const DevicePlugin plugin = {GENKIT_PLUGIN_ABI, "no GPU", open, facts, install_q
 extern "C" __attribute__((visibility("default"))) int64_t genkit_started() { return genkit::started; }
 
 extern "C" __attribute__((visibility("default"))) const char* genkit_blas_trouble() { return genkit::blas.words(); }
+
+// How many bytes were taken at most since this was asked last.
+extern "C" __attribute__((visibility("default"))) int64_t genkit_most_used() {
+    const size_t most = genkit::most_used;
+    genkit::most_used = genkit::used;
+    return int64_t(most);
+}
 
 extern "C" __attribute__((visibility("default"))) const genkit::DevicePlugin* genkit_device_plugin() { return &genkit::plugin; }

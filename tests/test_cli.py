@@ -118,7 +118,7 @@ def test_json_is_one_strict_object_with_everything(player):
     made = strict_json(text_of(done))
     assert set(made) == {"model", "prompt", "text", "prompt_token_ids", "token_ids", "finish_reason", "logprobs", "seed",
                          "settings", "usage", "timings", "device", "tier", "threads", "quantize",
-                         "kv_type"}
+                         "kv_type", "layers", "gpu_layers", "gpu_weight_bytes"}
     assert made["model"] == str(player) and made["prompt"] == PROMPT and made["seed"] == 11
     assert made["usage"] == {"prompt_tokens": 2, "completion_tokens": 9, "total_tokens": 11}
     assert len(made["token_ids"]) == 9 and len(made["prompt_token_ids"]) == 2 and made["finish_reason"] == "length"

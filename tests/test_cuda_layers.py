@@ -3,6 +3,7 @@ stand-in (tests/cuda_plugin.cpp)."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,14 @@ from test_cuda import driver, needs_compiler, stand_in  # noqa: F401 (a fixture)
 from genkit import machine
 
 TESTS = Path(__file__).parent
+WORKSPACE = (32 << 20) + (1 << 18)  # what the plugin takes for itself (cuda/workspace.h)
+SHORT = ("generate", "-n", "2", "--temp", "0", "def f")
 
 
 def findings(stand_in, part, memory=None):  # noqa: F811
     """What cuda_layers.py tells of a part, by name; memory: bytes of the device."""
     folder, plugin = stand_in
-    more = {} if memory is None else {"GENKIT_STAND_IN_MEMORY": str(memory)}
+    more = {} if memory is None else {"GENKIT_STAND_IN_MEMORY": str(memory), "GENKIT_CUDA_BLAS": "0"}
     done = subprocess.run([sys.executable, TESTS / "cuda_layers.py", plugin, part], capture_output=True, text=True, timeout=600,
                           env=os.environ | {"LD_LIBRARY_PATH": str(folder)} | more)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -43,9 +46,75 @@ def test_a_device_in_use_is_put_back(stand_in):  # noqa: F811
     assert beams["ours"] == pytest.approx(beams["want"], abs=2e-2)
 
 
+# ---- models that are only partly on the device, and what does not fit ------------------------------------------------------
+
+
+@needs_compiler
+def test_the_last_layers_on_the_device_write_the_same_text(stand_in):  # noqa: F811
+    found = findings(stand_in, "default")
+    assert [(line["placed"], line["whole"]) for line in found.values()] == [(0, False), (1, False), (3, False), (5, True)]
+    wrong = [(what, way) for what, line in found.items() for way, same in line["same"].items() if not same]
+    assert not wrong and "together" in found["3 layers"]["same"]
+
+
+@needs_compiler
+def test_every_architecture_split(stand_in):  # noqa: F811
+    """And a step takes no more memory than is set aside for it, weights what they are said to."""
+    found = findings(stand_in, "architectures")
+    split = {name: line for name, line in found.items() if "placed" in line}
+    assert len(split) >= 25
+    for name, line in split.items():
+        assert line["placed"] == line["of"] - 1 and line["distance"] < 1e-4 and line["same"], (name, line)
+        assert line["most"] <= line["room"] < 4 * line["most"], (name, line)
+        assert line["weights"] <= line["taken"] < 1.05 * line["weights"], (name, line)
+        assert found[f"{name} given back"]["bytes"] == 0
+
+
+@needs_compiler
+def test_what_does_not_fit_is_refused_and_given_back(stand_in):  # noqa: F811
+    found = findings(stand_in, "memory", memory=WORKSPACE + (16 << 20))
+    assert found["fitted"]["placed"] in range(1, 5) and found["fitted"]["taken"] < 16 << 20
+    words = {what: line["words"] for what, line in found.items() if "code" in line}
+    assert {line["code"] for line in found.values() if "code" in line} == {4}
+    assert words["all layers"].startswith("--device cuda: 5 of 5 layers, their keys and values, and a step's own memory need ")
+    assert "MiB are free there; use fewer --gpu-layers" in words["all layers"]
+    assert re.match(r"\d+ tokens in 200 sequence\(s\) need \d+\.\d MiB on cuda", words["batch"])
+    assert "on cuda beside the weights" in words["batch"] and "fewer sequences at once" in words["batch"]
+    assert words["cache in the middle"].startswith("KV cache of ")
+    assert words["step in the middle"].startswith("--device cuda: its memory ran out in the middle of a step, ")
+    assert words["weights in the middle"].startswith("--device cuda: no memory for a weight of ")
+    assert found["usable afterwards"]["same"]
+    assert {line["bytes"] for what, line in found.items() if what.endswith("given back")} == {0}
+
+
+@needs_compiler
+def test_as_many_layers_as_fit_are_taken_and_said(stand_in):  # noqa: F811
+    folder, plugin = stand_in
+    small = {"GENKIT_STAND_IN_MEMORY": str(WORKSPACE + (16 << 20)), "GENKIT_CUDA_BLAS": "0"}
+    want = command(folder, plugin, *SHORT, "--device", "cpu", "-q")
+    fitted = command(folder, plugin, *SHORT, "--device", "cuda", **small)
+    assert fitted.returncode == 0 and fitted.stdout == want.stdout
+    line = re.search(r"genkit: ([1-4]) of 5 layers on the GPU \(\d\.\d MiB of weights, 16\.0 MiB were free\), the rest on the processor\n",
+                     fitted.stderr)
+    assert line
+    facts = json.loads(command(folder, plugin, *SHORT, "--device", "cuda", "-ngl", "auto", "--json", **small).stdout)
+    assert (facts["layers"], facts["gpu_layers"]) == (5, int(line[1])) and 0 < facts["gpu_weight_bytes"] < 16 << 20
+    refused = command(folder, plugin, *SHORT, "--device", "cuda", "-ngl", "99", **small)
+    assert (refused.returncode, refused.stdout) == (4, "") and refused.stderr.startswith("genkit: error: --device cuda: 5 of 5 layers")
+    whole = command(folder, plugin, *SHORT, "--device", "cuda", "-ngl", "99")
+    assert whole.returncode == 0 and "layers on the GPU" not in whole.stderr and whole.stdout == want.stdout
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (("--device", "cpu", "-ngl", "3"), "--gpu-layers 3 with --device cpu: no layer runs on a GPU; leave one away"),
+    (("-ngl", "-2"), "'-2' is not a number of layers, auto or all"), (("-ngl", "few"), "'few' is not a whole number")])
+def test_layers_that_cannot_be_are_refused(tmp_path, arguments, words):
+    refused = command(tmp_path, "absent.so", *SHORT, *arguments)
+    assert refused.returncode == 2 and words in refused.stderr
+
+
 # ---- which device, and what is said of it --------------------------------------------------------------------------------
 
-SHORT = ("generate", "-n", "2", "--temp", "0", "def f")
 UNPROVEN = "genkit: running on the processor: the CUDA kernels have run on no GPU yet; --device cuda uses them\n"
 
 

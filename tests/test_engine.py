@@ -267,7 +267,7 @@ def test_token_ids_work_without_a_tokenizer(altered, model):
 
 def test_memory_is_counted_before_it_is_taken(model, monkeypatch):
     monkeypatch.setattr("genkit.machine.memory_available", lambda: 10_000)
-    with pytest.raises(ResourceError, match="GiB are free") as caught:
+    with pytest.raises(ResourceError, match="beside the weights, and 9.8 KiB are free") as caught:
         model.generate(PROMPT, max_tokens=100)
     assert caught.value.exit_code == 4
 

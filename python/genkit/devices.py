@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, Iterator, TypeVar
 
 from genkit import _core, machine
 from genkit.errors import DeviceError, ResourceError, UsageError
+from genkit.plaintext import format_bytes
 
 T = TypeVar("T")
 
 # Objects that hold weights: those of these modules, and what they hold in turn.
 LAYERS = ("genkit.nn", "genkit.moe", "genkit.models")
+WEIGHTS = (_core.Tensor, _core.PackedWeight, _core.ExpertWeights)
 
 
 # Whether auto may take a GPU: only once the CUDA kernels have run on one and all that docs/cuda.md checks there was right.
@@ -61,6 +64,12 @@ def using(device: str) -> Iterator[None]:
         if device != "cpu" and str(error).startswith("cuda"):
             raise DeviceError(f"{error}; --device cpu does without it") from None
         raise
+    except MemoryError:
+        if device == "cpu":
+            raise
+        raise ResourceError(f"--device {device}: its memory ran out in the middle of a step, {format_bytes(free_memory(device))} are "
+                            "free there; use a smaller --context or -n, fewer sequences at once, --kv-type int8 or fewer "
+                            "--gpu-layers") from None
     finally:
         _core.use_device(before)
 
@@ -86,30 +95,46 @@ def free_memory(device: str) -> int:
 
 
 def place(layer: Any, device: str, placed: dict[int, Any] | None = None) -> Any:
-    """Moves all weights of a layer to the device, in place; what is shared stays shared. Returns the layer, or the moved
-    tensor. Raises ResourceError when they do not fit."""
+    """A layer like this one whose weights are on the device; what holds none stays itself, what is shared stays shared, and
+    with the same `placed` also between calls. The layer is left as it is. Raises ResourceError when they do not fit."""
     placed = {} if placed is None else placed
     if id(layer) in placed:
         return placed[id(layer)][0]
     moved = layer
-    if isinstance(layer, (_core.Tensor, _core.PackedWeight, _core.ExpertWeights)):
+    if isinstance(layer, WEIGHTS):
         try:
             moved = layer.to(device)
         except MemoryError:
-            raise ResourceError(f"--device {device}: no memory for a weight of {layer.nbytes / 2**20:.0f} MiB, "
-                                f"{free_memory(device) / 2**30:.1f} GiB are free there; use --quantize or --device cpu") from None
-    elif isinstance(layer, tuple):
+            raise ResourceError(f"--device {device}: no memory for a weight of {format_bytes(layer.nbytes)}, "
+                                f"{format_bytes(free_memory(device))} are free there; use --quantize, fewer --gpu-layers or "
+                                "--device cpu") from None
+    elif isinstance(layer, (tuple, list)):
         parts = [place(part, device, placed) for part in layer]
         if any(new is not old for new, old in zip(parts, layer)):
-            moved = type(layer)(*parts) if hasattr(layer, "_fields") else tuple(parts)
-    elif isinstance(layer, list):
-        layer[:] = [place(part, device, placed) for part in layer]
-    elif isinstance(layer, dict):
-        layer.update({name: place(part, device, placed) for name, part in layer.items()})
-    elif type(layer).__module__.startswith(LAYERS) and hasattr(layer, "__dict__"):
-        placed[id(layer)] = layer, layer
-        for name, value in vars(layer).items():
-            if (new := place(value, device, placed)) is not value:
-                setattr(layer, name, new)
+            moved = type(layer)(*parts) if hasattr(layer, "_fields") else type(layer)(parts)
+    elif isinstance(layer, dict) or _holds(layer):
+        values = layer if isinstance(layer, dict) else vars(layer)
+        new = {name: place(value, device, placed) for name, value in values.items()}
+        if any(new[name] is not value for name, value in values.items()):
+            moved = new if isinstance(layer, dict) else copy(layer)
+            if moved is not new:
+                vars(moved).update(new)
     placed[id(layer)] = moved, layer  # the second keeps the id from being another's
     return moved
+
+
+def weights(layer: Any, seen: dict[int, Any] | None = None) -> "list[Any]":
+    """All weights of a layer, each once."""
+    seen = {} if seen is None else seen
+    if id(layer) in seen:
+        return []
+    seen[id(layer)] = layer
+    if isinstance(layer, WEIGHTS):
+        return [layer]
+    parts = layer.values() if isinstance(layer, dict) else layer if isinstance(layer, (tuple, list)) else \
+        vars(layer).values() if _holds(layer) else ()
+    return [weight for part in parts for weight in weights(part, seen)]
+
+
+def _holds(layer: Any) -> bool:
+    return type(layer).__module__.startswith(LAYERS) and hasattr(layer, "__dict__")

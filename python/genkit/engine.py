@@ -6,6 +6,7 @@ a call where nothing has to be decided in Python between them. The maths is in t
 
 from __future__ import annotations
 
+import functools
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, Sequence as 
 
 import numpy as np
 
-from genkit import _core, checkpoints, machine, models
+from genkit import _core, checkpoints, machine, models, split
 from genkit.batch import PREFILL_CHUNK, Batch, Job, prefill
 from genkit.checkpoints.safetensors import check_memory
 from genkit.checks import whole_number
@@ -26,7 +27,9 @@ from genkit.devices import choose_device, free_memory, stepping, using
 from genkit.errors import Interrupted, ResourceError, UsageError
 from genkit.generation import Generation, Request, Stream, Text
 from genkit.kv_cache import KV_TYPES, KVCache, Sequence, page_bytes, pages_for
+from genkit.nn import Weights
 from genkit.opening import Opened, open_model
+from genkit.plaintext import format_bytes
 from genkit.plan import Decoder
 from genkit.quant import formats
 from genkit.text.tokenizer import Tokenizer
@@ -36,14 +39,15 @@ if TYPE_CHECKING:
 
 
 def load(path: str | Path, device: str = "auto", threads: int | None = None, *, quantize: str | None = None,
-         kv_type: str = "auto", context: int | None = None, revision: str | None = None, offline: bool = False,
+         kv_type: str = "auto", context: int | None = None, gpu_layers: int | None = None, revision: str | None = None, offline: bool = False,
          progress: Callable[[int, int], None] | None = None) -> "LoadedModel":
     """Reads a model: a Hugging Face folder, a GGUF file, or a name on the hub.
 
     device: "auto", "cpu" or "cuda". threads: default all that this process may use. quantize: "int4" or "int8" rounds
     the weights while they are read, "none" keeps them; default what the model's config.json asks for, else "none".
     kv_type: how keys and values are kept, "f32", "f16", "bf16", "int8", or "auto": f32 where the weights are f32, else
-    bf16. context: longest prompt plus text in tokens, default what the model was made for. progress(done, total) is told
+    bf16. context: longest prompt plus text in tokens, default what the model was made for. gpu_layers: how many layers, the last ones, are
+    on the GPU, the rest on the processor; default as many as fit. progress(done, total) is told
     bytes of weights read.
 
     Raises UsageError, BadFileError, ResourceError or DeviceError.
@@ -57,11 +61,11 @@ def load(path: str | Path, device: str = "auto", threads: int | None = None, *, 
     with ExitStack() as stack:
         opened = open_model(folder, stack)
         return load_opened(opened, str(path), threads, device=device, quantize=quantize, kv_type=kv_type, context=context,
-                           progress=progress, start=start)
+                           gpu_layers=gpu_layers, progress=progress, start=start)
 
 
 def load_opened(opened: Opened, name: str, threads: int, *, device: str = "cpu", quantize: str | None = None, kv_type: str = "auto",
-                context: int | None = None, progress: Callable[[int, int], None] | None = None,
+                context: int | None = None, gpu_layers: int | None = None, progress: Callable[[int, int], None] | None = None,
                 start: float | None = None) -> "LoadedModel":
     """As load, of a model whose files are open, or that lies in memory. name: what messages call it. start: of load_s, on the
     clock of time.perf_counter."""
@@ -73,7 +77,9 @@ def load_opened(opened: Opened, name: str, threads: int, *, device: str = "cpu",
         raise UsageError(f"{name}: its weights are codes already: --quantize {quantize} would round them a second time; "
                          "leave it away")
     _core.set_threads(threads)
-    check_memory(checkpoint, bits=None if format is None else format.bits)
+    bits = None if format is None else format.bits
+    if device == "cpu":
+        check_memory(checkpoint, bits=bits)
     if progress is not None:
         done = 0
 
@@ -84,15 +90,23 @@ def load_opened(opened: Opened, name: str, threads: int, *, device: str = "cpu",
 
         checkpoint.progress = count
     kv_type = choose_kv_type(kv_type, checkpoint, quantize)
-    model = models.load_model(fields, checkpoint, None if format is None else format.core(), device)
+    core_format, placing = None if format is None else format.core(), None
+    if device == "cpu":
+        model = models.load_model(fields, checkpoint, core_format)
+    else:
+        model = models.open_model(fields, checkpoint, functools.partial(Weights, format=core_format))
     longest = model.config.max_positions
-    context = longest if context is None else whole_number("context", context, 1, longest)
+    if context is not None:
+        whole_number("context", context, 1, longest)
+    if device != "cpu":
+        model, placing = split.load(model, checkpoint, device, gpu_layers, context, kv_type, bits)
+    context = longest if context is None else context
     tokenizer = None
     if opened.has_tokenizer:  # without one the model still takes token ids
         tokenizer = opened.tokenizer()
         checkpoints.check_token_ids(tokenizer.vocab_size - 1, model.config.vocab_size, tokenizer.path)
     return LoadedModel(opened, model, tokenizer, context, threads, device, quantize, kv_type,
-                       time.perf_counter() - start)
+                       time.perf_counter() - start, placing)
 
 
 def choose_quantize(quantize: str | None, fields: "Fields") -> str:
@@ -127,13 +141,14 @@ class LoadedModel:
     """A model in memory. One call at a time; use it from several threads only in turns."""
 
     def __init__(self, opened: Opened, model: Any, tokenizer: Tokenizer | None, context: int, threads: int, device: str,
-                 quantize: str, kv_type: str, load_s: float) -> None:
+                 quantize: str, kv_type: str, load_s: float, placing: "split.Placing | None" = None) -> None:
         self.folder = opened.path
         self.widened = opened.checkpoint.widened_words()  # matrices that run larger than they are in the file, in words
         self.config = model.config
         self.context = context
         self.threads = threads
         self.device = device  # "cpu" or "cuda"
+        self.placing = placing  # what is on the device, None on the processor
         self.kv_type = kv_type  # of the cache: "f32", "f16", "bf16" or "int8"
         self.quantize = quantize  # what the weights were rounded to: "none", "int4", "int8"
         self.load_s = load_s
@@ -171,7 +186,7 @@ class LoadedModel:
             return self._logits(ids)
 
     def _logits(self, ids: list[int]) -> np.ndarray:
-        cache = self._cache([len(ids)], len(ids) * self.config.vocab_size * 4)
+        cache = self._cache([len(ids)], len(ids) * self.config.vocab_size * 4, min(len(ids), PREFILL_CHUNK))
         sequence = Sequence()
         out, arena = np.empty((len(ids), self.config.vocab_size), np.float32), _core.Arena()
         for begin in range(0, len(ids), PREFILL_CHUNK):
@@ -390,13 +405,23 @@ class LoadedModel:
                              "prompt or raise --context")
         return ids
 
-    def _cache(self, lengths: list[int], more_bytes: int = 0) -> KVCache:
-        """A cache for sequences of so many tokens. Raises ResourceError when the machine has no room for it."""
-        c = self.config
+    def _cache(self, lengths: list[int], more_bytes: int = 0, logit_rows: int = 1) -> KVCache:
+        """A cache for sequences of so many tokens. more_bytes: what else there will be on the processor. logit_rows: of a step.
+        Raises ResourceError when there is no room for it."""
+        c, placing = self.config, self.placing
         pages = sum(pages_for(length) + 1 for length in lengths)  # a spare each for copies on write
-        need = pages * page_bytes(c.layers, c.kv_heads, c.head_dim, self.kv_type) + more_bytes
-        free = free_memory(self.device)
+        layer = pages * page_bytes(1, c.kv_heads, c.head_dim, self.kv_type)
+        far = 0 if placing is None else placing.layers
+        if placing is not None:
+            rows = max(len(lengths), min(max(lengths), PREFILL_CHUNK))
+            self._check_room(lengths, far * layer + placing.step_bytes(rows, max(logit_rows, len(lengths))), self.device)
+        if c.layers > far or more_bytes:
+            self._check_room(lengths, (c.layers - far) * layer + more_bytes, "cpu")
+        return KVCache(c.layers, c.kv_heads, c.head_dim, pages, self.kv_type, 0 if placing is None else c.layers - far)
+
+    def _check_room(self, lengths: list[int], need: int, device: str) -> None:
+        free = free_memory(device)
         if need > free:
-            raise ResourceError(f"{max(lengths)} tokens in {len(lengths)} sequence(s) need {need / 2**30:.1f} GiB beside the "
-                                f"weights, and {free / 2**30:.1f} GiB are free; use a smaller --context or -n")
-        return KVCache(c.layers, c.kv_heads, c.head_dim, pages, self.kv_type)
+            where, more = ("", "") if device == "cpu" else (f" on {device}", ", fewer sequences at once, --kv-type int8 or fewer --gpu-layers")
+            raise ResourceError(f"{max(lengths)} tokens in {len(lengths)} sequence(s) need {format_bytes(need)}{where} beside the "
+                                f"weights, and {format_bytes(free)} are free{where and ' there'}; use a smaller --context or -n{more}")

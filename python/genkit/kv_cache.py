@@ -6,12 +6,14 @@ Beam search, and later prefix reuse and batching, are all the same thing here: s
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import NamedTuple, Optional
 from typing import Sequence as Sized
 
 import numpy as np
 
 from genkit import _core
+from genkit.devices import using
 from genkit.errors import ResourceError
 
 PAGE_KEYS = _core.PAGE_KEYS
@@ -68,7 +70,8 @@ class Sequence:
 class KVCache:
     """Keys and values of all layers in one of KV_TYPES. Memory is committed by the system as pages are first written."""
 
-    def __init__(self, layers: int, kv_heads: int, head_dim: int, pages: int, dtype: str = "f32") -> None:
+    def __init__(self, layers: int, kv_heads: int, head_dim: int, pages: int, dtype: str = "f32", on_processor: int = 0) -> None:
+        """on_processor: of so many layers, the first ones, they lie there whatever device is in use."""
         if dtype not in KV_TYPES:
             raise ValueError(f"keys and values cannot be {dtype!r}; known: {', '.join(KV_TYPES)}")
         shape = (kv_heads, pages, PAGE_KEYS, head_dim)
@@ -79,7 +82,9 @@ class KVCache:
             return LayerPages(_core.Tensor.zeros(shape, element), _core.Tensor.zeros(shape, element), *scales)
 
         try:
-            self.layers = [layer() for _ in range(layers)]
+            with using("cpu" if on_processor else _core.device_in_use()):
+                self.layers = [layer() for _ in range(on_processor)]
+            self.layers += [layer() for _ in range(on_processor, layers)]
         except MemoryError:
             size = pages * page_bytes(layers, kv_heads, head_dim, dtype)
             raise ResourceError(f"KV cache of {pages * PAGE_KEYS} tokens needs {size / 2**30:.1f} GiB, which the system "
@@ -153,10 +158,10 @@ class KVCache:
         sequence.pages[-1] = own
 
     def _copy_pages(self, source: list[int], target: list[int]) -> None:
-        indices = [_core.Tensor.from_numpy(np.array(pages, np.int32)) for pages in (source, target)]
-        for layer in self.layers:
-            for pages in layer:
-                if pages is not None and source:
+        for device, layers in groupby(self.layers if source else [], lambda layer: layer.k.device):
+            with using(device):
+                indices = [_core.Tensor.from_numpy(np.array(pages, np.int32)) for pages in (source, target)]
+                for pages in (pages for layer in layers for pages in layer if pages is not None):
                     _core.copy_pages(pages, *indices)
 
     def _take(self) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 
 from genkit import _core
 from genkit.kv_cache import KVCache, Sequence, Step, pages_for
+from genkit.split import SplitModel
 
 if TYPE_CHECKING:
     from genkit.decoding.sampling import Sampler
@@ -77,12 +78,13 @@ class Decoder:
         self._cache = cache
         self._longest = longest
         self._sampler = sampler
+        self._split = isinstance(model, SplitModel)
         self._recorded: dict[tuple[int, bool], _Rows] = {}
 
     def step(self, work: Sized[tuple[Sequence, int]], context_length: int = 0) -> _core.Tensor:
         """Feeds a token to each sequence -> logits [rows, vocab], good until the next call."""
-        rows = self._rows(len(work), draws=False)
-        if rows.varies:
+        rows = None if self._split else self._rows(len(work), draws=False)
+        if rows is None or rows.varies:
             step = self._cache.step([(sequence, [token]) for sequence, token in work], context_length=context_length)
             return self._model(step, self._cache)
         for row, (sequence, token) in enumerate(work):
@@ -95,9 +97,9 @@ class Decoder:
         """Feeds a token to each sequence and then what it draws, without returning to Python -> what each drew, equally
         many: at most `count`, none after `seconds` or after a step that drew one of stop_ids. The last ones are not fed
         yet. None at all, with nothing changed, where the caller has to `step` and look at the logits itself: some are not
-        finite, or every step is another."""
-        rows = self._rows(len(work), draws=True)
-        if rows.varies:
+        finite, or every step is another or on two devices."""
+        rows = None if self._split else self._rows(len(work), draws=True)
+        if rows is None or rows.varies:
             return [[] for _ in work]
         fed = [sequence.length for sequence, _ in work]
         for row, (sequence, token) in enumerate(work):

@@ -12,7 +12,7 @@ from genkit.cli.interrupt import Interrupts
 from genkit.cli.output import TextOutput
 from genkit.cli.prompt import checked, read_prompt, read_text_file
 from genkit.cli.terminal import bar, note
-from genkit.cli.values import Device, KVType, Quantize, logit_bias, real, token_count, whole
+from genkit.cli.values import Device, KVType, Quantize, layer_count, logit_bias, real, token_count, whole
 from genkit.errors import Interrupted, UsageError
 from genkit.plaintext import json_text
 
@@ -170,6 +170,12 @@ def generate(
     device: Annotated[
         Device, option("--device", "-dev", metavar="auto|cpu|cuda", panel=MACHINE, help="cuda: the GPU, whose kernels have only been proven on a processor so far. Default: auto, the processor.")
     ] = Device.auto,
+    gpu_layers: Annotated[
+        Optional[int],
+        option("--gpu-layers", "-ngl", "--n-gpu-layers", metavar="N|auto|all", panel=MACHINE, parser=layer_count,
+               help="How many of the model's layers, the last ones, run on the GPU with their keys and values; the rest runs on the "
+                    "processor. Default: auto, as many as fit.")
+    ] = None,
     threads: Annotated[
         Optional[int],
         option("-t", "--threads", metavar="N", panel=MACHINE, parser=whole, help="Default: the processors this process may use."),
@@ -222,7 +228,9 @@ def generate(
     if system_file is not None:
         system = read_text_file(system_file, "system message")
     settings["system"] = None if system is None else checked(system, "--system")
-    loading = dict(device=device.value, threads=threads, quantize=quantize and quantize.value, kv_type=kv_type.value,
+    if gpu_layers and gpu_layers > 0 and device is Device.cpu:
+        raise UsageError(f"--gpu-layers {gpu_layers} with --device cpu: no layer runs on a GPU; leave one away")
+    loading = dict(device=device.value, gpu_layers=None if gpu_layers == -1 else gpu_layers, threads=threads, quantize=quantize and quantize.value, kv_type=kv_type.value,
                    context=context, revision=revision, offline=offline)
     with Interrupts() as interrupts, TextOutput(output, force) as target:
         run(prompt, settings, loading, target, interrupts, model=model, as_json=as_json, quiet=quiet, verbose=verbose)
@@ -243,6 +251,8 @@ def run(prompt: str, settings: "dict[str, Any]", loading: "dict[str, Any]", targ
         note(threads_note)
     if loaded.device == "cuda" and not devices.PROVEN and not quiet:
         note("genkit: the CUDA kernels have been proven on a processor only, and run on no GPU before: look at what they write")
+    if words := not quiet and result.split_words(loaded):
+        note(f"genkit: {words}")
     if loaded.widened and not quiet:
         note(f"genkit: {loaded.widened}")
     steps = Steps(interrupts)

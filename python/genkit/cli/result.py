@@ -43,6 +43,15 @@ def too_many_threads(loaded: Any) -> str:
     return f"genkit: {loaded.threads} threads on {usable} processor{'s' * (usable > 1)}: allowed, but slower than {usable}"
 
 
+def split_words(loaded: Any) -> str:
+    """Where the layers are when not all of the model is on the GPU, else nothing."""
+    p = loaded.placing
+    if p is None or p.whole:
+        return ""
+    return (f"{p.layers} of {loaded.config.layers} layers on the GPU ({format_bytes(p.weight_bytes)} of weights, "
+            f"{format_bytes(p.free)} were free), the rest on the processor")
+
+
 def describe(loaded: Any, model: Union[str, Path], generation: Any) -> Iterator[str]:
     """What -v says before the text."""
     config, settings = loaded.config, generation.settings
@@ -78,6 +87,9 @@ def json_object(generation: Any, loaded: Any, model: Union[str, Path], prompt: s
         "device": loaded.device,
         "tier": loaded.tier,
         "threads": loaded.threads,
+        "layers": loaded.config.layers,
+        "gpu_layers": 0 if loaded.placing is None else loaded.placing.layers,
+        "gpu_weight_bytes": 0 if loaded.placing is None else loaded.placing.weight_bytes,
         "quantize": loaded.quantize,
         "kv_type": loaded.kv_type,
     }

@@ -38,6 +38,14 @@ def whole(text: str) -> int:
     return value
 
 
+def layer_count(text: str) -> int:
+    """12, auto (-1), all"""
+    count = {"auto": -1, "all": LARGEST}.get(text)
+    if count is None and (count := whole(text)) < -1:
+        raise typer.BadParameter(f"{shorten(text)} is not a number of layers, auto or all")
+    return count
+
+
 def real(text: str) -> float:
     """0.7, 1e-3"""
     try:

@@ -53,22 +53,13 @@ def read_model_config(fields: "Fields", checkpoint: "Checkpoint") -> "ModelConfi
     return _module(fields).read_config(fields, checkpoint)
 
 
-def load_model(fields: "Fields", checkpoint: "Checkpoint", format: Optional["WeightFormat"] = None,
-               device: str = "cpu") -> Model:
-    """The model that config.json describes, its weights read from the checkpoint, rounded to `format`, if any, and brought to
-    the device a layer at a time.
+def load_model(fields: "Fields", checkpoint: "Checkpoint", format: Optional["WeightFormat"] = None) -> Model:
+    """The model that config.json describes, its weights read from the checkpoint and rounded to `format`, if any.
 
     Raises BadFileError as read_model_config, and for sizes that are not the weights'.
     """
     model = open_model(fields, checkpoint, functools.partial(Weights, format=format))
-    if device == "cpu":
-        model.blocks = [model.block(i) for i in range(model.config.layers)]
-        return model
-    from genkit.devices import place
-
-    placed: dict[int, Any] = {}
-    place(model, device, placed)
-    model.blocks = [place(model.block(i), device, placed) for i in range(model.config.layers)]
+    model.blocks = [model.block(i) for i in range(model.config.layers)]
     return model
 
 
