@@ -1,0 +1,91 @@
+// A part of kernel_check.cpp: cache and attention.
+
+// K and V pages of a type, full of NaN (0xff, which is -1 as int8; its scales are NaN): what was not written must not be seen.
+struct Pages {
+    std::vector<char> k, v;
+    std::vector<float> k_scales, v_scales;
+    Pages(int64_t keys, int64_t dim, DType dtype)
+        : k(size_t(keys * dim * (dtype == DType::f32 ? 4 : dtype == DType::i8 ? 1 : 2)), char(0xff)), v(k),
+          k_scales(dtype == DType::i8 ? size_t(keys) : 0, NAN), v_scales(k_scales) {}
+};
+
+void check_attention(int64_t rows, int64_t kv_heads, int64_t group, int64_t dim, int64_t longest, int64_t window, bool alibi,
+                     DType dtype, float softcap = 0, bool sunk = false) {
+    const int64_t sequences = 3, max_pages = longest / page_keys + 1, pages = sequences * max_pages;
+    const int64_t heads = kv_heads * group, stride = heads * dim + 7, width = kv_heads * dim;
+    Pages cache(pages * kv_heads * page_keys, dim, dtype), other = cache;
+    std::vector<int32_t> table, owner, key, sequence, position;
+    for (int64_t p = 0; p < pages; p++) table.push_back(int32_t((p * 5 + 1) % pages));
+    auto where = [&](Pages& p, const std::vector<int32_t>& s, const std::vector<int32_t>& at) {
+        return KvPages{p.k.data(), p.v.data(), p.k_scales.data(), p.v_scales.data(), table.data(), s.data(), at.data(), kv_heads,
+                       pages, dim, max_pages, dtype};
+    };
+    for (int64_t s = 0; s < sequences; s++) {
+        for (int64_t p = 0; p < longest; p++) {
+            owner.push_back(int32_t(s));
+            key.push_back(int32_t(p));
+        }
+    }
+    const int64_t tokens = sequences * longest, middle = rng.below(tokens);
+    const std::vector<float> k = rng.normals(tokens * width), v = rng.normals(tokens * width);
+    plain.kv_write({k.data(), v.data(), width, where(cache, owner, key)}, 0, tokens);
+    const KvWriteArgs write{k.data(), v.data(), width, where(other, owner, key)};
+    fast.kv_write(write, middle, tokens);
+    fast.kv_write(write, 0, middle);
+    const std::string what = " rows " + std::to_string(rows) + " group " + std::to_string(group) + " dim " +
+                             std::to_string(dim) + " type " + std::to_string(int(dtype));
+    auto same_floats = [](const std::vector<float>& a, const std::vector<float>& b) {
+        return a.empty() || memcmp(a.data(), b.data(), a.size() * 4) == 0;
+    };
+    if (cache.k != other.k || cache.v != other.v || !same_floats(cache.k_scales, other.k_scales) ||
+        !same_floats(cache.v_scales, other.v_scales)) {
+        printf("kv_write%s differs\n", what.c_str());
+        failures++;
+    }
+
+    for (int64_t r = 0; r < rows; r++) {
+        sequence.push_back(int32_t(r * sequences / rows));
+        position.push_back(int32_t(rng.below(longest)));
+    }
+    const std::vector<float> q = rng.normals(rows * stride), slopes = rng.normals(heads, 0.1f), sinks = rng.normals(heads, 3);
+    const int64_t splits = (max_pages * page_keys + attention_split - 1) / attention_split;
+    std::vector<float> want(size_t(rows * heads * dim)), got = want, partials(size_t(rows * heads * splits * (dim + 2)));
+    AttentionArgs a{q.data(), alibi ? slopes.data() : nullptr, sunk ? sinks.data() : nullptr, want.data(), nullptr,
+                    where(cache, sequence, position), rows, heads, stride, heads * dim, window, 1 + rng.below(rows), splits,
+                    float(1 / sqrt(double(dim))), softcap};
+    const int64_t units = (rows + a.unit_rows - 1) / a.unit_rows * kv_heads;
+    plain.attention(a, 0, units);
+    a.out = got.data();
+    fast.attention(a, 0, units);
+    // A score is off by at most dim * eps * scale * |q| |k| <= dim * eps * sqrt(dim) * 9, ALiBi by an ulp of 0.3 * longest;
+    // a weight by e times that, and |v| <= 3. Random errors are far below this bound: a twentieth of it is allowed.
+    // Queries and weights in bf16 add a few times 2^-9.
+    const double score_error = eps * (double(dim) * sqrt(double(dim)) * 9 + (alibi ? 0.3 * double(longest) : 0));
+    const double bound = 3 * (2 * score_error + eps * double(longest));
+    const bool rounded = fast.row_input != RowInput::f32 && (dtype == DType::bf16 || dtype == DType::i8);
+    check("attention" + what, got, want, std::vector<double>(want.size(), bound / 20 + 8 * eps + (rounded ? 0.06 : 0)));
+
+    auto split = [&](Kernels& tier, const std::vector<float>& whole) {  // partials, merged, have the same bits
+        std::vector<float> merged(whole.size());
+        AttentionArgs b = a;
+        b.partials = partials.data();
+        b.out = merged.data();
+        tier.attention(b, 0, units * splits);
+        tier.attention_merge(b, 0, rows * heads);
+        check("attention in splits" + what, merged, whole, std::vector<double>(whole.size(), 0));
+    };
+    split(plain, want);
+    split(fast, got);
+    for (int64_t r = 0; r < rows; r++) {  // a row alone has the same bits
+        std::vector<float> alone(size_t(heads * dim));
+        AttentionArgs b = a;
+        b.q += r * stride;
+        b.pages.sequences += r;
+        b.pages.positions += r;
+        b.out = alone.data();
+        b.rows = 1;
+        fast.attention(b, 0, kv_heads);
+        check("attention row alone", alone, std::vector<float>(got.begin() + r * heads * dim, got.begin() + (r + 1) * heads * dim),
+              std::vector<double>(alone.size(), 0));
+    }
+}
