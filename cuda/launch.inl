@@ -3,7 +3,7 @@
 
 constexpr int place_bytes = 256;  // of block_sum and its like
 
-int64_t up(int64_t x, int64_t by) { return (x + by - 1) / by; }
+static constexpr int64_t up(int64_t x, int64_t by) { return (x + by - 1) / by; }
 
 #define SLOT(name, Args) void name(const Args& a, int64_t begin, int64_t end)
 #define BY_ROWS(name, Args) \
@@ -135,8 +135,7 @@ SLOT(attention_merge, AttentionArgs) {
 // body(split, how many rows) for rows first, first + stride, ..., as many at once as the workspace has room for.
 template <class Body>
 void split_rows(int64_t first, int64_t stride, int64_t count, int64_t dim, Body body) {
-    const int64_t least = count < 8 ? 1024 : 4096;  // few rows: as many blocks as there can be
-    const int64_t piece = up(up(dim, most_pieces), least) * least;
+    const int64_t piece = split_piece(count, dim);
     for (int64_t done = 0; done < count; done += rows_at_once)
         body(Split{reinterpret_cast<SplitRow*>(workspace().scratch), workspace().counters, first + done * stride, stride, piece},
              up(dim, piece), count - done < rows_at_once ? count - done : rows_at_once);

@@ -36,6 +36,11 @@ struct Split {
     uint32_t* arrived;
     int64_t first, stride, piece;
 };
+// Logits of a block: few rows have as many blocks as there can be.
+static constexpr int64_t split_piece(int64_t rows, int64_t dim) {
+    const int64_t least = rows < 8 ? 1024 : 4096;
+    return ((dim + most_pieces - 1) / most_pieces + least - 1) / least * least;
+}
 DEVICE SplitRow& space_of(const Split& s) { return s.rows[gk::block_y()]; }
 DEVICE int64_t row_of(const Split& s) { return s.first + gk::block_y() * s.stride; }
 
