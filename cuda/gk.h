@@ -139,6 +139,9 @@ DEVICE void copy_async(void* to, const void* from, bool wanted = true) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :: "r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from), "r"(wanted ? 16 : 0) : "memory");
 }
+DEVICE void copy_async_word(void* to, const void* from) {  // the same of 4 bytes
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from) : "memory");
+}
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int newest>
 DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(newest) : "memory"); }

@@ -91,17 +91,25 @@ SLOT(linear, LinearArgs) {
     else if (begin < end) a.dtype == DType::f16 ? dense_many<true>(a, begin, end) : dense_many<false>(a, begin, end);
 }
 
-// Whether it was started: not where the kernel was to make the codes and is none that does.
+// Whether it was started: not where the kernel was to make the codes and is none that does. 9 to 16 rows of few panels: packed_few_kernel
+// cuts k among its warps, so its tiles of 8 rows read the weights twice, of which once from the second-level cache.
 template <Packing packing, bool by16>
 bool packed_product(const FewSource& source, const PackedLinearArgs& a, int64_t begin, int64_t end) {
-    const FewPlan p = few_plan(a, end - begin, workspace().processors);
-    if (a.rows > 0 && a.rows <= few_rows_most && p.bytes <= few_shared_most && (!source.rounding.x || a.rows * p.blocks <= few_made_most)) {
+    if (a.rows <= 0 || begin >= end) return !source.rounding.x;
+    const int64_t processors = workspace().processors;
+    const FewPlan p = few_plan(a, end - begin, processors);
+    const bool few = a.rows <= few_rows_most || (a.rows <= 2 * few_rows_most && end - begin < 2 * processors);
+    if (few && p.bytes <= few_shared_most && (!source.rounding.x || a.rows * p.blocks <= few_made_most)) {
         const int64_t units = (end - begin) * (a.gated ? 1 : 2);
         GK_LAUNCH((packed_few_kernel<packing, by16>), up(units, p.units) * up(a.rows, p.rows), 1, few_warps * 32, p.bytes, a, p, source, begin, end);
         return true;
     }
     if (source.rounding.x) return false;
-    GK_LAUNCH((packed_rows<packing, by16>), end - begin, up(a.rows, row_tile), panel_warps * 32, packed_shared_bytes(a.format), a, begin);
+    const ManyPlan m = many_plan(a, end - begin, processors);
+    const int64_t grid = up(end - begin, m.panels) * up(a.rows, m.rows);
+    const int threads = 32 * m.panels * m.groups;
+    if (m.wide) GK_LAUNCH((packed_many_kernel<packing, by16, true>), grid, 1, threads, m.bytes, a, m, begin, end);
+    else GK_LAUNCH((packed_many_kernel<packing, by16, false>), grid, 1, threads, m.bytes, a, m, begin, end);
     return true;
 }
 bool packed_product(const FewSource& source, const PackedLinearArgs& a, int64_t begin, int64_t end) {

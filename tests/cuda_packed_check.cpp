@@ -140,6 +140,38 @@ void check_plans() {
                     }
 }
 
+// Of packed_many.inl: where codes lie in a stage, and how the work is split.
+void check_many() {
+    for (int half = 0; half < 2; half++)
+        for (int line = 0; line < 16; line++)
+            for (int quarter = 0; quarter < 4; quarter++)
+                expect(many_chunk(half * 64 + line * 4 + quarter) * 16 == half * 1024 + few_code_at(line, quarter * 4), "a chunk's place in a stage");
+    for (int g = 0; g < 8; g += 2) {  // what eight lanes read at once, 16 bytes each: all 32 banks
+        std::set<int> banks;
+        for (int lane = 0; lane < 8; lane++) banks.insert((g / 4 * 512 + few_code_at(lane % 4, (g + lane / 4) % 4 * 4)) / 16 % 8);
+        expect(banks.size() == 8, "lanes that read codes from the same banks");
+    }
+    std::set<int> banks;
+    for (int row = 0; row < 8; row++) banks.insert(row * many_x_stride / 16 % 8);
+    expect(banks.size() == 8, "rows of a matrix in the same banks");
+    for (const WeightFormat& f : formats())
+        for (int64_t rows : {1, 8, 9, 16, 17, 31, 32, 33, 48, 64, 65, 100, 128, 500, 2048})
+            for (int64_t k : {1, 64, 100, 256, 600, 4096, 14336})
+                for (int64_t panels : {1, 3, 64, 128, 896, 4008}) {
+                    PackedLinearArgs a{};
+                    a.rows = rows, a.k = k, a.format = f;
+                    const ManyPlan p = many_plan(a, panels, 1 + below(200));
+                    const std::string what = name_of(f) + " rows " + std::to_string(rows) + " panels " + std::to_string(panels);
+                    const int tiles = p.wide ? many_wide(f.packing) : 1, sums = int(block_depth / sum_depth(f)) * 2;
+                    expect(p.panels >= 1 && p.groups >= 1 && p.panels * p.groups <= many_warps && p.rows == p.groups * tiles * 8, "warps: " + what);
+                    expect(p.stages >= 2 && p.stages <= many_stages_most && p.bytes == p.stages * p.stage && p.bytes <= few_shared_most, "stages: " + what);
+                    expect(p.codes_at == p.panels * p.slot && p.slot == block_bytes(f) && p.sums_at == p.codes_at + p.rows * many_x_stride &&
+                               p.scales_at == p.sums_at + p.rows * sums && p.stage == p.scales_at + p.rows * 4, "shared memory: " + what);
+                    expect(p.slot % 16 == 0 && p.codes_at % 16 == 0 && p.sums_at % 16 == 0 && p.stage % 16 == 0, "alignment: " + what);
+                    expect(int64_t(p.blocks) * 256 >= k && int64_t(p.blocks - 1) * 256 + p.last_tiles * 64 == round_up(k, 64), "depth: " + what);
+                }
+}
+
 // ---- products --------------------------------------------------------------------------------------------------------
 
 struct Weight {
@@ -253,12 +285,20 @@ int main(int count, char** words) {
     const std::string part = count > 2 ? words[2] : "";
     install_reference(plain);
     install(fast);
-    if (part.empty() || part == "places") check_headers(), check_stage(), check_plans();
+    if (part.empty() || part == "places") check_headers(), check_stage(), check_plans(), check_many();
+    const std::string few = "(packed_few_kernel<packing, by16>)";
     if (part.empty() || part == "few") {
         check_products(1, 8, 10);
-        expect(started == std::set<std::string>{"(packed_few_kernel<packing, by16>)"}, "few rows by other kernels");
+        expect(started == std::set<std::string>{few}, "few rows by other kernels");
+        check_products(9, 16, 2);
     }
-    if (part.empty() || part == "many") check_products(9, 130, 5);
+    started.clear();
+    if (part.empty() || part == "many") {
+        check_products(9, 130, 6);
+        check_products(17, 64, 3);
+        expect(started.count("(packed_many_kernel<packing, by16, false>)") && started.count("(packed_many_kernel<packing, by16, true>)"),
+               "many rows not by all kernels");
+    }
     if (wrong) printf("%d wrong\n", wrong);
     return wrong ? 1 : 0;
 }

@@ -56,6 +56,7 @@ struct Fiber {
     struct Copy {
         void* to;
         const void* from;
+        size_t bytes;
     };
     std::vector<std::vector<Copy>> groups;  // copies on their way: the last one is still open
 };
@@ -283,7 +284,13 @@ DEVICE void copy_async(void* to, const void* from, bool wanted = true) {
         throw std::runtime_error("a copy of 16 bytes that is not aligned");
     auto& groups = running->fibers[size_t(running->current)].groups;
     if (groups.empty()) groups.emplace_back();
-    groups.back().push_back({to, wanted ? from : nullptr});
+    groups.back().push_back({to, wanted ? from : nullptr, 16});
+}
+DEVICE void copy_async_word(void* to, const void* from) {
+    if (reinterpret_cast<uintptr_t>(to) % 4 || reinterpret_cast<uintptr_t>(from) % 4) throw std::runtime_error("a copy of 4 bytes that is not aligned");
+    auto& groups = running->fibers[size_t(running->current)].groups;
+    if (groups.empty()) groups.emplace_back();
+    groups.back().push_back({to, from, 4});
 }
 DEVICE void copy_commit() {
     auto& groups = running->fibers[size_t(running->current)].groups;
@@ -295,8 +302,8 @@ void copy_wait() {
     auto& groups = running->fibers[size_t(running->current)].groups;
     while (groups.size() > size_t(newest) + 1) {
         for (auto& copy : groups.front())
-            if (copy.from) std::memcpy(copy.to, copy.from, 16);
-            else std::memset(copy.to, 0, 16);
+            if (copy.from) std::memcpy(copy.to, copy.from, copy.bytes);
+            else std::memset(copy.to, 0, copy.bytes);
         groups.erase(groups.begin());
     }
 }
