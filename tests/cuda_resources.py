@@ -48,7 +48,7 @@ def compile(target, folder):
 
 
 def name(mangled):
-    """The kernel's own name, of a template with its arguments: packed_rows<0, false>."""
+    """The kernel's own name, of a template with its arguments: packed_few_kernel<0, false>."""
     found = re.search(r"\d+([a-z_]+(?:kernel|rows))(I.*?E(?=v))?", mangled)
     arguments = re.findall(r"(?:E|Li)(\d+)E|Lb(\d)E", found[2] or "")
     return found[1] + (f"<{', '.join(number or ('false', 'true')[int(flag)] for number, flag in arguments)}>" if arguments else "")
