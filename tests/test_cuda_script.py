@@ -50,12 +50,14 @@ def run_script(machine, built, folder, *options):
 @needs_compiler
 def test_everything_is_right_on_the_stand_in(machine, tmp_path):
     built = make_built(tmp_path / "built", "cuda_plugin.cpp")
-    done, found = run_script(machine, built, tmp_path, "--steps", "every slot")
+    done, found = run_script(machine, built, tmp_path, "--steps", "every slot,products")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) <= report.LINES and lines[-1].startswith("nothing is wrong")
     assert f"seed {found['seed']}" in done.stderr and "a processor that stands in for a GPU" in lines[0]
     step = found["steps"][0]
+    products = found["steps"][1]
+    assert products["settings"] == {"GENKIT_CUDA_BLAS": "0"} and products["cases"] >= 10
     assert step["cases"] > 250 and step["findings"][-1] == {"case": "all slots have a case", "wrong": ""}
 
     done, found = run_script(machine, built, tmp_path, "--steps", "bits", "--times", "2", "--every", "9")

@@ -144,6 +144,8 @@ def steps_for(options: argparse.Namespace) -> list[Step]:
         Step("every slot against float64",
              [*python, "-m", "gpu.slots", plugin, str(options.seed), options.scale, str(options.every), options.only], 150,
              settings={"GENKIT_CUDA_POISON": "1"}),
+        Step("products without cuBLASLt", [*python, "-m", "gpu.slots", plugin, str(options.seed), options.scale, str(options.every), options.only or "linear "],
+             60, settings={"GENKIT_CUDA_BLAS": "0"}),
         Step(f"bits: {options.times} calls, {options.times} replays", [*python, *repeats], 150),
         Step("bits: without dependent launch", [*python, *repeats], 150, settings={"GENKIT_CUDA_PDL": "0"}),
         Step("bits: without fused kernels", [*python, *repeats], 150, settings={"GENKIT_CUDA_FUSE": "0"}),
