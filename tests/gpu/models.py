@@ -4,7 +4,6 @@ for each layer anew, so that every layer reads memory of its own."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import sys
@@ -22,7 +21,7 @@ from genkit.bench.shapes import SHAPES
 from genkit.bench.synthetic import random_checkpoint
 from genkit.checkpoints.config import Fields
 from genkit.decoding.sampling import Sampler, SamplingSettings
-from genkit.devices import LAYERS, free_memory, place, using
+from genkit.devices import free_memory, place, using
 from genkit.kv_cache import PAGE_KEYS, KVCache, Sequence, page_bytes, pages_for
 from genkit.plan import Decoder
 from genkit.quant.formats import BY_NAME
@@ -56,25 +55,9 @@ def build(shape: str, weights: str, full: bool) -> Any:
     block = model.blocks[0]
     model.blocks = []
     model.config = dataclasses.replace(model.config, layers=layers)
-    place(model, "cuda")
-    model.blocks = [place(copied(block), "cuda") for _ in range(layers)]
+    model = place(model, "cuda")
+    model.blocks = [place(block, "cuda") for _ in range(layers)]
     return model
-
-
-def copied(layer: Any) -> Any:
-    """The same with the same tensors, so that place moves these and leaves the original alone."""
-    if isinstance(layer, tuple) and hasattr(layer, "_fields"):
-        return type(layer)(*(copied(part) for part in layer))
-    if isinstance(layer, (list, tuple)):
-        return type(layer)(copied(part) for part in layer)
-    if isinstance(layer, dict):
-        return {name: copied(part) for name, part in layer.items()}
-    if type(layer).__module__.startswith(LAYERS) and hasattr(layer, "__dict__"):
-        twin = copy.copy(layer)
-        for name, value in vars(layer).items():
-            setattr(twin, name, copied(value))
-        return twin
-    return layer
 
 
 def filled(model: Any, batch: int, context: int, room: int) -> tuple[KVCache, list[Sequence]]:
