@@ -1,6 +1,7 @@
 """`genkit inspect`: what it says of files of every kind is what is in them."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -59,6 +60,17 @@ def test_an_architecture_s_facts(windowed):
     assert said["chat template"].strip() == "ChatML; default, tool_use"
 
 
+def test_layers_that_are_not_there_are_a_problem_and_take_nothing(windowed, tmp_path):
+    small = shutil.copytree(windowed, tmp_path / "small")
+    config = json.loads((small / "config.json").read_text())
+    config["num_hidden_layers"] += 1
+    config.pop("layer_types", None)
+    (small / "config.json").write_text(json.dumps(config))
+    facts = examine(small, 64)
+    kept = facts["memory"]["kv_cache"] // 3
+    assert "model.layers.2." in facts["problem"] and [layer > kept for layer in facts["memory"]["layers"]] == [True, True, False]
+
+
 def test_types_and_how_they_run(windowed, tmp_path):
     """Types of all tensors; a product of two types runs each as it is."""
     small = tmp_path / "small"
@@ -71,6 +83,9 @@ def test_types_and_how_they_run(windowed, tmp_path):
     assert sum(entry["bytes"] for entry in facts["tensors"].values()) == sum(entry["bytes"] for entry in tensors.values())
     assert facts["tensors"]["int8 per 32"]["bits"] > 8.5 and facts["tensors"]["int8 per 32"]["runs"] == {"packed": 15}
     assert facts["memory"]["weights"] == sum(entry["bytes"] for entry in tensors.values())
+    of_layers = sum(entry["bytes"] for name, entry in tensors.items() if ".layers." in name)
+    assert len(facts["memory"]["layers"]) == facts["layers"]
+    assert sum(facts["memory"]["layers"]) == pytest.approx(of_layers + facts["memory"]["kv_cache"], rel=0.05)
     kept = facts["memory"]["weights"]
     name = "model.layers.0.self_attn.k_proj.weight"  # its codes called groups of 64: every second scale is another's
     from format_files import Raw

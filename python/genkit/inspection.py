@@ -17,11 +17,12 @@ from genkit.checkpoints.config import parse_json, read_json
 from genkit.checkpoints.files import open_regular, read_into, shown_path
 from genkit.engine import choose_kv_type, choose_quantize
 from genkit.errors import BadFileError, UsageError
-from genkit.models import read_model_config, unread
+from genkit.models import read_model_config, tensor_shapes, unread
 from genkit.opening import Opened, open_model
 from genkit.quant.codes import same_order
 from genkit.quant.formats import BY_NAME, Format
 from genkit.quant.roles import survey
+from genkit.split import stored_bytes
 from genkit.text.utf8 import decoder_kinds
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def examine(path: Path, context: Optional[int] = None) -> dict[str, Any]:
     if not 1 <= context <= config.max_positions:
         raise UsageError(f"context {context} is outside 1 to {config.max_positions}, what the model was made for")
     cache = kv_cache.pages_for(context) * kv_cache.page_bytes(config.layers, config.kv_heads, config.head_dim, kv_type)
+    layers = stored_bytes(tensor_shapes(opened.fields, config), opened.checkpoint, config.layers, rounded.bits if rounded else None)
     parameters = sum(entry["parameters"] for entry in types.values())
     card = path / CARD
     files = path.iterdir() if path.is_dir() else {path} | {tensor.file for tensor in opened.checkpoint.tensors.values()}
@@ -87,7 +89,7 @@ def examine(path: Path, context: Optional[int] = None) -> dict[str, Any]:
         "chat_template_family": _family(tokenizer.chat_template) if tokenizer else None,
         "max_context": config.max_positions,
         "memory": {"context": context, "weights": int(weights), "kv_type": kv_type, "kv_cache": cache,
-                   "total": int(weights) + cache},
+                   "total": int(weights) + cache, "layers": [layer + cache // config.layers for layer in layers]},
         "problem": problem or fault,
         "provenance": _provenance(opened.beside(QUANTIZATION)),
         "conversion": _conversion(opened.beside(CONVERSION)),

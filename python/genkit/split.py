@@ -10,7 +10,7 @@ import math
 import re
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Iterable
 
 from genkit import _core, machine
 from genkit.devices import free_memory, place, using, weights
@@ -97,7 +97,7 @@ def load(model: "Model", checkpoint: "Checkpoint", device: str, gpu_layers: int 
     for name in first:
         setattr(far, name, None)
     last = model.block(c.layers - 1)
-    stored = stored_bytes(model, checkpoint, bits)
+    stored = stored_bytes(model._weights.shapes, checkpoint, c.layers, bits)
     row_bytes, logit_bytes = step_row_bytes(last), 3 * 4 * c.vocab_size
     need = taken = size_of(far) + ROWS * row_bytes + logit_bytes
     if gpu_layers is not None:
@@ -152,17 +152,18 @@ def size_of(layer: Any, without: Any = None) -> int:
     return sum(weight.nbytes for weight in weights(layer) if id(weight) not in other)
 
 
-def stored_bytes(model: "Model", checkpoint: "Checkpoint", bits: float | None) -> list[int]:
-    """About what each layer takes in memory, by the file's header: matrices in their codes, or rounded to so many bits."""
-    found = [0.0] * model.config.layers
-    for name in model._weights.shapes:
+def stored_bytes(names: Iterable[str], checkpoint: "Checkpoint", layers: int, bits: float | None) -> list[int]:
+    """About what the weights of each layer take in memory, by the file's header: matrices in their codes, or rounded to so many
+    bits. names: of the model's tensors."""
+    found = [0.0] * layers
+    for name in names:
         layer = re.search(r"\.(\d+)\.", name)  # an expert's number comes after it
-        info, stored = checkpoint.tensors[name], checkpoint.quantized.get(name)
-        if layer is None or int(layer[1]) >= len(found):
+        info, stored = checkpoint.tensors.get(name), checkpoint.quantized.get(name)
+        if info is None or layer is None or int(layer[1]) >= len(found):
             continue
         numbers = math.prod(info.shape)
         if stored is not None and bits is None:
-            need = numbers * (16 if name in checkpoint.widened else stored.format.bits) / 8
+            need = max(numbers * (16 if name in checkpoint.widened else stored.format.bits) / 8, info.nbytes)  # with its scales
         elif len(info.shape) < 2:
             need = 4 * numbers
         elif info.dtype == "u8" and len(info.shape) > 2:  # MXFP4, two to a byte; eight bits each where they stay so

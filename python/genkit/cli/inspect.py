@@ -88,6 +88,7 @@ def report(facts: "dict[str, Any]") -> str:
         ("on disk", f"{format_bytes(facts['disk_bytes'])}, {facts['bits_per_weight']:.2f} bits a weight"),
         ("memory", f"{format_bytes(memory['total'])} at {memory['context']:,} tokens: weights {format_bytes(memory['weights'])},"
                    f" full KV cache {format_bytes(memory['kv_cache'])}"),
+        ("a layer's", layer_words(memory["layers"])),
         *origin(facts),
     ]
     if facts["left_alone"]:
@@ -105,6 +106,12 @@ def type_lines(types: "dict[str, Any]") -> "list[tuple[str, ...]]":
             lines.append((name, f"{entry['tensors']:,}", f"{entry['parameters']:,}", f"{entry['bits']:.2f}",
                           format_bytes(entry["bytes"]), words) if i == 0 else ("", "", "", "", "", words))
     return lines
+
+
+def layer_words(layers: "list[int]") -> str:
+    """What --gpu-layers puts on a GPU for each."""
+    least, most = format_bytes(min(layers)), format_bytes(max(layers))
+    return f"{least if least == most else f'{least} to {most}'}, keys and values of its own included"
 
 
 def rope_words(rope: "dict[str, Any]") -> str:
