@@ -1,5 +1,7 @@
 #include "plan.h"
 
+#include "loop.h"
+
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
@@ -44,22 +46,62 @@ std::shared_ptr<Plan> Plan::record(const std::function<void()>& body) {
     }
     plan->arena_->close();
     if (plan->device_ == Device::cpu) plan->list_ = std::make_unique<WorkList>(std::move(plan->works_));
-    else plan->make_graph();
+    else plan->graph_ = plan->make_graph(nullptr);
     return plan;
 }
 
+// The step and the kernel that goes on to the next one, as one graph, and what they share with the host.
+struct Plan::Loop {
+    explicit Loop(const Rows& of) : rows(of) {}
+    ~Loop() {
+        if (graph != nullptr) device_plugin().graph_release(graph);
+        if (ring != nullptr) device_plugin().unshare(ring);
+    }
+    const Rows rows;
+    int64_t steps = 0;  // the host has read
+    std::shared_ptr<char> state;
+    void* graph = nullptr;
+    char* ring = nullptr;
+};
+
 Plan::~Plan() {
+    loop_.reset();
     if (graph_ != nullptr) device_plugin().graph_release(graph_);
 }
 
-void Plan::make_graph() {
+void* Plan::make_graph(const AdvanceArgs* last) const {
     const DevicePlugin& device = device_plugin();
     check_device("recording a plan", device.graph_begin());
     for (const Work& work : works_) work.fn(work.context, 0, work.units);
+    if (last != nullptr) device.advance(*last);
     const char* error = nullptr;
-    graph_ = device.graph_end(&error);
+    void* graph = device.graph_end(&error);
     check_device("recording a plan", error);
     check_device("recording a plan", device.check());
+    return graph;
+}
+
+Plan::Loop& Plan::loop(const Rows& rows) {
+    const AdvanceArgs args{rows.token_ids.data<int32_t>(), rows.positions.data<int32_t>(), rows.draw_positions.data<int64_t>(),
+                           rows.tokens.data<int32_t>(), rows.nonfinite.data<int32_t>(), rows.token_ids.count(), nullptr, nullptr};
+    if (loop_ != nullptr) {
+        const Rows& now = loop_->rows;
+        if (now.token_ids.data<int32_t>() == args.token_ids && now.positions.data<int32_t>() == args.positions &&
+            now.draw_positions.data<int64_t>() == args.draw_positions && now.tokens.data<int32_t>() == args.tokens &&
+            now.nonfinite.data<int32_t>() == args.nonfinite && now.token_ids.count() == args.rows)
+            return *loop_;
+    }
+    loop_.reset();
+    auto made = std::make_shared<Loop>(rows);
+    made->state = allocate_on_device(sizeof(LoopState), false);
+    made->ring = static_cast<char*>(device_plugin().share(size_t(ring_bytes(args.rows))));
+    if (made->ring == nullptr) throw std::bad_alloc();
+    AdvanceArgs last = args;
+    last.state = reinterpret_cast<LoopState*>(made->state.get());
+    last.ring = made->ring;
+    made->graph = make_graph(&last);
+    loop_ = std::move(made);
+    return *loop_;
 }
 
 void Plan::run() {
@@ -113,6 +155,7 @@ std::vector<int32_t> Plan::decode(const Rows& rows, const std::vector<int32_t>& 
     std::vector<int32_t> tokens(static_cast<size_t>(n)), nonfinite(static_cast<size_t>(n));
 
     std::lock_guard<std::mutex> lock(turn_);
+    if (device_ != Device::cpu && stop_ids.size() <= size_t(loop_stop_ids)) return decode_ahead(rows, stop_ids, count, seconds);
     using clock = std::chrono::steady_clock;
     const clock::time_point start = clock::now();
     std::vector<int32_t> taken;
@@ -134,6 +177,76 @@ std::vector<int32_t> Plan::decode(const Rows& rows, const std::vector<int32_t>& 
         }
         if (stop || std::chrono::duration<double>(clock::now() - start).count() > seconds) break;
     }
+    return taken;
+}
+
+std::vector<int32_t> Plan::decode_ahead(const Rows& rows, const std::vector<int32_t>& stop_ids, int64_t count, double seconds) {
+    if (device_in_use() != device_) throw std::invalid_argument(std::string("a plan for ") + device_name(device_) + ", replayed on " + device_name(device_in_use()));
+    const DevicePlugin& device = device_plugin();
+    const int64_t n = rows.token_ids.count();
+    auto* ids = reinterpret_cast<int32_t*>(rows.token_ids.lend());
+    auto* positions = reinterpret_cast<int32_t*>(rows.positions.lend());
+    auto* draw_positions = reinterpret_cast<int64_t*>(rows.draw_positions.lend());
+    check_ranges();
+    Loop& loop = this->loop(rows);
+    LoopState state{loop.steps, 0, int32_t(stop_ids.size()), {}};
+    std::copy(stop_ids.begin(), stop_ids.end(), state.stop_ids);
+    check_device("copying to the device", device.upload(loop.state.get(), &state, sizeof state));
+    arena_->send_inputs();
+
+    // The host's copy of the positions is that of the step checked last; at the end that of the step that comes next.
+    int64_t at = 0;
+    auto move_to = [&](int64_t step) {
+        for (int64_t r = 0; r < n; r++) positions[r] += int32_t(step - at), draw_positions[r] += step - at;
+        at = step;
+    };
+    auto in_range = [&](int64_t step) {
+        move_to(step);
+        try {
+            check_ranges();
+        } catch (const std::invalid_argument&) {
+            return false;
+        }
+        return true;
+    };
+    std::vector<int32_t> taken;
+    int64_t sent = 0, read = 0;
+    const auto start = std::chrono::steady_clock::now();
+    bool within = true, late = false, ended = false;
+    try {
+        while (!ended) {
+            while (!late && sent < count && sent - read < loop_ahead) {
+                if (!(within = in_range(sent))) break;
+                check_device("running a plan", device.graph_run(loop.graph));
+                sent++;
+            }
+            if (read == sent) break;
+            const int64_t step = loop.steps + 1;
+            const char* place = loop.ring + ring_place(step, n);
+            auto filled = [&] { return __atomic_load_n(reinterpret_cast<const int64_t*>(place), __ATOMIC_ACQUIRE) == step; };
+            for (int looks = 1; !filled(); looks++) {
+                if (looks % 64 != 0) continue;
+                bool idle = false;
+                check_device("running a plan", device.progress(&idle));
+                if (idle && !filled()) check_device("running a plan", "it has ended without its tokens");
+            }
+            loop.steps++;
+            const auto* said = reinterpret_cast<const int32_t*>(place + 8);
+            for (int64_t r = 0; r < n; r++) ended = ended || said[n + r] != 0 || said[r] < 0;
+            if (ended) break;
+            for (int64_t r = 0; r < n; r++) ended = ended || std::find(stop_ids.begin(), stop_ids.end(), said[r]) != stop_ids.end();
+            taken.insert(taken.end(), said, said + n);
+            std::copy(said, said + n, ids);
+            read++;
+            late = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() > seconds;
+        }
+    } catch (...) {
+        move_to(read);
+        loop_.reset();  // its steps may have come further than the host knows
+        throw;
+    }
+    move_to(read);
+    if (!ended && !late && !within) check_ranges();  // throws, as the step would
     return taken;
 }
 

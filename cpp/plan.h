@@ -38,6 +38,8 @@ public:
     // The token loop: replays, then makes the drawn tokens the next ones to feed, at most `count` times. Ends early
     // after a step that drew one of stop_ids, after the first one past `seconds`, and before the drawn tokens of a step
     // with logits that are not finite or with nothing to draw are taken: such a step leaves all as it was before.
+    // On a device some steps are on their way before the host has read the one ahead of them (loop.h): those past `seconds`
+    // are taken too; what follows one that ended the loop changes nothing.
     // Returns the tokens taken, [steps, rows].
     std::vector<int32_t> decode(const Rows& rows, const std::vector<int32_t>& stop_ids, int64_t count, double seconds);
 
@@ -55,8 +57,11 @@ public:
 private:
     Plan() : arena_(std::make_shared<Arena>(true)), device_(device_in_use()) {}
     void check_ranges() const;
-    void make_graph();
+    void* make_graph(const AdvanceArgs* last) const;
     void run();
+    struct Loop;
+    Loop& loop(const Rows& rows);
+    std::vector<int32_t> decode_ahead(const Rows& rows, const std::vector<int32_t>& stop_ids, int64_t count, double seconds);
 
     struct Range {
         const char *op, *name;
@@ -70,6 +75,7 @@ private:
     std::unique_ptr<WorkList> list_;  // on the processor
     Device device_;
     void* graph_ = nullptr;           // on a device
+    std::shared_ptr<Loop> loop_;      // of the rows that were decoded last
     std::mutex turn_;
 };
 

@@ -5,11 +5,12 @@
 #include <cstdint>
 
 // Raised with every change of kernels.h or of this file; a plugin of another version is not used.
-#define GENKIT_PLUGIN_ABI 4
+#define GENKIT_PLUGIN_ABI 5
 
 namespace genkit {
 
 struct Kernels;
+struct AdvanceArgs;
 
 struct DeviceFacts {
     char name[128];
@@ -38,6 +39,11 @@ struct DevicePlugin {
     void* (*graph_end)(const char** error);
     const char* (*graph_run)(void* graph);
     void (*graph_release)(void* graph);
+    // The token loop, loop.h. share gives zeroed memory of the host that kernels reach as well, or null.
+    void* (*share)(size_t bytes);
+    void (*unshare)(void* memory);  // after the kernels started so far
+    void (*advance)(const AdvanceArgs& args);
+    const char* (*progress)(bool* idle);  // whether all that was started has ended; waits for nothing
 };
 
 }  // namespace genkit

@@ -153,6 +153,7 @@ DEVICE uint64_t add_global(uint64_t* p, uint64_t x) {
     return atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(x));
 }
 DEVICE void fence() { __threadfence(); }
+DEVICE void fence_system() { __threadfence_system(); }  // for the host as well
 template <class T>
 DEVICE T load_fresh(const T* p) { return __ldcg(p); }
 

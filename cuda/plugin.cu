@@ -7,6 +7,7 @@
 
 #include "gk.h"
 #include "kernels.h"
+#include "loop.h"
 #include "plugin.h"
 
 namespace genkit {
@@ -49,6 +50,7 @@ void launch(void (*kernel)(Parameters...), int64_t grid_x, int64_t grid_y, int t
 #define GK_LAUNCH(kernel, grid_x, grid_y, threads, shared_bytes, ...) launch(kernel, grid_x, grid_y, threads, shared_bytes, __VA_ARGS__)
 
 #include "kernels.inl"
+#include "loop.inl"
 
 Workspace space{};
 Workspace workspace() { return space; }
@@ -171,8 +173,29 @@ const char* graph_run(void* graph) {
 }
 void graph_release(void* graph) { note(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph))); }
 
+void* share(size_t bytes) {
+    void* memory = nullptr;  // of one address for both, as everywhere with 64 bits
+    if (cudaHostAlloc(&memory, bytes, cudaHostAllocMapped | cudaHostAllocPortable) != cudaSuccess) {
+        cudaGetLastError();
+        return nullptr;
+    }
+    return memset(memory, 0, bytes);
+}
+void unshare(void* memory) {
+    flush();
+    note(cudaStreamSynchronize(stream));
+    note(cudaFreeHost(memory));
+}
+
+const char* progress(bool* idle) {
+    flush();
+    const cudaError_t state = cudaStreamQuery(stream);
+    *idle = state == cudaSuccess;
+    return state == cudaErrorNotReady ? nullptr : words(state);
+}
+
 const DevicePlugin plugin = {GENKIT_PLUGIN_ABI, GENKIT_CUDA_TARGETS, open, facts, install_queued, allocate, release, upload, download, clear, check,
-                             graph_begin, graph_end, graph_run, graph_release};
+                             graph_begin, graph_end, graph_run, graph_release, share, unshare, advance, progress};
 
 }  // namespace
 }  // namespace genkit

@@ -5,11 +5,13 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <functional>
 #include <map>
 #include <vector>
 
 #include "../cpp/kernels.h"
+#include "../cpp/loop.h"
 #include "../cpp/plugin.h"
 #include "../cuda/gk.h"
 
@@ -34,6 +36,19 @@ struct Reach {
     }
 };
 
+// Graphs that were started and have not run: a device is behind what it is asked for. They run when somebody waits for the
+// device, one whenever somebody asks how far it is.
+std::deque<std::vector<std::function<void()>>*> asked_for;
+int64_t most_ahead = 0;
+void run_one() {
+    const Reach reach;
+    for (auto& run : *asked_for.front()) run();
+    asked_for.pop_front();
+}
+void finish() {
+    while (!asked_for.empty()) run_one();
+}
+
 int64_t started = 0;  // kernels, run or noted
 void flush();         // queue.inl
 
@@ -45,13 +60,15 @@ void start(int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, Body b
         const Reach reach;
         gk::launch_kernel(grid_x, grid_y, threads, shared_bytes, body);
     };
-    if (noted) noted->push_back(run);
-    else run();
+    if (noted) return noted->push_back(run);
+    finish();
+    run();
 }
 #define GK_LAUNCH(kernel, grid_x, grid_y, threads, shared_bytes, ...) \
     start(grid_x, grid_y, threads, shared_bytes, [=] { kernel(__VA_ARGS__); })
 
 #include "../cuda/kernels.inl"
+#include "../cuda/loop.inl"
 
 Workspace space{};
 Workspace workspace() { return space; }
@@ -64,7 +81,7 @@ bool blas_product(const LibraryProduct& p) {
         const Reach reach;
         return blas.run(*plan, p, nullptr);
     };
-    if (!noted) return run();
+    if (!noted) return finish(), run();
     noted->push_back([=] { run(); });
     return true;
 }
@@ -106,6 +123,7 @@ const char* open(DeviceFacts* f) {
 
 void release(void* p) {
     flush();
+    finish();
     auto block = taken.find(size_t(static_cast<char*>(p) - memory));
     used -= block->second;
     taken.erase(block);
@@ -113,12 +131,14 @@ void release(void* p) {
 
 const char* copy(void* to, const void* from, size_t bytes) {
     flush();
+    finish();
     const Reach reach;
     std::memcpy(to, from, bytes);
     return nullptr;
 }
 const char* clear(void* p, size_t bytes) {
     flush();
+    finish();
     const Reach reach;
     std::memset(p, 0, bytes);
     return nullptr;
@@ -142,20 +162,45 @@ void* graph_end(const char** error) {
 }
 const char* graph_run(void* graph) {
     flush();
-    const Reach reach;
-    for (auto& run : *static_cast<std::vector<std::function<void()>>*>(graph)) run();
+    asked_for.push_back(static_cast<std::vector<std::function<void()>>*>(graph));
+    most_ahead = std::max(most_ahead, int64_t(asked_for.size()));
     return nullptr;
 }
-void graph_release(void* graph) { delete static_cast<std::vector<std::function<void()>>*>(graph); }
+void graph_release(void* graph) {
+    finish();
+    delete static_cast<std::vector<std::function<void()>>*>(graph);
+}
+
+void* share(size_t bytes) { return std::calloc(bytes, 1); }
+void unshare(void* p) {
+    finish();
+    std::free(p);
+}
+// GENKIT_STAND_IN_FAULT: a device that fails, or one that ends and has told nothing, after so many questions.
+const char* progress(bool* idle) {
+    flush();
+    static int asked = 0;
+    const char* fault = std::getenv("GENKIT_STAND_IN_FAULT");
+    if (fault && ++asked > 3) {
+        *idle = true;
+        return std::string(fault) == "silent" ? nullptr : "an illegal memory access was encountered";
+    }
+    if (!asked_for.empty()) run_one();
+    *idle = asked_for.empty();
+    return nullptr;
+}
 
 const DevicePlugin plugin = {GENKIT_PLUGIN_ABI, "no GPU", open, facts, install_queued, allocate, release, copy, copy, clear, check,
-                             graph_begin, graph_end, graph_run, graph_release};
+                             graph_begin, graph_end, graph_run, graph_release, share, unshare, advance, progress};
 
 }  // namespace
 }  // namespace genkit
 
 // For tests: how many kernels were started, or noted in a graph, so far.
 extern "C" __attribute__((visibility("default"))) int64_t genkit_started() { return genkit::started; }
+
+// How many graphs were ever on their way at once.
+extern "C" __attribute__((visibility("default"))) int64_t genkit_most_ahead() { return genkit::most_ahead; }
 
 extern "C" __attribute__((visibility("default"))) const char* genkit_blas_trouble() { return genkit::blas.words(); }
 

@@ -1,0 +1,126 @@
+"""Tokens made on a device without returning to the host: through the stand-in, whose graphs run later than they are asked for."""
+
+import json
+import os
+import subprocess
+import sys
+
+from test_cuda import needs_compiler, stand_in  # noqa: F401
+
+# A chain: token t is followed by the largest of row t of a table. Row 90 is NaN, of row 91 nothing can be drawn.
+HEAD = """
+import ctypes, json, random, sys
+import numpy as np
+from genkit import _core, machine
+machine.CUDA_PLUGIN = sys.argv[1]
+assert machine.cuda_state()[0]
+seed = random.SystemRandom().randrange(2**32)
+rng = np.random.default_rng(seed)
+VOCAB, LIMIT = 96, 40
+follow = rng.permutation(90)
+weight = rng.standard_normal((VOCAB, VOCAB)).astype(np.float32)
+weight[np.arange(90), follow] = 9
+weight[90] = np.nan
+weight[91] = -np.inf
+places = np.zeros((LIMIT, VOCAB), np.float32)  # read by position, so that positions have a limit
+
+class Chain:
+    def __init__(self, device, rows):
+        self.device = device
+        _core.use_device(device)
+        self.table = _core.Tensor.from_numpy(weight).to(device)
+        self.places = _core.Tensor.from_numpy(places).to(device)
+        zeros = lambda dtype: _core.Tensor.from_numpy(np.zeros(rows, dtype))
+        self.ids, self.positions, self.draw_positions = zeros(np.int32), zeros(np.int32), zeros(np.int64)
+        self.views = [t.numpy() for t in (self.ids, self.positions, self.draw_positions)]
+        sequences = _core.Tensor.from_numpy(np.zeros(rows, np.int64))
+        def record():
+            logits = _core.add(_core.embedding(self.ids, self.table), _core.embedding(self.positions, self.places))
+            self.tokens, self.nonfinite = _core.sample_counted(logits, sequences, self.draw_positions, TEMPERATURE, 0, 1.0, 0.0, 7, finite_only=True)
+        self.plan, _ = _core.Plan.record(record)
+
+    def decode(self, ids, positions, stop_ids=(), count=16, seconds=1e9):
+        _core.use_device(self.device)
+        self.views[0][:], self.views[1][:], self.views[2][:] = ids, positions, np.add(positions, 1)
+        try:
+            taken = self.plan.decode(self.ids, self.positions, self.draw_positions, self.tokens, self.nonfinite, list(stop_ids), count, seconds)
+        except (ValueError, RuntimeError) as error:
+            taken = str(error)
+        return taken, [view.tolist() for view in self.views]
+"""
+
+
+def run(stand_in, body, temperature=0.0, **more):  # noqa: F811
+    folder, plugin = stand_in
+    done = subprocess.run([sys.executable, "-c", HEAD.replace("TEMPERATURE", str(temperature)) + body, plugin], capture_output=True,
+                          text=True, timeout=300, env=os.environ | {"LD_LIBRARY_PATH": str(folder)} | more)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+LIKE_THE_PROCESSOR = """
+cases, wrong = 0, []
+for rows in (1, 3, 40, 300):
+    cpu, cuda = Chain("cpu", rows), Chain("cuda", rows)
+    for trial in range(12):
+        ids, positions = rng.integers(0, 90, rows), rng.integers(0, 12, rows)
+        if trial % 4 == 2:
+            ids[rng.integers(rows)] = rng.integers(90, 92)
+        if trial % 4 == 3:  # comes to lie outside what it indexes
+            positions[rng.integers(rows)] = LIMIT - int(rng.integers(1, 9))
+        stops = rng.integers(0, 90, int(rng.integers(0, 4 if rows < 40 else 2))).tolist() if trial % 2 else []
+        if trial == 4:
+            stops = list(range(100, 200))  # more than a device holds
+        count = int(rng.integers(1, 17))
+        want, got = (chain.decode(ids, positions, stops, count) for chain in (cpu, cuda))
+        cases += 1
+        if want != got:
+            wrong.append([rows, trial, str(want)[:300], str(got)[:300]])
+most = ctypes.CDLL(sys.argv[1]).genkit_most_ahead
+most.restype = ctypes.c_int64
+print(json.dumps([cases, wrong, most(), seed]))
+"""
+
+
+@needs_compiler
+def test_loops_are_the_processors(stand_in):  # noqa: F811
+    """Tokens, and what ids and positions are afterwards, whatever ends them; some steps ahead of what the host has read."""
+    for temperature in (0.0, 3.0):
+        cases, wrong, most, seed = run(stand_in, LIKE_THE_PROCESSOR, temperature)
+        assert cases == 48 and not wrong, f"seed {seed}: {wrong[:2]}"
+        assert most == 4
+
+
+@needs_compiler
+def test_a_bad_step_on_the_way_is_not_taken(stand_in):  # noqa: F811
+    wrong = run(stand_in, """
+wrong = []
+for bad in (90, 91):
+    weight[follow[follow[5]]] = -1
+    weight[follow[follow[5]], bad] = 9  # the third token drawn is bad; the fourth step cannot be taken
+    for chain in (Chain("cpu", 2), Chain("cuda", 2)):
+        taken, state = chain.decode([5, 6], [0, 3])
+        if len(taken) != 6 or taken[4] != bad or state[0][0] != bad or state[1] != [3, 6] or chain.decode(*state[:2])[0] != []:
+            wrong.append([bad, chain.device, taken, state])
+print(json.dumps(wrong))
+""")
+    assert not wrong
+
+
+@needs_compiler
+def test_steps_on_their_way_past_the_time_are_taken(stand_in):  # noqa: F811
+    counts = run(stand_in, """
+cpu, cuda = Chain("cpu", 2), Chain("cuda", 2)
+want, (late, state) = cpu.decode([1, 2], [0, 0], count=16)[0], cuda.decode([1, 2], [0, 0], count=16, seconds=0)
+rest = cuda.decode(state[0], state[1], count=16 - len(late) // 2)[0]
+print(json.dumps([len(late) // 2, want == late + rest]))
+""")
+    assert counts == [4, True]
+
+
+@needs_compiler
+def test_a_device_that_fails_or_says_nothing_ends_the_loop(stand_in):  # noqa: F811
+    for fault, said in (("fails", "cuda: running a plan: an illegal memory access was encountered"),
+                        ("silent", "cuda: running a plan: it has ended without its tokens")):
+        taken, state = run(stand_in, "print(json.dumps(Chain('cuda', 2).decode([1, 2], [0, 0])))", GENKIT_STAND_IN_FAULT=fault)
+        assert taken == said and state[1] == [3, 3]
