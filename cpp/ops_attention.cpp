@@ -4,6 +4,8 @@
 namespace genkit {
 namespace {
 
+constexpr int64_t device_split_rows = 64;  // beyond, rows and heads alone are places enough for a device
+
 void check_scales(const char* op, const char* name, const OptionalTensor& scales, const Tensor& pages) {
     if (pages.dtype() != DType::i8) {
         if (scales) fail(op, std::string(name) + " are for i8 pages; these are " + pages.shape_text());
@@ -121,7 +123,7 @@ Tensor attention(const Tensor& q, const Tensor& k_pages, const Tensor& v_pages, 
     const bool on_device = device_in_use() != Device::cpu;  // where there are always more places to run than units
     if (on_device) unit_rows = 1;
     const int64_t splits = (pages.max_pages * page_keys + attention_split - 1) / attention_split;
-    const bool split = splits > 1 && (on_device || (units() < 2 * threads && threads > 1));
+    const bool split = splits > 1 && (on_device ? rows <= device_split_rows : units() < 2 * threads && threads > 1);
 
     Tensor out({rows, heads * pages.head_dim}, DType::f32);
     AttentionArgs a{q.data<float>(), optional_data(alibi_slopes), optional_data(sinks), out.data<float>(), nullptr, pages, rows,

@@ -15,6 +15,7 @@
 #include "dense_many.inl"
 #include "linear.inl"
 #include "attention.inl"
+#include "attention_tiles.inl"
 #include "experts.inl"
 #include "sample.inl"
 #include "sample_split.inl"

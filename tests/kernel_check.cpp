@@ -121,6 +121,8 @@ int main(int count, char** names) {
                 check_attention(9, 1, 18, dim, 65, 1, false, dtype);
                 check_attention(9, 2, 5, dim, 150, 0, true, dtype, 2, dim % 32 == 0);
             }
+            for (int64_t dim : {64, 192, 256}) check_attention(97, 2, 4, dim, 700, 0, false, dtype, 3, true);
+            check_attention(70, 1, 5, 32, 700, 300, true, dtype);
             check_attention(3, 1, 3, 16, 2100, 0, false, dtype);
             check_attention(3, 1, 1, 16, 2100, 1100, false, dtype);
             check_attention(3, 1, 3, 32, 2100, 0, false, dtype, 0, true);
