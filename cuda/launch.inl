@@ -138,13 +138,13 @@ void attend_tiles(const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv,
     const int64_t group = a.heads / a.pages.kv_heads, heads = std::min<int64_t>(group, tile_places), head_tiles = up(group, heads);
     const int64_t chunks = up(a.pages.max_pages, tile_warps), floats = kvs * head_tiles * chunks * tile_places * (32 * blocks32 + 2);
     const int64_t at_once = std::min(workspace_bytes / int64_t(sizeof(float)) / floats, workspace_counters / (kvs * head_tiles));
-    auto start = [&](int64_t first, int64_t count, int64_t tile_rows, int64_t split) {
+    auto go = [&](int64_t first, int64_t count, int64_t tile_rows, int64_t split) {
         const TileUnits units{first, count, kv, kvs, tile_rows, heads, head_tiles, split, reinterpret_cast<float*>(workspace().scratch), workspace().counters};
         GK_LAUNCH((attention_tile_kernel<half, blocks32>), up(count, tile_rows) * kvs * head_tiles * std::max<int64_t>(split, 1), 1, tile_threads,
                   int(sizeof(TilePlace<blocks32>)), a, units);
     };
-    if (rows > split_rows_most || at_once < 1) return start(row, rows, tile_places / heads, 0);
-    for (int64_t done = 0; done < rows; done += at_once) start(row + done, std::min(at_once, rows - done), 1, chunks);
+    if (rows > split_rows_most || at_once < 1) return go(row, rows, tile_places / heads, 0);
+    for (int64_t done = 0; done < rows; done += at_once) go(row + done, std::min(at_once, rows - done), 1, chunks);
 }
 template <bool half>
 void attend_tiles(const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {

@@ -57,6 +57,40 @@ void check_pages() {
         }
 }
 
+// What a lane of attention_tiles.inl takes: 4 keys x 2 channels of K, 4 channels x 2 keys of V, and which key or channel an
+// element of a product is (mma's columns are 2 t and 2 t + 1: column c of product i is 4 c + i).
+void check_tiles_of_attention() {
+    for (int64_t dim = 32; dim <= 256; dim += 32) {
+        Places keys(page_keys * dim), values(page_keys * dim);
+        bool right = true;
+        for (int g = 0; g < 8; g++) {
+            for (int half = 0; half < 2; half++)
+                for (int64_t pair = 0; pair < dim / 2; pair++)
+                    for (int e = 0; e < 8; e++) {
+                        const int64_t at = key_words(g, half, pair, dim) + e;
+                        keys.take(at);
+                        right = right && key_words(g, half, pair, dim) % 8 == 0 && at == key_at(true, 32 * half + 4 * g + e / 2, 2 * pair + e % 2, dim);
+                    }
+            for (int64_t pair = 0; pair < page_keys / 2; pair++)
+                for (int64_t channels = 0; channels < dim; channels += 32)
+                    for (int e = 0; e < 8; e++) {
+                        const int64_t at = value_words(g, pair, channels, dim) + e;
+                        values.take(at);
+                        right = right && value_words(g, pair, channels, dim) % 8 == 0 && at == value_at(true, 2 * pair + e % 2, channels + 4 * g + e / 2, dim);
+                    }
+        }
+        expect(right && keys.all() && values.all(), "lanes' keys and values" + of(dim));
+    }
+    Places scores(32), channels(32);
+    for (int t = 0; t < 4; t++)
+        for (int product = 0; product < 4; product++)
+            for (int second = 0; second < 2; second++) {
+                scores.take(score_key(t, product, second)), channels.take(out_channel(t, product, second));
+                expect(score_key(t, product, second) == 4 * (2 * t + second) + product, "a score's key" + of(t, product));
+            }
+    expect(scores.all() && channels.all(), "columns of keys and channels");
+}
+
 void check_codes() {
     for (int64_t rows = 1; rows <= 50; rows++)
         for (int64_t k : {1, 64, 65, 256, 257, 600})
