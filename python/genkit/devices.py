@@ -22,6 +22,10 @@ WEIGHTS = (_core.Tensor, _core.PackedWeight, _core.ExpertWeights)
 PROVEN = False
 
 
+def proven() -> bool:
+    return PROVEN
+
+
 def choose_device(device: str) -> str:
     """"cuda" or "cpu"; auto: see PROVEN and why_processor. Raises DeviceError when a GPU is asked for and cannot be used,
     UsageError for an unknown device."""
@@ -47,10 +51,17 @@ def why_processor() -> str:
 
 
 def choose_measured(device: str) -> str:
-    """As choose_device, for what measures: not on a GPU yet."""
+    """As choose_device, for what measures but not on a GPU yet."""
     if choose_device(device) == "cuda":
-        raise DeviceError("--device cuda: nothing is measured on a GPU yet; use --device cpu")
+        raise DeviceError("--device cuda: only genkit bench itself measures on a GPU yet; use --device cpu")
     return "cpu"
+
+
+def wait(device: str) -> None:
+    """Until the device has done all that this thread started there: before a clock is read."""
+    if device != "cpu":
+        with using(device):
+            _core.Tensor.zeros([1], "u8").numpy()  # copies back come after all else
 
 
 @contextmanager

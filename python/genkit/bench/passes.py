@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Callable
 from genkit import _core, batch
 from genkit.bench.work import Work, work
 from genkit.decoding.sampling import Sampler, SamplingSettings
+from genkit.devices import wait
 from genkit.generation import Generation, Request, Text
 from genkit.kv_cache import KVCache, Sequence, pages_for
 
@@ -28,7 +29,8 @@ def pages_needed(config: "ModelConfig", depths: "list[int]", sequences: int, tok
 
 
 class Passes:
-    """Passes of a loaded model. Token ids are random, the same in every run; what the logits say does not matter."""
+    """Passes of a loaded model, whose device is in use. Token ids are random, the same in every run; what the logits say does
+    not matter."""
 
     def __init__(self, loaded: "LoadedModel", depths: "list[int]", sequences: int, tokens: int) -> None:
         """depths: tokens in the cache before a pass; sequences and tokens: the most of a pass."""
@@ -76,9 +78,11 @@ class Passes:
     def prompt(self, sequences: int, depth: int, tokens: int) -> float:
         """Seconds for so many prompts of so many tokens, one after the other as the engine takes them."""
         rows = [(self._sequence(row, depth), self.random_ids(tokens)) for row in range(sequences)]
+        wait(self.loaded.device)
         start = time.perf_counter()
         for sequence, ids in rows:
             batch.prefill(self.model, self._cache, sequence, ids, lambda: False)
+        wait(self.loaded.device)
         seconds = time.perf_counter() - start
         self._take_back(sequences, depth)
         return seconds
@@ -89,10 +93,12 @@ class Passes:
             self._batches[depth + tokens] = batch.Batch(self.model, self._cache, depth + tokens, self._sampler, None, ())
         together = self._batches[depth + tokens]
         rows = [self._row(row, depth, tokens) for row in range(sequences)]
+        wait(self.loaded.device)
         start = time.perf_counter()
         while not rows[0].job.generation.finish_reason:
             for _ in together.advance(rows):
                 pass
+        wait(self.loaded.device)
         seconds = time.perf_counter() - start
         self._take_back(sequences, depth)
         return seconds

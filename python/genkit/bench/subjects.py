@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterable, Sequence
 
 import genkit
-from genkit import checkpoints, machine
+from genkit import checkpoints
 from genkit.bench.shapes import check_shape, open_shape
 from genkit.checkpoints.config import GenerationDefaults
 from genkit.checkpoints.files import size_words
 from genkit.checkpoints.safetensors import memory_needed
+from genkit.devices import free_memory
 from genkit.engine import LoadedModel, choose_kv_type, choose_quantize, load_opened
 from genkit.errors import ResourceError, UsageError
-from genkit.kv_cache import page_bytes
+from genkit.kv_cache import PAGE_KEYS, page_bytes
 from genkit.models import read_model_config
 from genkit.opening import Opened, open_model
 from genkit.quant.formats import BY_NAME
@@ -31,7 +32,7 @@ TYPES = ("stored", *FLOATS, *BY_NAME)
 
 @dataclass
 class Subject:
-    """A model in one type. name and type are those of its rows: the type is what its weights are in memory, "bf16", "int4",
+    """A model in one type on one device. name and type are those of its rows: the type is what its weights are in memory, "bf16", "int4",
     "Q4_K". quantize: as load takes it."""
 
     name: str
@@ -40,12 +41,13 @@ class Subject:
     quantize: str
     config: "ModelConfig"
     kv_type: str
+    device: str = "cpu"
 
     @property
     def weight_bytes(self) -> int:
-        """Of memory, while it is loaded too."""
+        """Of memory, on the processor while it is loaded too."""
         bits = None if self.quantize == "none" else BY_NAME[self.quantize].bits
-        return memory_needed(self.opened.checkpoint, bits)
+        return memory_needed(self.opened.checkpoint, bits, reading=self.device == "cpu")
 
     def cache_bytes(self, pages: int) -> int:
         c = self.config
@@ -60,15 +62,24 @@ class Subject:
     def check_memory(self, pages: int, what: str) -> int:
         """Bytes of weights and of so many pages of keys and values, `what` in words. Raises ResourceError where they are
         more than is free."""
-        weights, cache, free = self.weight_bytes, self.cache_bytes(pages), machine.memory_available()
+        weights, cache, free = self.weight_bytes, self.cache_bytes(pages), free_memory(self.device)
+        there = "" if self.device == "cpu" else f" on {self.device}"
         if weights + cache > free:
             raise ResourceError(f"{self.name} in {self.type}: the weights need {size_words(weights)}, keys and values of "
                                 f"{what} {size_words(cache)}, together {size_words(weights + cache)}, and "
-                                f"{size_words(free)} is free; take a smaller model, type, --depth or --batch")
+                                f"{size_words(free)} is free{there}; take a smaller model, type, --depth or --batch")
         return weights + cache
 
-    def load(self, threads: int, progress: "Callable[[int, int], None] | None") -> LoadedModel:
-        return load_opened(self.opened, self.name, threads, quantize=self.quantize, kv_type=self.kv_type, progress=progress)
+    def load(self, threads: int, progress: "Callable[[int, int], None] | None", pages: int | None = None) -> LoadedModel:
+        """pages: of keys and values, for which room is left on a device. Raises ResourceError where only some of the layers fit
+        there: that would be another thing to measure."""
+        context = None if pages is None or self.device == "cpu" else min(self.config.max_positions, pages * PAGE_KEYS)
+        loaded = load_opened(self.opened, self.name, threads, device=self.device, quantize=self.quantize, kv_type=self.kv_type,
+                             context=context, progress=progress)
+        if loaded.placing and not loaded.placing.whole:
+            raise ResourceError(f"{self.name} in {self.type}: {loaded.placing.layers} of {self.config.layers} layers fit on "
+                                f"{self.device}, and a model is measured on one device; take a smaller model or type")
+        return loaded
 
 
 def open_subjects(models: Sequence[str], shapes: Sequence[str], types: Iterable[str], kv_type: str, seed: int,

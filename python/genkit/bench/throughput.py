@@ -7,7 +7,7 @@ import gc
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Callable, Iterable
 
 from genkit import _core, machine
@@ -18,7 +18,7 @@ from genkit.bench.passes import Passes, pages_needed
 from genkit.bench.results import Limit, Results, Row
 from genkit.bench.subjects import Subject, open_subjects
 from genkit.bench.work import Cost
-from genkit.devices import choose_measured
+from genkit.devices import choose_device, free_memory, proven, using
 from genkit.engine import choose_threads
 from genkit.errors import UsageError
 
@@ -81,8 +81,9 @@ class Case:
     bounds: "Counter[str]" = field(default_factory=Counter)  # what bounded its samples: near the ridge now this, now that
     beside: "list[dict[str, float]]" = field(default_factory=list)  # all limits beside each sample
 
-    def take(self, passes: Passes, others: int) -> None:
-        """The loaded model."""
+    def take(self, passes: Passes, others: int, on_device: "int | None") -> None:
+        """The loaded model; bytes that others hold in memory, and that this one takes on its device if that is not the
+        processor."""
         self.passes, self.others = passes, others
         loaded, work = passes.loaded, passes.work
         if self.test == "pp":
@@ -103,33 +104,39 @@ class Case:
             peak_memory=None, tier=loaded.tier, bound=None, load_s=loaded.load_s, kv_type=loaded.kv_type,
             prompt=self.tokens if self.test == "pp" else 0, generate=self.tokens if self.test == "tg" else 0,
             depth=self.depth, working_set=self.working_set)
+        if on_device is not None:
+            self.row.facts["device_memory"] = on_device
 
     def once(self) -> float:
         """Seconds of one pass."""
         _core.set_threads(self.threads)
         run = self.passes.prompt if self.test == "pp" else self.passes.decode
-        return run(self.batch, self.depth, self.tokens)
+        with using(self.subject.device):
+            return run(self.batch, self.depth, self.tokens)
 
     def sample(self, limit: "Limits") -> None:
-        read = limit.read(self.working_set, self.threads)
-        peaks = {kind: limit.peak(kind, self.threads) for kind in self.kinds}
+        near = self.subject.device == "cpu"  # the processor's limits say nothing of another device
+        read = limit.read(self.working_set, self.threads) if near else 0.0
+        peaks = {kind: limit.peak(kind, self.threads) for kind in self.kinds if near}
         resettable, seconds, count = forget_peak(), 0.0, 0
         with Watch() as watch:
             while seconds < SAMPLE_SECONDS:
                 seconds += self.once()
                 count += 1
         peak = memory_words("self", "VmHWM") if resettable else None
-        floor, bound = self.cost.floor(read, peaks)
         row, facts = self.row, self.row.facts
         row.samples.append(count * self.batch * self.tokens / seconds)
-        row.shares.append(count * floor / seconds)
         row.others.append(watch.others)
+        if peak is not None:
+            facts["peak_memory"] = max(facts["peak_memory"] or 0, peak - self.others)
+        if not near:
+            return
+        floor, bound = self.cost.floor(read, peaks)
+        row.shares.append(count * floor / seconds)
         self.bounds[bound] += 1
         self.beside.append(peaks | {"read": read})
         facts["bound"] = bound = self.bounds.most_common(1)[0][0]
         row.limit = Limit(bound, "B/s" if bound == "read" else "op/s", [values.get(bound) for values in self.beside])
-        if peak is not None:
-            facts["peak_memory"] = max(facts["peak_memory"] or 0, peak - self.others)
 
 
 class Limits:
@@ -163,7 +170,7 @@ def measure(results: Results, plan: Plan, tell: "Tell | None" = None) -> None:
     tests = [("pp", count) for count in plan.prompts] + [("tg", count) for count in plan.generates]
     if not tests:
         raise UsageError("-p none and -n none: nothing is left to measure")
-    devices = list(dict.fromkeys(choose_measured(device) for device in plan.devices))
+    devices = list(dict.fromkeys(choose_device(device) for device in plan.devices))
     threads = [choose_threads(count) for count in plan.threads or (None,)]
     if error := _core.isa_error():
         raise UsageError(error)
@@ -172,19 +179,22 @@ def measure(results: Results, plan: Plan, tell: "Tell | None" = None) -> None:
         raise UsageError(f"these lists make {count:,} rows of each model; at most {MOST_ROWS:,}")
     most, depths, batch = max(count for _, count in tests), sorted(plan.depths), max(plan.batches)
     with ExitStack() as stack:
-        subjects = open_subjects(plan.models, plan.shapes, plan.types, plan.kv_type, plan.seed, stack)
+        opened = open_subjects(plan.models, plan.shapes, plan.types, plan.kv_type, plan.seed, stack)
+        subjects = [replace(subject, device=device) for subject in opened for device in devices]
         for subject in subjects:
             subject.check_context(depths[-1], most)
         words = f"{depths[-1] + most} tokens in {batch} sequence(s)"
         needs = [subject.check_memory(pages_needed(subject.config, depths, batch, most), words) for subject in subjects]
         note_load(results)
+        note_devices(results, devices)
         groups = [subjects]
-        if sum(needs) > machine.memory_available():
+        if any(sum(need for need, subject in zip(needs, subjects) if subject.device == device) > free_memory(device)
+               for device in devices):
             groups = [[subject] for subject in subjects]
             results.notes.append("the models do not fit into memory together: they were measured one after the other, not "
                                  "in turns; what the machine did meanwhile is in their differences too")
-        cases = [_case(subject, plan.kv_type, device, count, sequences, depth, test, tokens)
-                 for subject in subjects for device in devices for count in threads for sequences in plan.batches
+        cases = [_case(subject, plan.kv_type, count, sequences, depth, test, tokens) for subject in subjects
+                 for count in (threads if subject.device == "cpu" else [max(threads)]) for sequences in plan.batches
                  for depth in plan.depths for test, tokens in tests]
         results.rows += [case.row for case in cases]
         try:
@@ -195,30 +205,46 @@ def measure(results: Results, plan: Plan, tell: "Tell | None" = None) -> None:
             judge(results, plan.ci)
 
 
-def _case(subject: Subject, kv_type: str, device: str, threads: int, batch: int, depth: int, test: str, tokens: int) -> Case:
+def note_devices(results: Results, devices: list[str]) -> None:
+    """What the GPU is, where one is measured, and what is not known of it."""
+    if "cuda" not in devices:
+        return
+    facts = _core.device_facts()
+    results.machine["cuda"] = {name: facts[name] for name in ("name", "capability", "processors", "memory", "available", "driver",
+                                                              "targets")}
+    results.notes.append("rows on cuda have no share: its limits are not measured here, and those of the processor are not its own")
+    if not proven():
+        results.notes.append("the CUDA kernels have been proven on a processor only: what they write may be wrong, whatever its speed")
+
+
+def _case(subject: Subject, kv_type: str, threads: int, batch: int, depth: int, test: str, tokens: int) -> Case:
     keys = {} if kv_type == "auto" else {"keys": kv_type}  # asked for, it is another thing to measure
-    row = Row({"model": subject.name, "type": subject.type, **keys, "device": device, "threads": threads, "batch": batch,
+    row = Row({"model": subject.name, "type": subject.type, **keys, "device": subject.device, "threads": threads, "batch": batch,
                "test": f"{test}{tokens}" + (f" @ d{depth}" if depth else "")}, "tokens/s")
     return Case(row, subject, threads, batch, depth, test, tokens)
 
 
 def _measure_group(cases: list[Case], subjects: list[Subject], plan: Plan, seconds: float, tell: Tell) -> None:
     """Of models that are in memory together."""
-    held: list[int] = []
+    held: list[tuple[int, int | None]] = []
     loaded: list[Passes] = []
     for subject in subjects:
-        before = memory_words("self", "VmRSS") or 0
+        before, free = memory_words("self", "VmRSS") or 0, free_memory(subject.device)
         own = [case for case in cases if case.subject is subject]
         name = f"{subject.name} {subject.type}"
-        model = subject.load(max(case.threads for case in own), lambda done, total: tell(f"loading {name}", done, total))
-        passes = Passes(model, sorted(plan.depths), max(plan.batches), max(case.tokens for case in own))
-        passes.fill(max(plan.batches), lambda done, total: tell(f"filling the cache of {name}", done, total))
+        depths, batch, most = sorted(plan.depths), max(plan.batches), max(case.tokens for case in own)
+        model = subject.load(max(case.threads for case in own), lambda done, total: tell(f"loading {name}", done, total),
+                             pages_needed(subject.config, depths, batch, most))
+        with using(subject.device):
+            passes = Passes(model, depths, batch, most)
+            passes.fill(max(plan.batches), lambda done, total: tell(f"filling the cache of {name}", done, total))
         loaded.append(passes)
-        held.append((memory_words("self", "VmRSS") or 0) - before)
-    for subject, passes, own in zip(subjects, loaded, held):
+        held.append(((memory_words("self", "VmRSS") or 0) - before,
+                     None if subject.device == "cpu" else free - free_memory(subject.device)))
+    for subject, passes, (own, on_device) in zip(subjects, loaded, held):
         for case in cases:
             if case.subject is subject:
-                case.take(passes, sum(held) - own)
+                case.take(passes, sum(near for near, _ in held) - own, on_device)
     total, done, limit = len(cases) * (plan.warmup + plan.rounds), 0, Limits()
     begun = time.monotonic()
     for number in range(plan.warmup + plan.rounds):

@@ -469,9 +469,9 @@ TRANSPOSE_PIECE = 16 << 20  # bytes of a matrix in flight while it is turned
 WIDENED_PIECE = 4 << 20  # weights widened at a time
 
 
-def memory_needed(checkpoint: Checkpoint, bits: float | None = None) -> int:
+def memory_needed(checkpoint: Checkpoint, bits: float | None = None, reading: bool = True) -> int:
     """Bytes that the weights take in memory. With `bits`, matrices are rounded to so many bits a weight as they are read: two of
-    the largest are there meanwhile."""
+    the largest are there meanwhile, unless that is on another device (`reading` false)."""
     need = checkpoint.nbytes
     for name, stored in checkpoint.quantized.items():  # GGUF's five and six bits take eight, for one
         width = 16 if name in checkpoint.widened else stored.format.bits
@@ -483,7 +483,7 @@ def memory_needed(checkpoint: Checkpoint, bits: float | None = None) -> int:
     weights = sum(info.shape[0] * info.shape[1] for info in matrices)
     weights += sum(info.nbytes * 2 if info.dtype == "u8" else math.prod(info.shape) for info in experts)
     largest = max((info.nbytes // (info.shape[0] if len(info.shape) > 2 else 1) for info in matrices + experts), default=0)
-    return need + int(weights * bits / 8) - sum(info.nbytes for info in matrices + experts) + 2 * largest
+    return need + int(weights * bits / 8) - sum(info.nbytes for info in matrices + experts) + 2 * largest * reading
 
 
 def check_memory(checkpoint: Checkpoint, extra: int = 0, bits: float | None = None) -> None:

@@ -14,7 +14,7 @@ from genkit.plaintext import format_bytes
 ALWAYS = ("model", "type", "test", "threads")
 
 # How soon a column goes where the room is too small; 0 never. Ids that tell rows apart never go.
-DROP = {"limit": 9, "tier": 8, "threads": 7, "peak memory": 6, "MB/token": 5, "model": 4, "type": 3, "test": 2, "device": 2,
+DROP = {"limit": 9, "tier": 8, "threads": 7, "peak memory": 6, "on the GPU": 6, "MB/token": 5, "model": 4, "type": 3, "test": 2, "device": 2,
         "genkit, times as fast": 0, "answers differ": 6, "verdict": 0}
 
 
@@ -37,6 +37,7 @@ def difference(found: dict[str, Any]) -> str:
 FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "bytes_per_token": ("MB/token", megabytes),
     "peak_memory": ("peak memory", format_bytes),
+    "device_memory": ("on the GPU", format_bytes),
     "tier": ("tier", clean),
     "level": ("cache level", clean),
     "ratio": ("genkit, times as fast", times),
@@ -156,6 +157,10 @@ def head(results: Results) -> list[tuple[str, str]]:
              ("system", facts.pop("system", None)),
              ("load average", " ".join(f"{value:g}" for value in facts.pop("load_average", None) or []) or "unknown"),
              ("date", str(facts.pop("date", "")).replace("T", " ").replace("+00:00", " UTC"))]
+    if gpu := facts.pop("cuda", None):
+        lines.append(("gpu", f"{gpu.get('name')}, compute capability {gpu.get('capability')}, {format_bytes(gpu.get('available') or 0)} "
+                             f"free of {format_bytes(gpu.get('memory') or 0)}, driver for CUDA {gpu.get('driver')}, kernels for "
+                             f"{gpu.get('targets')}"))
     lines += [(name.replace("_", " "), _plain(value)) for name, value in facts.items()]
     return [(clean(name), clean(value)) for name, value in lines if value not in (None, "", {}, [])]
 
