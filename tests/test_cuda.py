@@ -137,6 +137,63 @@ def test_a_plugin_that_is_another_is_refused_in_words(tmp_path, source, reason):
     assert reason in state(driver(tmp_path), plugin)
 
 
+@needs_compiler
+@pytest.mark.parametrize("kept", [0, 20, 64, 0.1, 0.5, 0.9, 0.999])
+def test_a_plugin_that_is_cut_short_is_refused_in_words(stand_in, tmp_path, kept):
+    whole = Path(stand_in[1]).read_bytes()
+    plugin = tmp_path / "plugin.so"
+    plugin.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    reason = "the plugin is cut short (" if kept == 64 or isinstance(kept, float) else "the plugin cannot be opened: "
+    assert reason in state(stand_in[0], plugin)
+
+
+@needs_compiler
+def test_a_plugin_that_is_no_library_is_refused_in_words(stand_in, tmp_path):
+    (tmp_path / "plugin.so").write_text("not a library\n" * 20)
+    assert "the plugin cannot be opened: " in state(stand_in[0], tmp_path / "plugin.so")
+    assert "not built into this package" in state(stand_in[0], tmp_path / "absent.so")
+
+
+@needs_compiler
+def test_a_device_that_cannot_be_opened_is_refused_in_words(stand_in, tmp_path):
+    """As where another process has taken all its memory; the facts are those the plugin would give."""
+    (tmp_path / "plugin.cpp").write_text("""#include "plugin.h"
+using namespace genkit;
+static DevicePlugin plugin{};
+extern "C" __attribute__((visibility("default"))) const DevicePlugin* genkit_device_plugin() {
+    plugin.abi = GENKIT_PLUGIN_ABI;
+    plugin.open = [](DeviceFacts*) -> const char* { return "out of memory"; };
+    return &plugin;
+}
+""")
+    plugin = compilers.compile_source(compilers.native(), tmp_path / "plugin.cpp", tmp_path / "plugin.so", "-shared", "-fPIC")
+    assert state(stand_in[0], plugin) == "False the device cannot be used: out of memory\ncpu\n"
+
+
+@needs_compiler
+def test_processes_side_by_side_and_forked(stand_in):
+    """Each process has a device of its own; what was forked after it was opened has none, and says so."""
+    forked = STATE + """
+import os
+with_it = os.fork()
+if with_it == 0:
+    print(*machine.cuda_state(), flush=True)
+    try:
+        choose_device("cuda")
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+    os._exit(0)
+assert os.waitpid(with_it, 0)[1] == 0 and machine.cuda_state()[0]
+"""
+    several = [subprocess.Popen([sys.executable, "-u", "-c", forked, stand_in[1]], stdout=subprocess.PIPE, text=True,
+                                env=os.environ | {"LD_LIBRARY_PATH": str(stand_in[0])}) for _ in range(2)]
+    for process in several:
+        said = process.communicate(timeout=60)[0].splitlines()
+        assert process.returncode == 0 and said[0].startswith("True a processor") and said[1] == "cuda"
+        words = "this process was forked from one that had opened the device; start it afresh (spawn)"
+        assert said[2:] == [f"False {words}", f"DeviceError --device cuda: {words}; use --device cpu or auto"]
+
+
 def test_cuda_asked_for_and_not_there_is_exit_5(tmp_path):
     done = subprocess.run([sys.executable, "-c", STATE.replace('"auto"', '"cuda"'), "absent.so"], capture_output=True, text=True, timeout=60)
     assert "DeviceError: --device cuda: not built into this package; use --device cpu or auto" in done.stderr

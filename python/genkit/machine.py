@@ -8,6 +8,7 @@ import importlib.util
 import math
 import os
 import platform
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ CUDA_PLUGIN = "libgenkit_cuda.so"
 NOT_BUILT = "not built into this package"
 CUBLASLT = ("libcublasLt.so.13", "libcublasLt.so.12")
 _ROOT = Path("/")
+_opened_by: int | None = None  # the process that has opened the device
 
 
 def _read(path: Path) -> str | None:
@@ -177,6 +179,20 @@ def cuda_plugin() -> Path:
     return (Path(core.origin).parent if core and core.origin else Path(__file__).parent) / CUDA_PLUGIN
 
 
+def _cut_short(library: Path) -> str:
+    """What is wrong with a library that ends before its table of sections: opened, it would be the end of the process."""
+    with library.open("rb") as file:
+        header = file.read(64)
+        size = file.seek(0, os.SEEK_END)
+    if len(header) < 64 or header[:5] != b"\x7fELF\x02":
+        return ""  # whoever opens it says so
+    table, = struct.unpack_from("<Q", header, 40)
+    each, count = struct.unpack_from("<HH", header, 58)
+    if table + each * count <= size:
+        return ""
+    return f"the plugin is cut short ({size} of {table + each * count} bytes); install the package again"
+
+
 def cuda_state() -> tuple[bool, str]:
     """Whether CUDA can be used, and why not (or what with) in words. Opens libraries, raises nothing."""
     plugin = cuda_plugin()
@@ -186,8 +202,12 @@ def cuda_state() -> tuple[bool, str]:
 
     if not _core.driver_state()[1] and "GENKIT_CUBLASLT" not in os.environ and (library := cublaslt()[0]):
         os.environ["GENKIT_CUBLASLT"] = library  # for the plugin, which knows no wheels
-    if trouble := _core.open_device(str(plugin)):
+    global _opened_by
+    if _opened_by not in (None, os.getpid()):
+        return False, "this process was forked from one that had opened the device; start it afresh (spawn)"
+    if trouble := _core.driver_state()[1] or _cut_short(plugin) or _core.open_device(str(plugin)):
         return False, trouble
+    _opened_by = os.getpid()
     facts = _core.device_facts()
     return True, (f"{facts['name']}, compute capability {facts['capability']}, {facts['available'] / 2**30:.1f} of "
                   f"{facts['memory'] / 2**30:.1f} GiB free, driver for CUDA {facts['driver']}, kernels for {facts['targets']}")
