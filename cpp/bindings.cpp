@@ -259,6 +259,9 @@ PYBIND11_MODULE(_core, m) {
     m.def("has_arithmetic", &has_arithmetic, "kind"_a);
     m.def("arithmetic_peak", &arithmetic_peak, "kind"_a, "threads"_a, nogil());
     m.def("barrier_cost", &barrier_cost, "threads"_a, nogil());
+    m.def("device_read_bandwidth", &device_read_bandwidth, "memory"_a, nogil());
+    m.def("device_copy_bandwidth", &device_copy_bandwidth, "source"_a, "target"_a, nogil());
+    m.def("device_arithmetic_peak", &device_arithmetic_peak, "kind"_a, nogil());
 
     m.def("set_threads", &set_threads, "count"_a, nogil());
     m.def("get_threads", &get_threads, nogil());

@@ -129,5 +129,9 @@ double read_bandwidth(int64_t bytes, int64_t threads, const OptionalTensor& memo
 bool has_arithmetic(const std::string& kind);
 double arithmetic_peak(const std::string& kind, int64_t threads);
 std::pair<double, double> barrier_cost(int64_t threads);
+// The same of the device in use, a tenth of a second each: bytes read a second, bytes read and written, operations.
+double device_read_bandwidth(const Tensor& memory);
+double device_copy_bandwidth(const Tensor& from, const Tensor& to);
+double device_arithmetic_peak(const std::string& kind);
 
 }  // namespace genkit

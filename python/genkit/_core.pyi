@@ -242,6 +242,13 @@ def arithmetic_peak(kind: str, threads: int) -> float:
 def barrier_cost(threads: int) -> tuple[float, float]:
     """Seconds that so many threads take to begin and end a job together with nothing to do in it, and to go from one step
     of a replayed plan to the next."""
+def device_read_bandwidth(memory: Tensor) -> float:
+    """Bytes a second that the device in use reads of u8 [bytes] on it, over and over for a tenth of a second: the best of 6
+    tries. Raises ValueError for memory elsewhere."""
+def device_copy_bandwidth(source: Tensor, target: Tensor) -> float:
+    """Bytes a second read and written by copying u8 [bytes] to another of that size, both on the device in use."""
+def device_arithmetic_peak(kind: str) -> float:
+    """Multiplications and additions a second of "f32", or "bf16" and "int8" by its tensor cores, of the device in use."""
 
 def set_threads(count: int) -> None:
     """Size of the thread team, the caller included. Results do not depend on it."""

@@ -73,15 +73,24 @@ def measure(results: Results, plan: Plan, tell: "Tell | None" = None) -> None:
     """Fills results with what the machine can do: {"what": "read", "bytes", "threads"} in B/s, {"what": "arithmetic", "kind",
     "tier", "threads"} in op/s, {"what": "barrier", "of": "fork-join" or "phase", "threads"} in seconds. tell(what, done,
     total). Memory is read by the tier in use; it and the number of threads are afterwards what they were.
+    On a GPU: {"what": "read" or "copy", "bytes", "device"}, {"what": "arithmetic", "kind", "device"}.
 
     Raises UsageError, ResourceError or DeviceError before anything is measured.
     """
     from genkit import _core
-    from genkit.devices import choose_measured
+    from genkit.bench import device_limits
+    from genkit.devices import choose_device
     from genkit.engine import choose_threads
 
     tell = tell or (lambda what, done, total: None)
-    choose_measured(plan.device)
+    device = choose_device(plan.device)
+    if device != "cpu":
+        cases = device_limits.cases(device, plan, results, tell)
+        results.rows += [row for case in cases for row in case.rows]
+        try:
+            return run(cases, plan, tell)
+        finally:
+            judge(results, plan.ci)
     every = choose_threads(None)
     threads = [choose_threads(count) for count in plan.threads or dict.fromkeys((1, every))]
     if error := _core.isa_error():

@@ -12,13 +12,13 @@ from typing import Any, Callable, Iterable
 
 from genkit import _core, machine
 from genkit.batch import PREFILL_CHUNK
-from genkit.bench import limits
+from genkit.bench import device_limits, limits
 from genkit.bench.noise import Watch, forget_peak, judge, memory_words, note_load
 from genkit.bench.passes import Passes, pages_needed
 from genkit.bench.results import Limit, Results, Row
 from genkit.bench.subjects import Subject, open_subjects
 from genkit.bench.work import Cost
-from genkit.devices import choose_device, free_memory, proven, using
+from genkit.devices import choose_device, free_memory, using
 from genkit.engine import choose_threads
 from genkit.errors import UsageError
 
@@ -85,7 +85,7 @@ class Case:
         """The loaded model; bytes that others hold in memory, and that this one takes on its device if that is not the
         processor."""
         self.passes, self.others = passes, others
-        loaded, work = passes.loaded, passes.work
+        loaded, work, device = passes.loaded, passes.work, self.subject.device
         if self.test == "pp":
             self.cost = work.prompt(self.batch, self.depth, self.tokens)
             steps = self.batch * -(-self.tokens // PREFILL_CHUNK)
@@ -93,9 +93,12 @@ class Case:
             together = not loaded.config.varies(self.depth + self.tokens)
             self.cost = work.decode(self.batch, self.depth, self.tokens, together)
             steps = self.tokens * (1 if together else self.batch)
+        if device != "cpu" and "f16" in (loaded.kv_type, self.row.id["type"]):
+            # Its tensor cores multiply f16 as fast as bf16 at most, which is the bound measured.
+            self.cost = self.cost.counted_as("f32", "bf16")
         # Never so much that the memory to read from is not there; beyond the caches all sizes are alike.
-        self.working_set = min(limits.READ_BYTES, machine.memory_available() // 4,
-                               max(64 * self.threads, round(self.cost.nbytes / steps)))
+        self.working_set = min(limits.READ_BYTES, free_memory(device) // 4,
+                               max(64 * self.threads, device_limits.LEAST, round(self.cost.nbytes / steps)))
         total = sum(self.cost.operations.values())
         self.kinds = tuple(kind for kind, count in self.cost.operations.items() if count >= NEGLIGIBLE * total)
         tokens = self.batch * self.tokens
@@ -115,9 +118,8 @@ class Case:
             return run(self.batch, self.depth, self.tokens)
 
     def sample(self, limit: "Limits") -> None:
-        near = self.subject.device == "cpu"  # the processor's limits say nothing of another device
-        read = limit.read(self.working_set, self.threads) if near else 0.0
-        peaks = {kind: limit.peak(kind, self.threads) for kind in self.kinds if near}
+        read = limit.read(self.subject.device, self.working_set, self.threads)
+        peaks = {kind: limit.peak(self.subject.device, kind, self.threads) for kind in self.kinds}
         resettable, seconds, count = forget_peak(), 0.0, 0
         with Watch() as watch:
             while seconds < SAMPLE_SECONDS:
@@ -129,8 +131,6 @@ class Case:
         row.others.append(watch.others)
         if peak is not None:
             facts["peak_memory"] = max(facts["peak_memory"] or 0, peak - self.others)
-        if not near:
-            return
         floor, bound = self.cost.floor(read, peaks)
         row.shares.append(count * floor / seconds)
         self.bounds[bound] += 1
@@ -140,23 +140,31 @@ class Case:
 
 
 class Limits:
-    """The machine's limits of this moment."""
+    """The machine's limits of this moment, each device's its own."""
 
     def __init__(self) -> None:
-        self._known: "dict[tuple[Any, int], tuple[float, float]]" = {}  # with the time
+        self._known: "dict[Any, tuple[float, float]]" = {}  # with the time
+        self._memory: "dict[str, _core.Tensor]" = {}  # of devices, to be read
 
-    def read(self, size: int, threads: int) -> float:
-        return self._recent((size, threads), limits.read_bandwidth)
+    def read(self, device: str, size: int, threads: int) -> float:
+        if device == "cpu":
+            return self._recent((size, threads), lambda: limits.read_bandwidth(size, threads))
+        if device not in self._memory or self._memory[device].nbytes < size:
+            self._memory[device] = device_limits.memory(device, size)
+        return self._recent((device, size), lambda: device_limits.on(device, device_limits.read, self._memory[device], size))
 
-    def peak(self, kind: str, threads: int) -> float:
-        return self._recent((kind, threads), limits.arithmetic_peak)
+    def peak(self, device: str, kind: str, threads: int) -> float:
+        if device == "cpu":
+            return self._recent((kind, threads), lambda: limits.arithmetic_peak(kind, threads))
+        return self._recent((device, kind), lambda: device_limits.on(device, device_limits.peak, kind))
 
-    def _recent(self, key: "tuple[Any, int]", measured: Callable[..., float]) -> float:
+    def _recent(self, key: Any, measured: Callable[[], float]) -> float:
         value, at = self._known.get(key, (0.0, -STALE))
         if time.monotonic() - at >= STALE:
-            value = measured(*key)
+            value = measured()
             self._known[key] = value, time.monotonic()
         return value
+
 
 
 def measure(results: Results, plan: Plan, tell: "Tell | None" = None) -> None:
@@ -186,7 +194,8 @@ def measure(results: Results, plan: Plan, tell: "Tell | None" = None) -> None:
         words = f"{depths[-1] + most} tokens in {batch} sequence(s)"
         needs = [subject.check_memory(pages_needed(subject.config, depths, batch, most), words) for subject in subjects]
         note_load(results)
-        note_devices(results, devices)
+        for device in devices:
+            device_limits.note(results, device)
         groups = [subjects]
         if any(sum(need for need, subject in zip(needs, subjects) if subject.device == device) > free_memory(device)
                for device in devices):
@@ -203,18 +212,6 @@ def measure(results: Results, plan: Plan, tell: "Tell | None" = None) -> None:
                                plan.seconds / len(groups), tell)
         finally:
             judge(results, plan.ci)
-
-
-def note_devices(results: Results, devices: list[str]) -> None:
-    """What the GPU is, where one is measured, and what is not known of it."""
-    if "cuda" not in devices:
-        return
-    facts = _core.device_facts()
-    results.machine["cuda"] = {name: facts[name] for name in ("name", "capability", "processors", "memory", "available", "driver",
-                                                              "targets")}
-    results.notes.append("rows on cuda have no share: its limits are not measured here, and those of the processor are not its own")
-    if not proven():
-        results.notes.append("the CUDA kernels have been proven on a processor only: what they write may be wrong, whatever its speed")
 
 
 def _case(subject: Subject, kv_type: str, threads: int, batch: int, depth: int, test: str, tokens: int) -> Case:

@@ -81,6 +81,12 @@ class Cost:
     def times(self, count: int) -> "Cost":
         return Cost(self.nbytes * count, Counter({kind: number * count for kind, number in self.operations.items()}))
 
+    def counted_as(self, kind: str, other: str) -> "Cost":
+        """The operations of a kind counted as those of another."""
+        operations = Counter(self.operations)
+        operations[other] += operations.pop(kind, 0)
+        return Cost(self.nbytes, operations)
+
     @property
     def kind(self) -> str:
         """The arithmetic most operations are of."""
