@@ -103,7 +103,7 @@ const char* open(DeviceFacts* found) {
     dependent_launch = attributes.ptxVersion >= 90 && switched_on("GENKIT_CUDA_PDL");
     if (cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)) return words(error);
     if (cudaError_t error = cudaMalloc(&space.counters, workspace_counters * sizeof(uint32_t))) return words(error);
-    if (cudaError_t error = cudaMemset(space.counters, 0, workspace_counters * sizeof(uint32_t))) return words(error);
+    if (cudaError_t error = cudaMemsetAsync(space.counters, 0, workspace_counters * sizeof(uint32_t), stream)) return words(error);
     if (cudaError_t error = cudaMalloc(&space.scratch, workspace_bytes)) return words(error);
     open_blas();
     // Freed memory stays ours: ops ask for the same sizes again and again.

@@ -23,15 +23,14 @@ def test_models_on_both_side_by_side(stand_in, tmp_path):  # noqa: F811
     assert set(rows) == {("cpu", 1, "pp3"), ("cpu", 1, "tg2"), ("cpu", 2, "pp3"), ("cpu", 2, "tg2"), ("cuda", 2, "pp3"), ("cuda", 2, "tg2")}
     for (device, _, _), row in rows.items():
         assert row["median"] > 0 and (row["facts"]["tier"] == "cuda") == (device == "cuda")
-        if device == "cuda":  # no limit of another device
-            assert "share" not in row and "limit" not in row and row["facts"]["bound"] is None
+        assert row["share"]["median"] > 0 and row["facts"]["bound"] in ("read", "f32", "bf16", "int8")
+        if device == "cuda":
             assert row["facts"]["device_memory"] > row["facts"]["weight_bytes"] > 0
         else:
-            assert row["share"]["median"] > 0 and "device_memory" not in row["facts"]
+            assert "device_memory" not in row["facts"]
     gpu = found["machine"]["cuda"]
     assert "stands in for a GPU" in gpu["name"] and gpu["driver"] == "13.0" and gpu["targets"] == "no GPU"
     assert 0 < gpu["available"] <= gpu["memory"]
-    assert any("rows on cuda have no share" in note for note in found["notes"])
     assert any("proven on a processor only" in note for note in found["notes"])
 
 
@@ -39,15 +38,36 @@ def test_models_on_both_side_by_side(stand_in, tmp_path):  # noqa: F811
 def test_the_table_tells_of_the_gpu(stand_in):  # noqa: F811
     lines = command(*stand_in, "bench", "--device", "cuda", *SHORT).stdout.splitlines()
     assert any(line.split()[0] == "gpu" and "driver for CUDA 13.0" in line for line in lines if line)
-    assert any("on the GPU" in line and "share of limit" not in line for line in lines)
+    assert any("on the GPU" in line and "share of limit" in line for line in lines)
 
 
 @needs_compiler
-@pytest.mark.parametrize("subcommand", ["limits", "latency"])
+def test_limits_are_the_devices_own(stand_in):  # noqa: F811
+    done = command(*stand_in, "bench", "limits", "--device", "cuda", "--bytes", "64KiB,300001", "-r", "1", "-q", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [row["id"] for row in found["rows"]] == [
+        *({"what": what, "bytes": size, "device": "cuda"} for size in (65536, 300001) for what in ("read", "copy")),
+        *({"what": "arithmetic", "kind": kind, "device": "cuda"} for kind in ("f32", "bf16", "int8"))]
+    assert all(row["median"] > 0 for row in found["rows"]) and "stands in for a GPU" in found["machine"]["cuda"]["name"]
+    assert any("proven on a processor only" in note for note in found["notes"])
+
+
+@needs_compiler
+@pytest.mark.parametrize("more, code, words", [
+    (("-t", "1"), 2, "-t is of the processor"), (("--tier", "avx2"), 2, "--tier is of the processor"),
+    (("--bytes", "64"), 2, "too small for a GPU"), (("--bytes", "1TiB"), 4, "do not fit")])
+def test_limits_that_cannot_be(stand_in, more, code, words):  # noqa: F811
+    done = command(*stand_in, "bench", "limits", "--device", "cuda", *more)
+    assert done.returncode == code and not done.stdout and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@needs_compiler
+@pytest.mark.parametrize("subcommand", ["latency"])
 def test_what_is_not_measured_there_says_so(stand_in, subcommand):  # noqa: F811
     done = command(*stand_in, "bench", subcommand, "--device", "cuda", "-q")
     assert done.returncode == 5 and not done.stdout
-    assert done.stderr.splitlines() == ["genkit: error: --device cuda: only genkit bench itself measures on a GPU yet; use --device cpu"]
+    assert done.stderr.splitlines() == ["genkit: error: --device cuda: only genkit bench itself and bench limits measure on a GPU yet; use --device cpu"]
 
 
 @needs_compiler

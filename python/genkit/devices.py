@@ -53,7 +53,7 @@ def why_processor() -> str:
 def choose_measured(device: str) -> str:
     """As choose_device, for what measures but not on a GPU yet."""
     if choose_device(device) == "cuda":
-        raise DeviceError("--device cuda: only genkit bench itself measures on a GPU yet; use --device cpu")
+        raise DeviceError("--device cuda: only genkit bench itself and bench limits measure on a GPU yet; use --device cpu")
     return "cpu"
 
 
