@@ -224,3 +224,10 @@ def test_doctor_looks_for_cublaslt(stand_in, tmp_path):  # noqa: F811
     assert said() == {"path": str(library), "reason": "has no cublasLtCreate; the plugin's own kernels are used"}
     off = json.loads(command(*stand_in, "doctor", "--json", GENKIT_CUDA_BLAS="0").stdout)["cuda"]["cublaslt"]
     assert off == {"path": None, "reason": "GENKIT_CUDA_BLAS=0"}
+
+
+def test_layers_asked_for_where_no_gpu_is(tmp_path):
+    """auto goes on by the processor, and says so; --device cuda does not."""
+    done = command(tmp_path, "absent.so", "generate", "hi", "-n", "2", "-ngl", "2")
+    assert done.returncode == 0 and done.stderr.splitlines()[0].startswith("genkit: running on the processor, without --gpu-layers: ")
+    assert command(tmp_path, "absent.so", "generate", "hi", "-n", "2", "-ngl", "2", "--device", "cuda").returncode == 5

@@ -240,13 +240,15 @@ def run(prompt: str, settings: "dict[str, Any]", loading: "dict[str, Any]", targ
         *, model: Optional[str], as_json: bool, quiet: bool, verbose: bool) -> None:
     """Loads, generates, writes. Raises Interrupted after writing what there is when the user pressed Ctrl-C."""
     import genkit
-    from genkit import devices
+    from genkit import devices, machine
 
     folder = genkit.DEFAULT_MODEL if model is None else model
     with bar(f"loading {Path(folder).name[:30]}", not quiet, of_bytes=True) as progress:
         loaded = genkit.load(folder, progress=progress, **loading)
-    if loading["device"] == "auto" and not quiet and (reason := devices.why_processor()):
-        note(f"genkit: running on the processor: {reason}")
+    if loading["device"] == "auto" and loaded.device == "cpu" and not quiet:
+        asked = bool(loading["gpu_layers"])
+        if reason := devices.why_processor() or (asked and machine.cuda_state()[1]):
+            note(f"genkit: running on the processor{', without --gpu-layers' if asked else ''}: {reason}")
     if threads_note := result.too_many_threads(loaded):
         note(threads_note)
     if loaded.device == "cuda" and not devices.PROVEN and not quiet:
