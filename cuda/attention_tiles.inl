@@ -18,6 +18,7 @@
 constexpr int tile_places = 16, tile_warps = 4, tile_threads = 32 * tile_warps;
 constexpr int64_t chunk_keys = tile_warps * page_keys;
 constexpr int64_t split_rows_most = 64;  // beyond, blocks go through the keys by themselves
+constexpr int merge_chunks = 64, merge_loads = 8;  // partials whose factors are kept at once, and of a sum on their way at once
 
 static bool has_tiles(const AttentionArgs& a) {
     const int64_t dim = a.pages.head_dim;
@@ -38,7 +39,7 @@ struct TileUnits {
     int64_t first_row, rows, first_kv, kvs;  // of the whole launch
     int64_t tile_rows, tile_heads;           // rows x heads <= 16 places
     int64_t head_tiles, chunks;              // chunks > 0: split
-    float* partials;                         // [tiles][chunks][16][dim + 2]
+    float* partials;                         // [tiles][chunks][tile_heads][dim + 2]
     uint32_t* counters;                      // [tiles]
 };
 
@@ -225,6 +226,50 @@ DEVICE float merged_sum(float sum, float shrink, float next, float share) {
     return shrink == 0.0f ? next * share : sum * shrink + next * share;
 }
 
+// Partials of `count` chunks, `size` floats from one to the next, in order. The last block of a tile does this while the others
+// are gone: so loads go first, many on their way, and wait for no sum.
+template <int blocks32>
+DEVICE void merge_partials(TilePlace<blocks32>& place, const float* partials, int64_t size, int64_t count, int heads) {
+    constexpr int dim = 32 * blocks32;
+    float* factors = &place.page[0][0][0];  // [chunk][place][2]: largest and total, then shrink and share; the pages are no longer needed
+    static_assert(sizeof(place.page) >= merge_chunks * tile_places * 2 * sizeof(float));
+    for (int e = gk::thread(); e < heads * (dim + 2); e += tile_threads) place.merged[e / (dim + 2)][e % (dim + 2)] = 0.0f;
+    for (int64_t done = 0; done < count; done += merge_chunks, partials += merge_chunks * size) {
+        const int now = int(count - done < merge_chunks ? count - done : merge_chunks);
+        for (int e = gk::thread(); e < now * heads * 2; e += tile_threads) {
+            const int c = e / 2 / heads, p = e / 2 % heads;
+            factors[(c * tile_places + p) * 2 + e % 2] = gk::load_fresh(partials + c * size + p * (dim + 2) + dim + e % 2);
+        }
+        gk::sync();
+        if (gk::thread() < heads) {
+            float(&merged)[dim + 2] = place.merged[gk::thread()];
+            for (int c = 0; c < now; c++) {
+                float* f = factors + (c * tile_places + gk::thread()) * 2;
+                const float next_largest = f[0], next_total = f[1];
+                merge_factors(merged[dim], merged[dim + 1], next_largest, next_total, f[0], f[1]);
+            }
+        }
+        gk::sync();
+        for (int e = gk::thread(); e < heads * dim; e += tile_threads) {
+            const int p = e / dim, i = e % dim;
+            float sum = place.merged[p][i];
+            GK_ROLLED
+            for (int c0 = 0; c0 < now; c0 += merge_loads) {
+                float next[merge_loads];
+                GK_UNROLL
+                for (int c = 0; c < merge_loads; c++) next[c] = c0 + c < now ? gk::load_fresh(partials + (c0 + c) * size + p * (dim + 2) + i) : 0.0f;
+                GK_UNROLL
+                for (int c = 0; c < merge_loads; c++) {
+                    const float* f = factors + ((c0 + c) * tile_places + p) * 2;
+                    if (c0 + c < now) sum = merged_sum(sum, f[0], next[c], f[1]);
+                }
+            }
+            place.merged[p][i] = sum;
+        }
+        gk::sync();
+    }
+}
+
 template <int blocks32>
 DEVICE void write_tile(const AttentionArgs& a, TilePlace<blocks32>& place, int64_t row0, int64_t head0, int64_t tile_heads) {
     constexpr int dim = 32 * blocks32;
@@ -309,9 +354,10 @@ GK_KERNEL void GK_BOUNDS(tile_threads, 3) attention_tile_kernel(AttentionArgs a,
         if (chunk < first || chunk > last) return;
         begin_tile<half>(a, place, row, 1, head0, heads, u.tile_heads);
         attend_chunk<half>(a, place, a.pages.sequences[row], kv, head0, u.tile_heads, chunk);
-        float* partials = u.partials + tile * u.chunks * tile_places * (dim + 2);
+        const int64_t size = u.tile_heads * (dim + 2);  // of a chunk
+        float* partials = u.partials + tile * u.chunks * size;
         if (first < last) {
-            float* mine = partials + chunk * tile_places * (dim + 2);
+            float* mine = partials + chunk * size;
             for (int e = gk::thread(); e < heads * dim; e += tile_threads) mine[e / dim * (dim + 2) + e % dim] = place.page[0][e / dim][e % dim];
             if (gk::thread() < heads)
                 for (int i = 0; i < 2; i++) mine[gk::thread() * (dim + 2) + dim + i] = place.chunk[gk::thread()][i];
@@ -322,20 +368,11 @@ GK_KERNEL void GK_BOUNDS(tile_threads, 3) attention_tile_kernel(AttentionArgs a,
             if (place.arrived != uint32_t(last - first)) return;
             gk::fence();
             if (gk::thread() == 0) u.counters[tile] = 0;
-        }
-        for (int e = gk::thread(); e < heads * dim; e += tile_threads) {
-            const int p = e / dim, i = e % dim;
-            float largest = -infinity, total = 0.0f, sum = 0.0f;
-            for (int64_t c = first; c <= last; c++) {
-                const float* from = partials + (c * tile_places + p) * (dim + 2);
-                const bool here = first == last;
-                const float next_largest = here ? place.chunk[p][0] : gk::load_fresh(from + dim), next_total = here ? place.chunk[p][1] : gk::load_fresh(from + dim + 1);
-                float shrink, share;
-                merge_factors(largest, total, next_largest, next_total, shrink, share);
-                sum = merged_sum(sum, shrink, here ? place.page[0][p][i] : gk::load_fresh(from + i), share);
-            }
-            place.merged[p][i] = sum;
-            if (i == 0) place.merged[p][dim] = largest, place.merged[p][dim + 1] = total;
+            merge_partials(place, partials + first * size, size, last - first + 1, int(heads));
+        } else {
+            for (int e = gk::thread(); e < heads * dim; e += tile_threads) place.merged[e / dim][e % dim] = place.page[0][e / dim][e % dim];
+            if (gk::thread() < heads)
+                for (int i = 0; i < 2; i++) place.merged[gk::thread()][dim + i] = place.chunk[gk::thread()][i];
         }
         gk::sync();
         return write_tile(a, place, row, head0, u.tile_heads);

@@ -136,7 +136,7 @@ SLOT(group_rows, GroupRowsArgs) {
 template <bool half, int blocks32>
 void attend_tiles(const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
     const int64_t group = a.heads / a.pages.kv_heads, heads = std::min<int64_t>(group, tile_places), head_tiles = up(group, heads);
-    const int64_t chunks = up(a.pages.max_pages, tile_warps), floats = kvs * head_tiles * chunks * tile_places * (32 * blocks32 + 2);
+    const int64_t chunks = up(a.pages.max_pages, tile_warps), floats = kvs * head_tiles * chunks * heads * (32 * blocks32 + 2);
     const int64_t at_once = std::min(workspace_bytes / int64_t(sizeof(float)) / floats, workspace_counters / (kvs * head_tiles));
     auto go = [&](int64_t first, int64_t count, int64_t tile_rows, int64_t split) {
         const TileUnits units{first, count, kv, kvs, tile_rows, heads, head_tiles, split, reinterpret_cast<float*>(workspace().scratch), workspace().counters};

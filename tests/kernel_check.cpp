@@ -127,6 +127,7 @@ int main(int count, char** names) {
             check_attention(3, 1, 1, 16, 2100, 1100, false, dtype);
             check_attention(3, 1, 3, 32, 2100, 0, false, dtype, 0, true);
         }
+        check_attention(66, 1, 1, 32, 17000, 0, false, DType::bf16);  // more than merge_chunks of a device's partials
     }
     if (part("packed")) check_integer_weights();
     if (part("experts")) {
