@@ -20,13 +20,10 @@ namespace genkit {
 namespace {
 
 #include "../cuda/kernels.inl"
+#include "cuda_workspace.inl"
 
 int64_t processors = 1;
-Workspace workspace() {
-    static std::vector<uint32_t> counters(workspace_counters, 0);
-    static std::vector<char> scratch(workspace_bytes + 256, char(0xff));  // NaN, never zeros
-    return {counters.data(), reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(scratch.data()) + 255) / 256 * 256), processors};
-}
+Workspace workspace() { return filled_workspace(processors, 0xff); }  // NaN
 
 std::mt19937_64 rng;
 int wrong = 0;

@@ -11,12 +11,9 @@ namespace genkit {
 namespace {
 
 #include "../cuda/kernels.inl"
+#include "cuda_workspace.inl"
 
-Workspace workspace() {
-    static std::vector<uint32_t> counters(workspace_counters, 0);
-    static std::vector<char> scratch(workspace_bytes + 256, char(0xa5));  // never zeros
-    return {counters.data(), reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(scratch.data()) + 255) / 256 * 256), 1};
-}
+Workspace workspace() { return filled_workspace(1, 0xa5); }
 
 }  // namespace
 

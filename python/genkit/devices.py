@@ -22,10 +22,6 @@ WEIGHTS = (_core.Tensor, _core.PackedWeight, _core.ExpertWeights)
 PROVEN = False
 
 
-def proven() -> bool:
-    return PROVEN
-
-
 def choose_device(device: str) -> str:
     """"cuda" or "cpu"; auto: see PROVEN and why_processor. Raises DeviceError when a GPU is asked for and cannot be used,
     UsageError for an unknown device."""

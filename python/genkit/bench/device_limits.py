@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from genkit.bench.limits import KINDS, Case, readable_memory
 from genkit.bench.results import Results, Row
-from genkit.devices import free_memory, proven, using
+from genkit.devices import PROVEN, free_memory, using
 from genkit.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def note(results: Results, device: str) -> None:
     facts = _core.device_facts()
     results.machine["cuda"] = {name: facts[name] for name in ("name", "capability", "processors", "memory", "available", "driver",
                                                               "targets")}
-    if not proven():
+    if not PROVEN:
         results.notes.append("the CUDA kernels have been proven on a processor only: what they write may be wrong, whatever its speed")
 
 
