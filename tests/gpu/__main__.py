@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
+from genkit.machine import cublaslt
 from gpu import report
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -216,6 +217,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     options = read_options(arguments)
     clock = Clock(options.seconds, options.spent)
     options.seed = secrets.randbits(40) if options.seed is None else options.seed
+    if library := cublaslt()[0]:  # the steps open the plugin by its path, which looks in no wheel
+        os.environ["GENKIT_CUBLASLT"] = library
     steps = steps_for(options)
     found: dict[str, Any] = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"), "commit": commit(),
