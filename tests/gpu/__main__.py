@@ -215,6 +215,7 @@ def read_options(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     options = read_options(arguments)
+    options.plugin = options.plugin.resolve()  # for the steps, wherever they look from
     clock = Clock(options.seconds, options.spent)
     options.seed = secrets.randbits(40) if options.seed is None else options.seed
     if library := cublaslt()[0]:  # the steps open the plugin by its path, which looks in no wheel
