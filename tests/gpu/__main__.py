@@ -159,6 +159,8 @@ def steps_for(options: argparse.Namespace) -> list[Step]:
     made.append(Step("speeds of kernels", [*python, "-m", "gpu.speeds", plugin, str(options.seed), options.scale], 60, "measure"))
     made += [Step(f"speeds of {shape} {weights}", [*python, "-m", "gpu.models", plugin, shape, weights, options.scale], 45, "measure")
              for weights in ("int4", "bf16", "int8") for shape in ("8B", "1B")]
+    made.append(Step("speeds of 8B bf16 without cuBLASLt", [*python, "-m", "gpu.models", plugin, "8B", "bf16", options.scale, "prompts"], 30,
+                     "measure", {"GENKIT_CUDA_BLAS": "0"}))
     chosen = options.steps.split(",") if options.steps else []
     for name in chosen:
         if not any(step.name.startswith(name) for step in made):
