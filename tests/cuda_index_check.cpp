@@ -245,11 +245,11 @@ At d_at(int lane, int i) { return {lane / 4 + (i >= 2 ? 8 : 0), lane % 4 * 2 + i
 
 // Whole numbers in `bits` bits, so that sums are exact: d += a b as the tables say. body(lane, a, b, d) multiplies.
 template <class Sum, class Encode, class Body>
-void check_product(const char* what, int k, int bits, Encode encode, Body body) {
+void check_product(const char* what, int k, int bits, Encode encode, Body body, int least_a = -127) {
     const int each = 32 / bits, a_count = 16 * k / 32, b_count = 8 * k / 32;
     for (int turn = 0; turn < 20; turn++) {
         std::vector<int> a(size_t(16 * k)), b(size_t(8 * k)), c(16 * 8);
-        for (int& x : a) x = int(below(255)) - 127;
+        for (int& x : a) x = int(below(255)) + least_a;
         for (int& x : b) x = int(below(255)) - 127;
         for (int& x : c) x = int(below(2001)) - 1000;
         Places held_a(16 * k), held_b(8 * k), held_d(16 * 8);
@@ -281,8 +281,9 @@ void check_product(const char* what, int k, int bits, Encode encode, Body body) 
 }
 
 void check_fragments() {
-    auto byte = [](int x) { return uint32_t(uint8_t(int8_t(x))); };
+    auto byte = [](int x) { return uint32_t(uint8_t(x)); };
     check_product<int32_t>("mma_k32", 32, 8, byte, [](uint32_t(&a)[4], uint32_t(&b)[2], int32_t(&d)[4]) { gk::mma_k32(d, a, b); });
+    check_product<int32_t>("mma_k32_u8", 32, 8, byte, [](uint32_t(&a)[4], uint32_t(&b)[2], int32_t(&d)[4]) { gk::mma_k32_u8(d, a, b); }, 1);
     check_product<int32_t>("mma_k16", 16, 8, byte, [](uint32_t(&a)[4], uint32_t(&b)[2], int32_t(&d)[4]) { gk::mma_k16(d, a[0], a[1], b[0]); });
     check_product<float>("mma_bf16", 16, 16, [](int x) { return gk::pack_bf16(float(x), 0); },
                          [](uint32_t(&a)[4], uint32_t(&b)[2], float(&d)[4]) { gk::mma_bf16(d, a, b); });

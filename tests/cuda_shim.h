@@ -172,14 +172,15 @@ DEVICE Words4 load_stream(const void* p) {
     return w;
 }
 
-inline int32_t dot4(uint32_t a, uint32_t b) {
+template <class A>
+int32_t dot4(uint32_t a, uint32_t b) {
     int32_t sum = 0;
-    for (int i = 0; i < 4; i++) sum += int8_t(a >> (8 * i)) * int8_t(b >> (8 * i));
+    for (int i = 0; i < 4; i++) sum += A(a >> (8 * i)) * int8_t(b >> (8 * i));
     return sum;
 }
 
 // Everyone shows its fragments, then each adds up its own four elements of d.
-template <int halves>
+template <int halves, class A = int8_t>
 inline void mma(int32_t (&d)[4], const uint32_t* a, const uint32_t* b) {
     auto& fibers = running->fibers;
     const int first = running->current / 32 * 32, lane = running->current % 32, g = lane / 4, t = lane % 4;
@@ -192,11 +193,12 @@ inline void mma(int32_t (&d)[4], const uint32_t* a, const uint32_t* b) {
             for (int q = 0; q < 4; q++) {
                 const uint32_t* row = fibers[size_t(first + g * 4 + q)].mail;                      // row g, or g + 8
                 const uint32_t* column = fibers[size_t(first + (2 * t + i % 2) * 4 + q)].mail;
-                d[i] += dot4(row[half * 2 + i / 2], column[4 + half]);
+                d[i] += dot4<A>(row[half * 2 + i / 2], column[4 + half]);
             }
     meet_warp();
 }
 DEVICE void mma_k32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma<2>(d, a, b); }
+DEVICE void mma_k32_u8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma<2, uint8_t>(d, a, b); }
 DEVICE void mma_k16(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
     const uint32_t a[2] = {a0, a1};
     mma<1>(d, a, &b0);
