@@ -196,7 +196,7 @@ assert os.waitpid(with_it, 0)[1] == 0 and machine.cuda_state()[0]
 
 def test_cuda_asked_for_and_not_there_is_exit_5(tmp_path):
     done = subprocess.run([sys.executable, "-c", STATE.replace('"auto"', '"cuda"'), "absent.so"], capture_output=True, text=True, timeout=60)
-    assert "DeviceError: --device cuda: not built into this package; use --device cpu or auto" in done.stderr
+    assert "DeviceError: --device cuda: CUDA is not built into this package; use --device cpu or auto" in done.stderr
 
 
 # ---- what the compiler makes of the kernels --------------------------------------------------------------------------

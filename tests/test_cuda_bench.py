@@ -31,7 +31,6 @@ def test_models_on_both_side_by_side(stand_in, tmp_path):  # noqa: F811
     gpu = found["machine"]["cuda"]
     assert "stands in for a GPU" in gpu["name"] and gpu["driver"] == "13.0" and gpu["targets"] == "no GPU"
     assert 0 < gpu["available"] <= gpu["memory"]
-    assert any("proven on a processor only" in note for note in found["notes"])
 
 
 @needs_compiler
@@ -50,7 +49,6 @@ def test_limits_are_the_devices_own(stand_in):  # noqa: F811
         *({"what": what, "bytes": size, "device": "cuda"} for size in (65536, 300001) for what in ("read", "copy")),
         *({"what": "arithmetic", "kind": kind, "device": "cuda"} for kind in ("f32", "bf16", "int8"))]
     assert all(row["median"] > 0 for row in found["rows"]) and "stands in for a GPU" in found["machine"]["cuda"]["name"]
-    assert any("proven on a processor only" in note for note in found["notes"])
 
 
 @needs_compiler

@@ -181,7 +181,7 @@ def test_cuda_state_is_said_in_words():
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
-        assert not usable and reason in ("not built into this package", "no NVIDIA driver (libcuda.so.1 not found)")
+        assert not usable and reason in ("CUDA is not built into this package", "no NVIDIA driver (libcuda.so.1 not found)")
 
 
 def test_cuda_state_without_the_plugin(tmp_path):
@@ -192,4 +192,4 @@ def test_cuda_state_without_the_plugin(tmp_path):
         machine.CUDA_PLUGIN = "libgenkit_cuda_absent.so"
         print(machine.cuda_state())
         """)
-    assert out == "(False, 'not built into this package')\n"
+    assert out == "(False, 'CUDA is not built into this package')\n"

@@ -17,18 +17,13 @@ LAYERS = ("genkit.nn", "genkit.moe", "genkit.models")
 WEIGHTS = (_core.Tensor, _core.PackedWeight, _core.ExpertWeights)
 
 
-# Whether auto may take a GPU: only once the CUDA kernels have run on one and all that docs/cuda.md checks there was right.
-# So far they have run in the shim of tests/ on a processor, which shows their logic, not their races.
-PROVEN = False
-
-
 def choose_device(device: str) -> str:
-    """"cuda" or "cpu"; auto: see PROVEN and why_processor. Raises DeviceError when a GPU is asked for and cannot be used,
+    """"cuda" or "cpu"; auto: the GPU where one can be used. Raises DeviceError when a GPU is asked for and cannot be used,
     UsageError for an unknown device."""
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device is '{device}'; expected auto, cpu or cuda")
     if device == "auto":
-        return "cuda" if PROVEN and machine.cuda_state()[0] else "cpu"
+        return "cuda" if machine.cuda_state()[0] else "cpu"
     if device == "cuda":
         usable, reason = machine.cuda_state()
         if not usable:
@@ -40,8 +35,6 @@ def why_processor() -> str:
     """Why auto is the processor where one may expect a GPU; "" where it is the GPU, or nobody expects one."""
     if not machine.gpu_expected():
         return ""
-    if not PROVEN:
-        return "the CUDA kernels have run on no GPU yet; --device cuda uses them"
     usable, reason = machine.cuda_state()
     return "" if usable else reason
 

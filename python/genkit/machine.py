@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 CUDA_PLUGIN = "libgenkit_cuda.so"
-NOT_BUILT = "not built into this package"
+NOT_BUILT = "CUDA is not built into this package"
 CUBLASLT = ("libcublasLt.so.13", "libcublasLt.so.12")
 _ROOT = Path("/")
 _opened_by: int | None = None  # the process that has opened the device

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from genkit.bench.limits import KINDS, Case, readable_memory
 from genkit.bench.results import Results, Row
-from genkit.devices import PROVEN, free_memory, using
+from genkit.devices import free_memory, using
 from genkit.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def cases(device: str, plan: "Plan", results: Results, tell: "Tell") -> list[Cas
 
 
 def note(results: Results, device: str) -> None:
-    """What the GPU is, and what is not known of it; nothing of the processor."""
+    """What the GPU is; nothing of the processor."""
     from genkit import _core
 
     if device == "cpu":
@@ -55,8 +55,6 @@ def note(results: Results, device: str) -> None:
     facts = _core.device_facts()
     results.machine["cuda"] = {name: facts[name] for name in ("name", "capability", "processors", "memory", "available", "driver",
                                                               "targets")}
-    if not PROVEN:
-        results.notes.append("the CUDA kernels have been proven on a processor only: what they write may be wrong, whatever its speed")
 
 
 def memory(device: str, size: int, tell: "Tell | None" = None) -> "Tensor":

@@ -168,7 +168,7 @@ def generate(
     ] = False,
     # machine
     device: Annotated[
-        Device, option("--device", "-dev", metavar="auto|cpu|cuda", panel=MACHINE, help="cuda: the GPU, whose kernels have only been proven on a processor so far. Default: auto, the processor.")
+        Device, option("--device", "-dev", metavar="auto|cpu|cuda", panel=MACHINE, help="cuda: the GPU. Default: auto, the GPU where one can be used.")
     ] = Device.auto,
     gpu_layers: Annotated[
         Optional[int],
@@ -251,8 +251,6 @@ def run(prompt: str, settings: "dict[str, Any]", loading: "dict[str, Any]", targ
             note(f"genkit: running on the processor{', without --gpu-layers' if asked else ''}: {reason}")
     if threads_note := result.too_many_threads(loaded):
         note(threads_note)
-    if loaded.device == "cuda" and not devices.PROVEN and not quiet:
-        note("genkit: the CUDA kernels have been proven on a processor only, and run on no GPU before: look at what they write")
     if words := not quiet and result.split_words(loaded):
         note(f"genkit: {words}")
     if loaded.widened and not quiet:
