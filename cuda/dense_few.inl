@@ -111,9 +111,7 @@ DEVICE float dense_scale(const RmsNormArgs& n, int64_t rows) {
     GK_ROLLED
     for (int r = 0; r < rows; r++) {
         const float* x = n.x + r * n.x_stride;
-        float sum = 0.0f;
-        each_column(n.dim, [&](int64_t i) { sum += x[i] * x[i]; });
-        sum = warp_sum(sum);
+        const float sum = warp_sum(row_squares(x, n.dim));
         if (gk::lane() == 0) place[r * dense_warps + gk::thread() / 32] = sum;
     }
     gk::sync();

@@ -11,6 +11,15 @@ DEVICE void each_element(int64_t first, int64_t last, Body body) {
     for (int64_t i = from + gk::thread(); i < to; i += gk::threads()) body(i);
 }
 
+// Four elements, read or written at once where they lie so.
+template <class T>
+struct alignas(4 * sizeof(T)) FourOf {
+    T x[4];
+};
+using Four = FourOf<float>;
+DEVICE const Four& four_at(const float* p) { return *reinterpret_cast<const Four*>(p); }
+DEVICE Four& four_at(float* p) { return *reinterpret_cast<Four*>(p); }
+
 // body(i) for the columns of a row.
 template <class Body>
 DEVICE void each_column(int64_t columns, Body body) {

@@ -181,6 +181,11 @@ DEVICE double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
 DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float round_even(float x) { return rintf(x); }
 DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
+DEVICE uint32_t max_together(uint32_t x) { return __reduce_max_sync(0xffffffffu, x); }  // of a warp
+// The low bytes, the first one lowest.
+DEVICE uint32_t pack_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+}
 
 }  // namespace gk
 #endif

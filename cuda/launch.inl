@@ -15,8 +15,6 @@ BY_ELEMENTS(convert, ConvertArgs)
 BY_ELEMENTS(add, AddArgs)
 BY_ELEMENTS(scale, ScaleArgs)
 BY_ROWS(embedding, EmbeddingArgs)
-BY_ROWS(rms_norm, RmsNormArgs)
-BY_ROWS(layer_norm, LayerNormArgs)
 BY_ROWS(round_rows, RoundRowsArgs)
 BY_ROWS(tile_rows, TileRowsArgs)
 BY_ROWS(unpack, UnpackArgs)
@@ -34,7 +32,23 @@ BY_ROWS(bias, BiasArgs)
 BY_ROWS(penalty, PenaltyArgs)
 
 int64_t last_coded(const QuantizeArgs& a, int64_t end) { return a.tiled && end == a.rows ? round_up(end, code_tile_rows) : end; }
-SLOT(quantize, QuantizeArgs) { GK_LAUNCH(quantize_kernel, last_coded(a, end) - begin, 1, row_threads, 0, a, begin); }
+SLOT(quantize, QuantizeArgs) {
+    GK_LAUNCH(quantize_kernel, last_coded(a, end) - begin, up(a.k, block_depth * (row_threads / 32)), row_threads, 0, a, begin);
+}
+
+SLOT(rms_norm, RmsNormArgs) {
+    const int64_t rows = end - begin;
+    if (a.dim <= norm_warp_most) GK_LAUNCH(rms_norm_heads_kernel, up(rows, row_threads / 32), 1, row_threads, 0, a, begin, end);
+    else if (a.dim <= norm_most_of(few_eights)) GK_LAUNCH(rms_norm_kernel<few_eights>, rows, 1, row_threads, place_bytes, a, begin);
+    else if (a.dim <= norm_most_of(most_eights)) GK_LAUNCH(rms_norm_kernel<most_eights>, rows, 1, row_threads, place_bytes, a, begin);
+    else GK_LAUNCH(rms_norm_long_kernel, rows, 1, row_threads, place_bytes, a, begin);
+}
+SLOT(layer_norm, LayerNormArgs) {
+    const int64_t rows = end - begin;
+    if (a.dim <= norm_most_of(few_eights)) GK_LAUNCH(layer_norm_kernel<few_eights>, rows, 1, row_threads, place_bytes, a, begin);
+    else if (a.dim <= norm_most_of(most_eights)) GK_LAUNCH(layer_norm_kernel<most_eights>, rows, 1, row_threads, place_bytes, a, begin);
+    else GK_LAUNCH(layer_norm_long_kernel, rows, 1, row_threads, place_bytes, a, begin);
+}
 
 template <bool half, int tiles>
 void dense_few(const DenseChain& chain, const LinearArgs& a, int64_t begin, int64_t end) {

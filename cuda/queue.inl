@@ -58,7 +58,15 @@ bool follows(const Call<RmsNormArgs>& norm, const QuantizeArgs& a) {
 }
 
 void norm_quantize(const RmsNormArgs& norm, const QuantizeArgs& rounding) {
-    GK_LAUNCH(norm_quantize_kernel, last_coded(rounding, rounding.rows), 1, row_threads, place_bytes, norm, rounding, 0);
+    const int64_t rows = last_coded(rounding, rounding.rows);
+    if (norm.dim <= norm_most_of(few_eights)) {
+        GK_LAUNCH(norm_quantize_kernel<few_eights>, rows, 1, row_threads, place_bytes, norm, rounding, 0);
+    } else if (norm.dim <= norm_most_of(most_eights)) {
+        GK_LAUNCH(norm_quantize_kernel<most_eights>, rows, 1, row_threads, place_bytes, norm, rounding, 0);
+    } else {
+        rms_norm(norm, 0, rounding.rows);
+        quantize(rounding, 0, rounding.rows);
+    }
 }
 
 // Whether the codes of the product are those the rounding gives.

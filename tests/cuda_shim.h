@@ -360,4 +360,9 @@ DEVICE float as_float(uint32_t bits) {
     std::memcpy(&x, &bits, 4);
     return x;
 }
+DEVICE uint32_t max_together(uint32_t x) {
+    for (int d = 16; d > 0; d /= 2) x = std::max(x, shuffle_xor(x, d));
+    return x;
+}
+DEVICE uint32_t pack_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) { return (a & 255) | (b & 255) << 8 | (c & 255) << 16 | d << 24; }
 }  // namespace gk

@@ -89,7 +89,7 @@ int main(int count, char** names) {
     if (part("measure")) check_philox(), check_measures();
     if (part("rows")) {
         check_convert();
-        for (int64_t dim : {1, 2, 7, 15, 16, 17, 33, 64, 80, 257, 1000}) {
+        for (int64_t dim : {1, 2, 7, 15, 16, 17, 33, 64, 80, 257, 1000, 2304, 4100, 16400}) {
             for (int64_t rows : {1, 3}) check_rows(rows, dim);
         }
     }

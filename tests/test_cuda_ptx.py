@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on
 
 # Kernels that stream weights, which no kernel writes: alone in loading past the coherent cache and ahead of the wait. An
 # entry is a kernel's name without its template arguments.
-READ_WEIGHTS = re.compile(r"(linear|dense|packed|measure_read)_\w+")
+READ_WEIGHTS = re.compile(r"(linear|dense|packed|measure_read)_\w+|(rms_norm|norm_quantize)_kernel")
 # Products by tensor cores.
 PRODUCTS = re.compile(r"(packed|dense)_\w+")
 
