@@ -1,26 +1,34 @@
-// Products with weights of 16 bits by tensor cores: the arithmetic of one output, and the kernel for few rows, whose time is
+// Products with weights of 16 bits by tensor cores: the arithmetic both kernels share, and the kernel for few rows, whose time is
 // that of reading the weights.
 //
-// One arithmetic for any number of rows. k is cut into eight parts of whole 64s, one beside the other; each is a chain of
-// products, 32 of k after 32 of k, and the parts are added in their order. Of 32 of k lane (g, t) has k 8 t .. 8 t + 7 of
-// outputs g and g + 8 (16 bytes each) and of row g: which of a product's k these are called is ours to say, as long as weights
-// and rows agree. x is rounded to bf16 for bf16 weights. Weights of f16 are widened to tf32, which holds them exactly, and x is
-// rounded to it: 11 bits as of f16, but with the range of a float.
+// Of 32 of k lane (g, t) has k 8 t .. 8 t + 7 of outputs g and g + 8 (16 bytes each) and of row g: which of a product's k these
+// are called is ours to say, as long as weights and rows agree. x is rounded to bf16 for bf16 weights. Weights of f16 are widened
+// to tf32, which holds them exactly, and x is rounded to it: 11 bits as of f16, but with the range of a float.
 
-constexpr int dense_warps = 8, dense_parts = 8;
+constexpr int dense_warps = 8;
 constexpr int dense_step = 32;            // of k: 16 bytes a lane and output
-constexpr int dense_unit = 64;            // of k: parts are multiples of it
-constexpr int dense_ring = 8 << 10;       // bytes of a warp's ring
-constexpr int dense_few_most = 16;        // rows of a block
-constexpr int dense_chained_most = 8;     // where it does more than the product
-constexpr int dense_place = dense_warps * dense_ring;  // where sums of rows lie, of the norm
-constexpr int dense_few_bytes = dense_place + dense_chained_most * dense_warps * 4;
+constexpr int dense_unit = 64;            // of k: 128 bytes of an output, which are copied together
+constexpr int dense_few_most = 16;        // rows of dense_few_kernel
+constexpr int dense_few_outputs = 16;     // of a unit
+constexpr int dense_few_stages = 5;       // of a warp's ring, to be varied: what is on its way, beside what the next kernel asks for ahead
+constexpr int dense_few_stage = dense_few_outputs * dense_unit * 2;
+constexpr int dense_few_ring = dense_warps * dense_few_stages * dense_few_stage;
+constexpr int dense_parts_stride = dense_few_outputs + 4;  // columns of a product lie in different banks
 
-static constexpr int64_t dense_part(int64_t k) { return ((k + dense_unit - 1) / dense_unit + dense_parts - 1) / dense_parts * dense_unit; }
-
-// Whether the tensor cores can: else linear.inl. Not a matter of rows, or one row would have other bits than many.
+// Whether the tensor cores can: else linear.inl. Not a matter of rows. Sixteen rows of so many k fit the workspace.
 static bool is_dense(const LinearArgs& a) {
-    return a.dtype != DType::f32 && a.k % 8 == 0 && reinterpret_cast<uintptr_t>(a.weight) % 16 == 0;
+    const bool fits = a.k % 8 == 0 && a.k <= workspace_bytes / (dense_few_most * 4);
+    return a.dtype != DType::f32 && fits && reinterpret_cast<uintptr_t>(a.weight) % 16 == 0;
+}
+// Bytes of a rounded element of x, and of a row of them in shared memory: what lanes read at once lies in different banks.
+static constexpr int dense_x_bytes(bool half) { return half ? 4 : 2; }
+static constexpr int64_t dense_x_stride(int64_t k, bool half) {
+    return (k + dense_unit - 1) / dense_unit * dense_unit * dense_x_bytes(half) + (half ? 16 : 64);
+}
+// Shared memory of a block: the ring, the warps' parts of sums, rows.
+static constexpr int64_t dense_parts_bytes(int64_t rows) { return dense_warps * rows * dense_parts_stride * 4; }
+static constexpr int64_t dense_few_bytes(int64_t rows, int64_t k, bool half, bool resident) {
+    return dense_few_ring + dense_parts_bytes(rows) + (resident ? rows * dense_x_stride(k, half) : 0);
 }
 
 struct alignas(16) Floats4 {
@@ -97,151 +105,266 @@ DEVICE float write_output(const LinearArgs& a, int64_t row, int64_t n, float val
 
 // What the kernel does beside the product (queue.inl).
 struct DenseChain {
-    RmsNormArgs norm{};  // x null: none, else what it gives are the rows
+    RmsNormArgs norm{};  // x null: none, else what it gives are the rows; all its rows lie by 16 bytes
     GatedArgs gated{};   // x null: none, else it takes what the product gives
 };
 // Floats of all rows up to which each block of threads may take the norm for itself: it reads the rows once more. By reckoning,
 // not measured.
 constexpr int64_t dense_normed_most = 16 << 10;
 
-// What the row of a lane is multiplied with: sums in the order of rms_norm.
-DEVICE float dense_scale(const RmsNormArgs& n, int64_t rows) {
-    static_assert(dense_warps * 32 == row_threads, "sums of a row in the order of rms_norm");
-    auto* place = reinterpret_cast<float*>(gk::shared() + dense_place);
-    GK_ROLLED
-    for (int r = 0; r < rows; r++) {
-        const float* x = n.x + r * n.x_stride;
-        const float sum = warp_sum(row_squares(x, n.dim));
-        if (gk::lane() == 0) place[r * dense_warps + gk::thread() / 32] = sum;
+template <bool half>
+DEVICE void dense_keep(char* to, int at, const float (&eight)[8]) {
+    const DenseRow<half> r = dense_row<half>(eight);
+    GK_UNROLL
+    for (int i = 0; i < (half ? 2 : 1); i++) {
+        Floats4 f;
+        memcpy(&f, &r.x[4 * i], 16);
+        reinterpret_cast<Floats4*>(to + at * (half ? 4 : 2))[i] = f;
     }
-    gk::sync();
-    float sum = 0.0f;
-    for (int w = 0; w < dense_warps; w++) sum += place[gk::lane() / 4 * dense_warps + w];
-    return gk::lane() / 4 < rows ? 1.0f / sqrtf(sum / float(n.dim) + n.eps) : 0.0f;
 }
-
-// A block of threads has 16 `tiles` outputs and 8 `row_tiles` rows; each of its warps has a part of k, of which it copies the
-// weights to a ring of its own, each lane what it reads itself, the first of them before the kernel waits for the one ahead.
-// Where gates and ups meet, the second half of a block's outputs are the ups of the first. With a norm, the blocks of the first
-// outputs write down what it gives.
-// Grid: outputs [begin, end) / (16 tiles) x tiles of rows, those of the same outputs beside each other; shared memory
-// dense_few_bytes.
-template <bool half, int tiles, int row_tiles, bool chained>
-GK_KERNEL void GK_BOUNDS(dense_warps * 32, tiles == 1 ? 3 : 2) dense_few_kernel(LinearArgs a, DenseChain chain, int64_t begin, int64_t end) {
-    constexpr int outputs = 16 * tiles, rows = 8 * row_tiles, step_bytes = outputs * dense_step * 2, stages = dense_ring / step_bytes;
-    const int warp = gk::thread() / 32, lane = gk::lane(), g = lane / 4, t = lane % 4;
-    const int64_t row_blocks = (a.rows + rows - 1) / rows;
-    const bool gated = chained && chain.gated.x, normed = chained && chain.norm.x;
-    const int width = gated ? outputs / 2 : outputs;  // outputs beside each other
-    const int64_t n0 = begin + gk::block() / row_blocks * width, row0 = gk::block() % row_blocks * rows;
-    const int64_t skipped = gated ? a.n / 2 - width : 0, half_end = gated ? a.n / 2 : end;
-    const int part = int(dense_part(a.k)), k = int(a.k), first = min_of(warp * part, k), last = min_of(first + part, k);
-    char* ring = gk::shared() + warp * dense_ring + lane * 16;
-    const uint16_t* weight = nullptr;
-    int copied = first, copied_stage = 0;
-    auto copy_next = [&] {
-        if (copied < last) {
+// Rows x, `stride` beside each other, rounded to shared memory at `to`, zeros behind their end; many loads on their way.
+template <bool half>
+DEVICE void dense_keep_rows(const float* x, int64_t stride, int rows, int k, char* to) {
+    constexpr int batch = 8;
+    const int groups = int(round_up(k, dense_unit)) / 8, total = rows * groups, kept = int(dense_x_stride(k, half));
+    auto row_of = [&](int i) { return rows == 1 ? 0 : int(uint32_t(i) / uint32_t(groups)); };
+    if (reinterpret_cast<uintptr_t>(x) % 16 == 0 && (rows == 1 || stride % 4 == 0)) {
+        GK_ROLLED
+        for (int first = gk::thread(); first < total; first += batch * dense_warps * 32) {
+            float eight[batch][8];
             GK_UNROLL
-            for (int j = 0; j < 2 * tiles; j++) {
-                const int64_t from = 8 * j + (j < tiles ? 0 : skipped);
-                gk::copy_async(ring + copied_stage * step_bytes + j * 512, weight + from * a.k + copied,
-                               copied + 8 * t < k && n0 + from + g < (j < tiles ? half_end : end));
+            for (int b = 0; b < batch; b++) {
+                const int i = first + b * dense_warps * 32, row = row_of(i), at = (i - row * groups) * 8;
+                load_eight(x + row * stride, at, i < total ? k : 0, true, eight[b]);
+            }
+            GK_UNROLL
+            for (int b = 0; b < batch; b++) {
+                const int i = first + b * dense_warps * 32, row = row_of(i), at = (i - row * groups) * 8;
+                if (i < total) dense_keep<half>(to + row * kept, at, eight[b]);
             }
         }
+        return;
+    }
+    GK_ROLLED
+    for (int i = gk::thread(); i < total; i += dense_warps * 32) {
+        const int row = row_of(i), at = (i - row * groups) * 8;
+        float eight[8];
+        load_eight(x + row * stride, at, k, false, eight);
+        dense_keep<half>(to + row * kept, at, eight);
+    }
+}
+
+// The same of what a norm gives, whose sums are rms_norm's, in its order. The weights of the last piece of a row are asked for
+// before the kernel waits; the last piece of the last row is kept in registers from the sums on.
+constexpr int dense_norm_eights = 2;
+constexpr int dense_norm_piece = dense_norm_eights * 8 * row_threads;
+using DenseEights = float[dense_norm_eights][8];
+DEVICE int dense_norm_last(int k) { return (k - 1) / dense_norm_piece * dense_norm_piece; }
+DEVICE void dense_norm_weight(const RmsNormArgs& norm, int from, int k, DenseEights& weight) {
+    GK_UNROLL
+    for (int j = 0; j < dense_norm_eights; j++) {
+        gk::Words4 w[2]{};
+        const int at = from + eight_at(j);
+        if (at < k) w[0] = gk::load_stream(norm.weight + at), w[1] = gk::load_stream(norm.weight + at + 4);
+        GK_UNROLL
+        for (int i = 0; i < 8; i++) weight[j][i] = gk::as_float(w[i / 4].x[i % 4]);
+    }
+}
+template <bool half>
+DEVICE void dense_keep_normed(const RmsNormArgs& norm, int rows, int k, DenseEights& weight, float* place, char* to) {
+    static_assert(dense_warps * 32 == row_threads, "sums of a row in the order of rms_norm");
+    const int warp = gk::thread() / 32, last = dense_norm_last(k), kept = int(dense_x_stride(k, half));
+    float x[dense_norm_eights][8];
+    auto load = [&](int row, int from) {
+        GK_UNROLL
+        for (int j = 0; j < dense_norm_eights; j++) load_eight(norm.x + row * norm.x_stride, from + eight_at(j), k, true, x[j]);
+    };
+    GK_ROLLED
+    for (int row = 0; row < rows; row++) {
+        float sum = 0.0f;
+        GK_ROLLED
+        for (int from = 0; from <= last; from += dense_norm_piece) {
+            load(row, from);
+            GK_UNROLL
+            for (int j = 0; j < dense_norm_eights; j++) sum += squares(x[j]);
+        }
+        sum = warp_sum(sum);
+        if (gk::lane() == 0) place[row * dense_warps + warp] = sum;
+    }
+    gk::sync();
+    GK_ROLLED
+    for (int row = rows - 1; row >= 0; row--) {
+        float sum = 0.0f;
+        GK_UNROLL
+        for (int w = 0; w < dense_warps; w++) sum += place[row * dense_warps + w];
+        const float scale = rms_of(sum, norm.dim, norm.eps);
+        GK_ROLLED
+        for (int from = last; from >= 0; from -= dense_norm_piece) {
+            if (from < last || row < rows - 1) load(row, from);
+            if (last > 0 && (from < last || row < rows - 1)) dense_norm_weight(norm, from, k, weight);
+            GK_UNROLL
+            for (int j = 0; j < dense_norm_eights; j++) {
+                const int at = from + eight_at(j);
+                GK_UNROLL
+                for (int i = 0; i < 8; i++) x[j][i] = x[j][i] * scale * weight[j][i];
+                if (at < round_up(k, dense_unit)) dense_keep<half>(to + row * kept, at, x[j]);
+                if (gk::block() == gk::blocks() - 1) store_eight(norm.out + row * norm.out_stride, at, k, true, x[j]);
+            }
+        }
+    }
+}
+
+// Units of 16 outputs; where gates and ups meet, of eight gates and their ups. Each block of threads goes through its units, every
+// gridDim-th one; its eight warps have every eighth 64 of k, in two chains of products, and their parts are added in order. A
+// warp copies its weights to a ring of its own, 128 bytes of an output at once, on and on from unit to unit, the first of them
+// before the kernel waits for the one ahead. A stage is [16 outputs][8 of 16 bytes], of odd outputs the second four first, so that
+// eight lanes read all banks. Rows lie rounded in shared memory (`resident`), with what the norm of the chain gives, which the last
+// block writes down; else they are in the workspace (round_x) and are asked for a step ahead.
+// Grid: at most the units; shared memory dense_few_bytes. Rows row0 .. row0 + 8 row_tiles.
+template <bool half, int row_tiles, bool resident>
+GK_KERNEL void GK_BOUNDS(dense_warps * 32, 2)
+    dense_few_kernel(LinearArgs a, DenseChain chain, int64_t row0, const char* rounded, int64_t begin, int64_t end) {
+    gk::let_next_start();
+    const int warp = gk::thread() / 32, lane = gk::lane(), g = lane / 4, t = lane % 4, k = int(a.k);
+    const bool gated = chain.gated.x, normed = resident && chain.norm.x;
+    const int width = gated ? dense_few_outputs / 2 : dense_few_outputs, next_unit = int(gk::blocks()) * width;
+    const int first_unit = int(begin) + int(gk::block()) * width, last_output = int(gated ? a.n / 2 : end);
+    const int first = warp * dense_unit;
+    constexpr int steps_apart = dense_warps * dense_unit;
+
+    char* ring = gk::shared() + warp * (dense_few_stages * dense_few_stage);
+    const int copied_row = lane / 8, copied_k = lane % 8 * 8;
+    char* const copy_to = ring + copied_row * 128 + (lane % 8 ^ copied_row % 2 * 4) * 16;
+    const int64_t four_rows = 4 * a.k, to_ups = gated ? (a.n / 2 - 8) * a.k : 0;
+    const uint16_t* copy_from = nullptr;
+    int copied_unit = first < k ? first_unit : last_output, copied = first, copied_stage = 0;
+    auto copy_next = [&] {
+        if (copied_unit < last_output) {
+            const uint16_t* from = copy_from + copied;
+            const int left = copied + copied_k < k ? last_output - copied_unit - copied_row : 0;
+            GK_UNROLL
+            for (int j = 0; j < 4; j++) {
+                const int row_of_unit = 4 * j - (gated && j >= 2 ? 8 : 0);
+                gk::copy_async(copy_to + copied_stage * dense_few_stage + j * 512, from + j * four_rows + (j < 2 ? 0 : to_ups), row_of_unit < left);
+            }
+            copied += steps_apart;
+            if (copied >= k) copied = first, copied_unit += next_unit, copy_from += next_unit * a.k;
+        }
         gk::copy_commit();
-        copied += dense_step;
-        if (++copied_stage == stages) copied_stage = 0;
+        if (++copied_stage == dense_few_stages) copied_stage = 0;
     };
     auto fill = [&] {
-        weight = static_cast<const uint16_t*>(a.weight) + (n0 + g) * a.k + 8 * t;
+        copy_from = static_cast<const uint16_t*>(a.weight) + (first_unit + copied_row) * a.k + copied_k;
         GK_ROLLED
-        for (int i = 0; i < stages; i++) copy_next();
+        for (int i = 0; i < dense_few_stages; i++) copy_next();
     };
     if (!a.region) fill();
+    float norm_weight[dense_norm_eights][8];
+    if constexpr (resident) {
+        if (normed) dense_norm_weight(chain.norm, dense_norm_last(k), k, norm_weight);
+    }
     gk::wait_for_previous();
     if (a.region) {  // which weights, only the kernel before knows
         if (row0 >= a.region->rows) return;
         at_region(a);
         fill();
     }
-    gk::let_next_start();
 
-    const RmsNormArgs& norm = chain.norm;
-    const float* from = normed ? norm.x : a.x;
-    const int64_t x_stride = normed ? norm.x_stride : a.x_stride;
-    const bool aligned = reinterpret_cast<uintptr_t>(from) % 16 == 0 && x_stride % 4 == 0, first_outputs = gk::block() < row_blocks;
-    static_assert(!chained || rows == dense_chained_most, "one tile of rows");
-    const float scale = normed ? dense_scale(norm, a.rows) : 1.0f;
-    float acc[tiles][row_tiles][4] = {};
-    int stage = 0;
-    GK_ROLLED
-    for (int at = first; at < last; at += dense_step) {
-        DenseRow<half> x[row_tiles];
+    const int rows = int(least_of(a.rows - row0, int64_t(8 * row_tiles)));
+    auto* parts = reinterpret_cast<float*>(gk::shared() + dense_few_ring);
+    const char* x_at[row_tiles];  // of the lane
+    {
+        char* kept = gk::shared() + dense_few_ring + dense_parts_bytes(rows);
+        const int64_t stride = resident ? dense_x_stride(k, half) : round_up(k, dense_unit) * dense_x_bytes(half);
         GK_UNROLL
-        for (int r = 0; r < row_tiles; r++) {
-            const int64_t row = row0 + 8 * r + g;
-            const int count = row < a.rows ? k - at - 8 * t : 0;
-            float eight[8];
-            dense_load(from + row * x_stride + at + 8 * t, count, aligned, eight);
-            if (normed) {
-                GK_UNROLL
-                for (int i = 0; i < 8; i++) {
-                    if (i < count) eight[i] = eight[i] * scale * norm.weight[at + 8 * t + i];
-                    if (i < count && first_outputs) norm.out[row * norm.out_stride + at + 8 * t + i] = eight[i];
-                }
-            }
-            x[r] = dense_row<half>(eight);
+        for (int r = 0; r < row_tiles; r++)
+            x_at[r] = (resident ? kept : rounded) + least_of(8 * r + g, rows - 1) * stride + 8 * t * dense_x_bytes(half);
+        if constexpr (resident) {
+            if (normed) dense_keep_normed<half>(chain.norm, rows, k, norm_weight, parts, kept);
+            else dense_keep_rows<half>(a.x + row0 * a.x_stride, a.x_stride, rows, k, kept);
+            gk::sync();
         }
-        gk::copy_wait<stages - 1>();
-        GK_UNROLL
-        for (int i = 0; i < tiles; i++) {
-            gk::Words4 w[2];
-            GK_UNROLL
-            for (int j = 0; j < 2; j++) {
-                const auto c = *reinterpret_cast<const Floats4*>(ring + stage * step_bytes + (2 * i + j) * 512);
-                memcpy(&w[j], &c, 16);
-            }
-            GK_UNROLL
-            for (int r = 0; r < row_tiles; r++) dense_product<half>(acc[i][r], w, x[r]);
-        }
-        copy_next();
-        if (++stage == stages) stage = 0;
     }
-
-    gk::sync();  // the parts take the place of the ring
-    constexpr int stride = outputs + 4;  // columns of a product lie in different banks
-    auto* parts = reinterpret_cast<float*>(gk::shared());
-    static_assert(dense_warps * rows * stride * 4 <= dense_few_bytes, "parts in the place of the ring");
-    GK_UNROLL
-    for (int i = 0; i < tiles; i++) {
+    using Rows = DenseRow<half>[2][row_tiles];
+    auto read_rows = [&](int at, Rows& to) {
         GK_UNROLL
         for (int r = 0; r < row_tiles; r++) {
             GK_UNROLL
-            for (int e = 0; e < 4; e++) parts[(warp * rows + 8 * r + 2 * t + e % 2) * stride + 16 * i + g + e / 2 * 8] = acc[i][r][e];
+            for (int i = 0; i < 2 * (half ? 2 : 1); i++) {
+                const int piece = half ? i % 2 : 0, step = half ? i / 2 : i;
+                const auto f = *reinterpret_cast<const Floats4*>(x_at[r] + (at + step * dense_step) * dense_x_bytes(half) + piece * 16);
+                memcpy(&to[step][r].x[4 * piece], &f, 16);
+            }
         }
-    }
-    gk::sync();
-    auto sum_of = [&](int row, int output) {
-        float sum = 0.0f;
-        for (int p = 0; p * part < k; p++) sum += parts[(p * rows + row) * stride + output];
-        return sum;
     };
-    GK_ROLLED
-    for (int i = gk::thread(); i < width * rows; i += dense_warps * 32) {
-        const int output = i % width, row = i / width;
-        const int64_t n = n0 + output, m = row0 + row;
-        if (n >= half_end || m >= a.rows) continue;
-        const float value = write_output(a, m, n, sum_of(row, output));
-        if (!gated) continue;
-        const float up = write_output(a, m, n + a.n / 2, sum_of(row, output + width));
-        with_kind(chain.gated.kind, [&](auto kind) { chain.gated.out[m * chain.gated.dim + n] = gate<decltype(kind)::value>(value, up); });
-    }
-}
+    Rows ahead;
+    if (!resident && first < k) read_rows(first, ahead);
 
-// Sixteens of outputs a block of threads has. Each reads all rows from the second-level cache: more outputs where that would be
-// much beside the weights, but two blocks a multiprocessor. By reckoning, not measured.
-static constexpr int dense_few_tiles(int64_t rows, int64_t outputs, int64_t processors) {
-    int tiles = rows <= 2 ? 1 : rows <= 4 ? 2 : 4;
-    while (tiles > 1 && (outputs + 16 * tiles - 1) / (16 * tiles) < 2 * processors) tiles /= 2;
-    return tiles;
+    const char* const read_from = ring + g * 128 + (t ^ g % 2 * 4) * 16;
+    const int read_other = g % 2 ? -64 : 64;
+    int stage = 0, turn = 0;
+    GK_ROLLED
+    for (int n0 = first_unit; n0 < last_output; n0 += next_unit) {
+        const int id = (gk::thread() - 32 * turn) & (dense_warps * 32 - 1), output = id % width, row = id / width;
+        const bool mine = row < rows && n0 + output < last_output;  // what it adds up, by turns of warps
+        const int64_t out_at = (row0 + row) * a.out_stride + n0 + output;
+        float bias = 0.0f, residual = 0.0f;
+        if (mine && !gated && a.bias) bias = a.bias[n0 + output];
+        if (mine && !gated && a.residual) residual = a.residual[out_at];
+        turn = (turn + 1) % dense_warps;
+
+        float acc[2][row_tiles][4] = {};
+        GK_ROLLED
+        for (int at = first; at < k; at += steps_apart) {
+            Rows x;
+            if constexpr (!resident) {
+                memcpy(&x, &ahead, sizeof x);
+                read_rows(at + steps_apart < k ? at + steps_apart : first, ahead);
+            }
+            gk::copy_wait<dense_few_stages - 1>();
+            gk::sync_warp();
+            gk::Words4 w[2][2];
+            GK_UNROLL
+            for (int i = 0; i < 4; i++) {
+                const auto f = *reinterpret_cast<const Floats4*>(read_from + stage * dense_few_stage + i % 2 * 1024 + (i < 2 ? 0 : read_other));
+                memcpy(&w[i / 2][i % 2], &f, 16);
+            }
+            if constexpr (resident) read_rows(at, x);
+            gk::sync_warp();  // all have read the stage, which the next copy takes
+            copy_next();
+            if (++stage == dense_few_stages) stage = 0;
+            GK_UNROLL
+            for (int step = 0; step < 2; step++) {
+                GK_UNROLL
+                for (int r = 0; r < row_tiles; r++) dense_product<half>(acc[step][r], w[step], x[step][r]);
+            }
+        }
+
+        gk::sync();  // the parts of the unit before have been read
+        GK_UNROLL
+        for (int r = 0; r < row_tiles; r++) {
+            GK_UNROLL
+            for (int e = 0; e < 4; e++) {
+                const int column = 8 * r + 2 * t + e % 2;
+                if (column < rows) parts[(warp * rows + column) * dense_parts_stride + g + e / 2 * 8] = acc[0][r][e] + acc[1][r][e];
+            }
+        }
+        gk::sync();
+        if (!mine) continue;
+        auto sum_of = [&](int column) {
+            float sum = 0.0f;
+            GK_UNROLL
+            for (int w = 0; w < dense_warps; w++) sum += parts[(w * rows + row) * dense_parts_stride + column];
+            return sum;
+        };
+        if (!gated) {
+            a.out[out_at] = sum_of(output) + bias + residual;
+            continue;
+        }
+        const float value = write_output(a, row0 + row, n0 + output, sum_of(output));
+        const float up = write_output(a, row0 + row, n0 + output + a.n / 2, sum_of(output + width));
+        with_kind(chain.gated.kind, [&](auto kind) {
+            chain.gated.out[(row0 + row) * chain.gated.dim + n0 + output] = gate<decltype(kind)::value>(value, up);
+        });
+    }
 }

@@ -1,4 +1,4 @@
-// Products of more than 16 rows with weights of 16 bits: the arithmetic of dense_few.inl, in tiles of outputs and rows, so that each
+// Products of more than 16 rows with weights of 16 bits: the operands of dense_few.inl, in tiles of outputs and rows, so that each
 // weight is read for many rows at once. The rows are rounded beforehand, to the workspace: to bf16, or to floats of tf32.
 //
 // A stage is 64 of k of all outputs, then of all rows of a tile: [2 of 32][row][64 bytes], of which lane (g, t) reads 16 bytes of
@@ -6,8 +6,9 @@
 // second four of a lane's eight][row][64 bytes]. Products of a part of k are a chain of their own and are added to the sum when
 // it ends.
 
-// Bytes of a rounded element of x.
-static constexpr int dense_x_bytes(bool half) { return half ? 4 : 2; }
+constexpr int dense_parts = 8;  // of k, one beside the other
+static constexpr int64_t dense_part(int64_t k) { return ((k + dense_unit - 1) / dense_unit + dense_parts - 1) / dense_parts * dense_unit; }
+
 // Rows that are rounded at once: whole tiles of the largest kind; none where the workspace has no room.
 static constexpr int64_t dense_rows_at_once(int64_t k, bool half) { return workspace_bytes / dense_x_bytes(half) / round_up(k, dense_unit) / 128 * 128; }
 // Where 16 bytes of a row lie behind a stage's weights: line of 64 of k.
@@ -38,14 +39,14 @@ bool (*library_product)(const LibraryProduct&) = nullptr;
 
 // Adds the bias to rows of out. Grid: rows.
 GK_KERNEL void product_bias_kernel(LinearArgs a, int64_t row0) {
-    gk::wait_for_previous(), gk::let_next_start();
+    gk::let_next_start(), gk::wait_for_previous();
     float* out = a.out + (row0 + gk::block()) * a.out_stride;
     each_column(a.n, [&](int64_t n) { out[n] += a.bias[n]; });
 }
 
 // Rows row0 .. of x rounded, zeros from k to a multiple of 64. Grid: rows.
 GK_KERNEL void round_x_kernel(LinearArgs a, int64_t row0, uint32_t* to) {
-    gk::wait_for_previous(), gk::let_next_start();
+    gk::let_next_start(), gk::wait_for_previous();
     if (a.region) {
         if (row0 + gk::block() >= a.region->rows) return;
         at_region(a);
@@ -60,6 +61,7 @@ GK_KERNEL void round_x_kernel(LinearArgs a, int64_t row0, uint32_t* to) {
 // Rows row0 .. row0 + count, rounded, of which those of a tile are beside each other in the grid for the same outputs.
 template <bool half, int m_tiles, int n_tiles>
 GK_KERNEL void GK_BOUNDS(dense_warps * 32, 1) dense_many_kernel(LinearArgs a, int64_t row0, int64_t count, const char* x, int64_t begin, int64_t end) {
+    gk::let_next_start();
     constexpr int outputs = dense_tile_outputs(m_tiles), rows = dense_tile_rows(n_tiles), stages = dense_stages(half, m_tiles, n_tiles);
     constexpr int stage_bytes = dense_stage_bytes(half, m_tiles, n_tiles), weight_bytes = outputs * dense_unit * 2;
     constexpr int lines = dense_unit * 2 / 16, x_lines = dense_unit * dense_x_bytes(half) / 16;  // 16 bytes each, of an output and of a row
@@ -96,7 +98,6 @@ GK_KERNEL void GK_BOUNDS(dense_warps * 32, 1) dense_many_kernel(LinearArgs a, in
         if (first >= count) return;
         at_region(a);
     }
-    gk::let_next_start();
     GK_ROLLED
     for (int s = 0; s + 1 < stages; s++) {
         if (a.region) copy_weights(s);

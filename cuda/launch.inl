@@ -50,27 +50,30 @@ SLOT(layer_norm, LayerNormArgs) {
     else GK_LAUNCH(layer_norm_long_kernel, rows, 1, row_threads, place_bytes, a, begin);
 }
 
-template <bool half, int tiles>
-void dense_few(const DenseChain& chain, const LinearArgs& a, int64_t begin, int64_t end) {
-    const int64_t units = chain.gated.x ? up(a.n / 2, 8 * tiles) : up(end - begin, 16 * tiles);
-    if (chain.gated.x || chain.norm.x)
-        GK_LAUNCH((dense_few_kernel<half, tiles, 1, true>), units, 1, dense_warps * 32, dense_few_bytes, a, chain, begin, end);
-    else if (a.rows <= 8)
-        GK_LAUNCH((dense_few_kernel<half, tiles, 1, false>), units, 1, dense_warps * 32, dense_few_bytes, a, chain, begin, end);
-    else
-        GK_LAUNCH((dense_few_kernel<half, tiles, 2, false>), units * up(a.rows, 16), 1, dense_warps * 32, dense_few_bytes, a, chain, begin, end);
+// Whether rows of dense_few_kernel fit shared memory.
+bool dense_resident(const LinearArgs& a) {
+    return dense_few_bytes(std::min<int64_t>(a.rows, dense_few_most), a.k, a.dtype == DType::f16, true) <= workspace().shared;
 }
-template <bool half>
+void round_x(const LinearArgs& a, int64_t row0, int64_t rows) {
+    GK_LAUNCH(round_x_kernel, rows, 1, row_threads, 0, a, row0, reinterpret_cast<uint32_t*>(workspace().scratch));
+}
+template <bool half, bool resident>
 void dense_few(const DenseChain& chain, const LinearArgs& a, int64_t begin, int64_t end) {
-    switch (dense_few_tiles(a.rows, end - begin, workspace().processors)) {
-        case 1: return dense_few<half, 1>(chain, a, begin, end);
-        case 2: return dense_few<half, 2>(chain, a, begin, end);
-        default: return dense_few<half, 4>(chain, a, begin, end);
+    const int64_t units = chain.gated.x ? up(a.n / 2, dense_few_outputs / 2) : up(end - begin, dense_few_outputs);
+    const int64_t grid = std::min(units, workspace().processors);
+    for (int64_t row0 = 0; row0 < a.rows; row0 += dense_few_most) {
+        const int64_t rows = std::min<int64_t>(a.rows - row0, dense_few_most);
+        const int bytes = int(dense_few_bytes(rows, a.k, half, resident));
+        if (!resident && grid > 0) round_x(a, row0, rows);
+        const char* rounded = workspace().scratch;
+        if (rows <= 8) GK_LAUNCH((dense_few_kernel<half, 1, resident>), grid, 1, dense_warps * 32, bytes, a, chain, row0, rounded, begin, end);
+        else GK_LAUNCH((dense_few_kernel<half, 2, resident>), grid, 1, dense_warps * 32, bytes, a, chain, row0, rounded, begin, end);
     }
 }
 void dense_few(const DenseChain& chain, const LinearArgs& a, int64_t begin, int64_t end) {
-    if (a.dtype == DType::f16) dense_few<true>(chain, a, begin, end);
-    else dense_few<false>(chain, a, begin, end);
+    const bool resident = dense_resident(a);
+    if (a.dtype == DType::f16) resident ? dense_few<true, true>(chain, a, begin, end) : dense_few<true, false>(chain, a, begin, end);
+    else resident ? dense_few<false, true>(chain, a, begin, end) : dense_few<false, false>(chain, a, begin, end);
 }
 template <bool half, int m_tiles, int n_tiles>
 void dense_many(const LinearArgs& a, int64_t row0, int64_t rows, int64_t begin, int64_t end) {
@@ -92,7 +95,7 @@ void dense_many(const LinearArgs& a, int64_t begin, int64_t end) {
     const int64_t at_once = dense_rows_at_once(a.k, half);
     for (int64_t row0 = 0; row0 < a.rows; row0 += at_once) {
         const int64_t rows = std::min(at_once, a.rows - row0);
-        GK_LAUNCH(round_x_kernel, rows, 1, row_threads, 0, a, row0, reinterpret_cast<uint32_t*>(workspace().scratch));
+        round_x(a, row0, rows);
         if (!half && !a.region && begin == 0 && end == a.n && by_library(a, row0, rows)) continue;
         if (dense_many_large(half, rows, end - begin, workspace().processors)) dense_many<half, 4, dense_large_n(half)>(a, row0, rows, begin, end);
         else dense_many<half, 1, 2>(a, row0, rows, begin, end);

@@ -49,7 +49,7 @@ DEVICE void linear_output(const LinearArgs& a, int64_t n, int64_t row0) {
 
 // Grid: outputs / 8 x tiles of 8 rows; 256 threads.
 GK_KERNEL void linear_kernel(LinearArgs a, int64_t first, int64_t last) {
-    gk::wait_for_previous(), gk::let_next_start();
+    gk::let_next_start(), gk::wait_for_previous();
     const int64_t n = first + gk::block() * 8 + gk::thread() / 32;
     if (n >= last) return;  // whole warps
     if (a.region) at_region(a);

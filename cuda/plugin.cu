@@ -98,6 +98,9 @@ const char* open(DeviceFacts* found) {
     if (cudaError_t error = cudaSetDevice(0)) return words(error);
     if (const char* error = facts(found)) return error;
     space.processors = found->processors;
+    int shared = 0;
+    if (cudaError_t error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0)) return words(error);
+    space.shared = shared;
     cudaFuncAttributes attributes;  // whether there is code for this device
     if (cudaError_t error = cudaFuncGetAttributes(&attributes, add_kernel)) return words(error);
     dependent_launch = attributes.ptxVersion >= 90 && switched_on("GENKIT_CUDA_PDL");

@@ -91,7 +91,12 @@ bool shareable(const std::optional<Call<RmsNormArgs>>& norm, const QuantizeArgs&
 // Whether the rows of a product with 16-bit weights are those the norm gives, and each block of it may take the norm for itself.
 bool takes(const LinearArgs& a, const Call<RmsNormArgs>& norm) {
     const RmsNormArgs& n = norm.args;
-    if (a.x != n.out || a.x_stride != n.out_stride || a.k != n.dim || a.rows != norm.end || a.rows * a.k > dense_normed_most) return false;
+    if (a.x != n.out || a.x_stride != n.out_stride || a.k != n.dim || a.rows != norm.end) return false;
+    if (a.rows * a.k > dense_normed_most || !dense_resident(a)) return false;
+    const auto by_sixteen = [&](const float* p, int64_t stride) {
+        return reinterpret_cast<uintptr_t>(p) % 16 == 0 && (a.rows == 1 || stride % 4 == 0);
+    };
+    if (!by_sixteen(n.x, n.x_stride) || !by_sixteen(n.out, n.out_stride) || !by_sixteen(n.weight, 0)) return false;
     const Span out = rows_span(a.out, a.rows, a.out_stride, a.n), residual = rows_span(a.residual, a.residual ? a.rows : 1, a.out_stride, a.residual ? a.n : 0);
     const Span x = read_by(n, a.rows), normed = written_by(n, a.rows), weight(n.weight, n.dim), bias(a.bias, a.n);
     return apart(out, {x, weight, normed}) && apart(normed, {x, weight, residual, bias});
@@ -147,7 +152,7 @@ void queue_packed_linear(const PackedLinearArgs& a, int64_t begin, int64_t end) 
 }
 
 void queue_linear(const LinearArgs& a, int64_t begin, int64_t end) {
-    const bool few = begin == 0 && end == a.n && is_dense(a) && a.rows > 0 && a.rows <= dense_chained_most && !a.region;
+    const bool few = begin == 0 && end == a.n && is_dense(a) && a.rows > 0 && a.rows <= dense_few_most && !a.region;
     if (!few || waiting.rounding || waiting.product || !waiting.norm || !takes(a, *waiting.norm)) flush();
     if (!few) return linear(a, begin, end);
     waiting.product = {a, begin, end};

@@ -7,6 +7,7 @@ struct Workspace {
     uint32_t* counters;  // [workspace_counters], all 0 between kernels: who counts sets back
     char* scratch;       // [workspace_bytes], aligned to 256 bytes; anything may be in it
     int64_t processors;  // of the device: multiprocessors
+    int64_t shared = 99 << 10;  // of the device: bytes a block may have
 };
 constexpr int64_t workspace_counters = 1 << 16;
 constexpr int64_t workspace_bytes = 32 << 20;

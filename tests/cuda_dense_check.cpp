@@ -1,5 +1,5 @@
 // Products with weights of 16 bits as the device makes them (cuda/dense_few.inl, dense_many.inl), on a processor: how work is split, sums
-// beside float64 on fresh numbers and awkward sizes, and that a row has the same bits whatever is beside it:
+// beside float64 on fresh numbers and awkward sizes, and that a row has the same bits whatever is beside it, among few rows and among many:
 // cuda_dense_check SEED [part]. Prints what is wrong; exit 1.
 #include <cmath>
 #include <cstdio>
@@ -22,8 +22,12 @@ namespace {
 #include "../cuda/kernels.inl"
 #include "cuda_workspace.inl"
 
-int64_t processors = 1;
-Workspace workspace() { return filled_workspace(processors, 0xff); }  // NaN
+int64_t processors = 1, shared = 99 << 10;
+Workspace workspace() {
+    Workspace w = filled_workspace(processors, 0xff);  // NaN
+    w.shared = shared;
+    return w;
+}
 
 std::mt19937_64 rng;
 int wrong = 0;
@@ -37,6 +41,27 @@ float normal() { return std::normal_distribution<float>(0, 1)(rng); }
 
 // ---- how work is split -----------------------------------------------------------------------------------------------
 
+// What lanes of dense_few_kernel read at once lies in all banks: of a stage's outputs g and g + 1, and of rows.
+void check_few_places() {
+    for (int at : {0, 64})
+        for (int g = 0; g < 8; g += 2) {
+            std::set<int> banks;
+            for (int lane = 0; lane < 8; lane++) banks.insert(((g + lane / 4) * 128 + ((lane % 4 ^ lane / 4 * 4) * 16 ^ at)) / 16 % 8);
+            expect(banks.size() == 8, "banks of weights");
+        }
+    for (bool half : {false, true})
+        for (int64_t k = 8; k < 20000; k += 8 * (1 + below(40))) {
+            const int64_t stride = dense_x_stride(k, half);
+            expect(stride % 16 == 0 && stride >= round_up(k, dense_unit) * dense_x_bytes(half), "a row in shared memory");
+            std::set<int64_t> banks;
+            for (int lane = 0; lane < 8; lane++) banks.insert((lane / 4 * stride + lane % 4 * 8 * dense_x_bytes(half)) / 16 % 8);
+            expect(banks.size() == 8, "banks of rows");
+        }
+    expect(dense_few_bytes(dense_few_most, 4096, false, true) <= 227 << 10, "sixteen rows in shared memory");
+    expect(dense_few_bytes(1, 14336, false, true) <= 113 << 10, "a row in half the shared memory");
+    expect(dense_few_bytes(dense_few_most, 1 << 20, true, false) <= 99 << 10, "shared memory without rows");
+}
+
 void check_plans() {
     for (int64_t k = 1; k < 70000; k += k < 4200 ? 1 : 517) {
         const int64_t part = dense_part(k);
@@ -49,13 +74,11 @@ void check_plans() {
     }
     for (int64_t rows = 1; rows <= 300; rows++)
         for (int64_t outputs : {1, 16, 100, 2048, 4096, 28672, 128256})
-            for (int64_t count : {1, 80, 132}) {
-                const int tiles = dense_few_tiles(rows, outputs, count);
-                expect(tiles == 1 || ((tiles == 2 || tiles == 4) && (outputs + 16 * tiles - 1) / (16 * tiles) >= 2 * count), "outputs of a block");
+            for (int64_t count : {1, 80, 132})
                 for (bool half : {false, true})
                     if (dense_many_large(half, rows, outputs, count))
                         expect(rows > 64 && (outputs + 127) / 128 * ((rows + (half ? 63 : 127)) / (half ? 64 : 128)) >= count, "large tiles");
-            }
+    check_few_places();
     for (bool half : {false, true})
         for (auto [m, n] : {std::pair(4, dense_large_n(half)), std::pair(1, 2)}) {
             expect(dense_many_bytes(half, m, n) <= 100 << 10 && dense_stages(half, m, n) >= 3, "shared memory of tiles");
@@ -98,6 +121,7 @@ struct Problem {
 
 void check_product(const Problem& p) {
     processors = 1 + below(3);
+    shared = below(2) ? 227 << 10 : dense_few_bytes(dense_few_most, 0, false, false) + below(2000);
     const int64_t rows = p.rows, n = p.n, k = p.k, experts = p.experts ? p.experts : 1;
     const bool bias = below(2), residual = !p.experts && below(2), shifted = below(8) == 0;  // weights that are not aligned
     const int64_t x_stride = k + (below(2) ? 4 * below(3) : below(6)), out_stride = n + below(4);
@@ -128,9 +152,10 @@ void check_product(const Problem& p) {
     fast.linear(a, 0, split);
     fast.linear(a, split, n);
     const bool many = a.rows > 16;
-    for (const std::string& kernel : started)
-        expect(kernel == (!dense ? "linear_kernel" : !many ? kernel : "round_x_kernel") || (many && kernel.find("dense_many_kernel") != std::string::npos),
-               what + ": by " + kernel);
+    for (const std::string& kernel : started) {
+        const bool product = kernel.find(many ? "dense_many_kernel" : "dense_few_kernel") != std::string::npos;
+        expect(dense ? product || (kernel == "round_x_kernel" && (many || !dense_resident(a))) : kernel == "linear_kernel", what + ": by " + kernel);
+    }
 
     for (int64_t r = 0; r < places; r++)
         for (int64_t j = 0; j < out_stride; j++) {
@@ -150,13 +175,16 @@ void check_product(const Problem& p) {
                 return;
             }
         }
-    // The same bits of some rows by themselves.
+    // The same bits of some rows by themselves, by the same kernel.
     for (int i = 0; i < 3; i++) {
-        const int64_t from = first + below(rows), count = std::min<int64_t>(first + rows - from, i == 0 ? 1 : 1 + below(20));
+        const int64_t from = first + below(rows), least = !dense || !many ? 1 : 17, most = !dense || many ? rows : 16;
+        const int64_t count = std::min<int64_t>(first + rows - from, i == 0 ? least : least + below(20));
+        if (count < least || count > most) continue;
         std::vector<float> alone(before.begin() + from * out_stride, before.begin() + (from + count) * out_stride);
         LinearArgs b{x0 + from * x_stride, weight + expert * n * k, bias ? biases.data() + expert * n : nullptr, residual ? alone.data() : nullptr,
                      alone.data(), count, n, k, x_stride, out_stride, p.dtype};
         processors = 1 + below(3);
+        shared = below(2) ? 227 << 10 : 99 << 10;
         fast.linear(b, 0, n);
         for (size_t e = 0; e < alone.size(); e++)
             if (memcmp(&alone[e], &out[size_t(from * out_stride) + e], 4) != 0) return expect(false, what + ": rows by themselves have other bits");
