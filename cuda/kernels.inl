@@ -10,6 +10,7 @@
 #include "rows.inl"
 #include "packed.inl"
 #include "packed_few.inl"
+#include "packed_many_plan.inl"
 #include "packed_many.inl"
 #include "dense_few.inl"
 #include "dense_many.inl"

@@ -122,11 +122,13 @@ bool packed_product(const FewSource& source, const PackedLinearArgs& a, int64_t 
         return true;
     }
     if (source.rounding.x) return false;
-    const ManyPlan m = many_plan(a, end - begin, processors);
-    const int64_t grid = up(end - begin, m.panels) * up(a.rows, m.rows);
-    const int threads = 32 * m.panels * m.groups;
-    if (m.wide) GK_LAUNCH((packed_many_kernel<packing, by16, true>), grid, 1, threads, m.bytes, a, m, begin, end);
-    else GK_LAUNCH((packed_many_kernel<packing, by16, false>), grid, 1, threads, m.bytes, a, m, begin, end);
+    const ManyPlan m = many_plan(a, end - begin, processors, workspace().shared);
+    const int64_t grid = std::min(up(end - begin, m.panels) * up(a.rows, m.rows), m.resident * processors);
+    const int threads = 32 * m.panels * m.sharers;
+    if (m.way == 0) GK_LAUNCH((packed_many_kernel<packing, by16, 0>), grid, 1, threads, m.bytes, a, m, begin, end);
+    if (m.way == 1) GK_LAUNCH((packed_many_kernel<packing, by16, 1>), grid, 1, threads, m.bytes, a, m, begin, end);
+    if constexpr (many_ways(packing) == 3)
+        if (m.way == 2) GK_LAUNCH((packed_many_kernel<packing, by16, 2>), grid, 1, threads, m.bytes, a, m, begin, end);
     return true;
 }
 bool packed_product(const FewSource& source, const PackedLinearArgs& a, int64_t begin, int64_t end) {

@@ -22,8 +22,13 @@ namespace {
 #include "../cuda/kernels.inl"
 #include "cuda_workspace.inl"
 
-int64_t processors = 1;
-Workspace workspace() { return filled_workspace(processors, 0xa5); }
+constexpr int64_t shared_of_devices[] = {99 << 10, 163 << 10, 227 << 10};  // that a block of threads may have
+int64_t processors = 1, block_shared = shared_of_devices[0];
+Workspace workspace() {
+    Workspace w = filled_workspace(processors, 0xa5);
+    w.shared = block_shared;
+    return w;
+}
 
 std::mt19937_64 rng;
 int wrong = 0;
@@ -151,22 +156,28 @@ void check_many() {
     std::set<int> banks;
     for (int row = 0; row < 8; row++) banks.insert(row * many_x_stride / 16 % 8);
     expect(banks.size() == 8, "rows of a matrix in the same banks");
+    std::set<int> ways;
     for (const WeightFormat& f : formats())
         for (int64_t rows : {1, 8, 9, 16, 17, 31, 32, 33, 48, 64, 65, 100, 128, 500, 2048})
             for (int64_t k : {1, 64, 100, 256, 600, 4096, 14336})
                 for (int64_t panels : {1, 3, 64, 128, 896, 4008}) {
                     PackedLinearArgs a{};
-                    a.rows = rows, a.k = k, a.format = f;
-                    const ManyPlan p = many_plan(a, panels, 1 + below(200));
+                    a.rows = rows, a.k = k, a.format = f, a.codes_stride = round_up(k, 64);
+                    const int64_t shared = shared_of_devices[below(3)];
+                    const ManyPlan p = many_plan(a, panels, 1 + below(200), shared);
                     const std::string what = name_of(f) + " rows " + std::to_string(rows) + " panels " + std::to_string(panels);
-                    const int tiles = p.wide ? many_wide(f.packing) : 1, sums = int(block_depth / sum_depth(f)) * 2;
-                    expect(p.panels >= 1 && p.groups >= 1 && p.panels * p.groups <= many_warps && p.rows == p.groups * tiles * 8, "warps: " + what);
-                    expect(p.stages >= 2 && p.stages <= many_stages_most && p.bytes == p.stages * p.stage && p.bytes <= few_shared_most, "stages: " + what);
+                    const int halves = 2 / many_parts(p.way), warps = p.panels * p.sharers, sums = int(block_depth / sum_depth(f)) * 2;
+                    ways.insert(p.way);
+                    expect(p.way < many_ways(f.packing), "way: " + what);
+                    expect(p.panels >= 1 && p.sharers % halves == 0 && warps <= many_warps && p.rows == p.sharers / halves * many_tiles(p.way) * 8, "warps: " + what);
+                    expect(p.resident >= 1 && p.resident * warps <= many_at_once(f.packing, p.way) && p.resident * (p.bytes + 1024) <= shared + 1024, "at once: " + what);
+                    expect(p.stages >= 2 && p.stages <= many_stages_most && p.bytes == p.stages * p.stage, "stages: " + what);
                     expect(p.codes_at == p.panels * p.slot && p.slot == block_bytes(f) && p.sums_at == p.codes_at + p.rows * many_x_stride &&
                                p.scales_at == p.sums_at + p.rows * sums && p.stage == p.scales_at + p.rows * 4, "shared memory: " + what);
                     expect(p.slot % 16 == 0 && p.codes_at % 16 == 0 && p.sums_at % 16 == 0 && p.stage % 16 == 0, "alignment: " + what);
                     expect(int64_t(p.blocks) * 256 >= k && int64_t(p.blocks - 1) * 256 + p.last_tiles * 64 == round_up(k, 64), "depth: " + what);
                 }
+    expect(ways.size() == 3, "a way that no plan takes");
 }
 
 // ---- products --------------------------------------------------------------------------------------------------------
@@ -218,7 +229,7 @@ bool same_bits(float a, float b) { return memcmp(&a, &b, 4) == 0; }
 
 void check_product(int64_t rows, int64_t n, int64_t k, const WeightFormat& f, bool gated, int64_t experts) {
     if (gated) n = 2 * n;
-    processors = 1 + below(3);
+    processors = 1 + below(below(4) ? 3 : 30), block_shared = shared_of_devices[below(3)];
     const bool bias = below(2), residual = !gated && below(2);
     const std::string what = name_of(f) + " rows " + std::to_string(rows) + " n " + std::to_string(n) + " k " + std::to_string(k) +
                              (gated ? " gated" : "") + (experts ? " experts" : "") + (bias ? " bias" : "") + (residual ? " residual" : "");
@@ -293,8 +304,8 @@ int main(int count, char** words) {
     if (part.empty() || part == "many") {
         check_products(9, 130, 6);
         check_products(17, 64, 3);
-        expect(started.count("(packed_many_kernel<packing, by16, false>)") && started.count("(packed_many_kernel<packing, by16, true>)"),
-               "many rows not by all kernels");
+        for (int way = 0; way < 3; way++)
+            expect(started.count("(packed_many_kernel<packing, by16, " + std::to_string(way) + ">)"), "many rows not by all kernels");
     }
     if (wrong) printf("%d wrong\n", wrong);
     return wrong ? 1 : 0;
