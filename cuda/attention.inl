@@ -1,72 +1,7 @@
-// The paged KV cache and attention over it, plainly: the order of sums of kernels.h. A block has a token row and a head, or
-// one split of its keys.
+// Attention over the paged KV cache, plainly: the order of sums of kernels.h. A block has a token row and a head, or one split of
+// its keys.
 
 constexpr int attention_threads = 128;
-
-template <class T>
-DEVICE void put(float x, float, T& out) { narrow(x, out); }
-DEVICE void put(float x, float scale, i8& out) {
-    const float code = scale > 0 ? gk::round_even(x / scale) : 0.0f;
-    out.code = int8_t(code > 127 ? 127 : code < -127 ? -127 : code);  // a denormal scale may be rounded far down
-}
-
-// max |x| / 127 of a head's row, NaN where an element is not finite; to all lanes of the warp.
-DEVICE float row_scale(const float* x, int64_t dim) {
-    float largest = 0.0f;
-    for (int64_t i = gk::lane(); i < dim; i += 32) {
-        const float size = abs(x[i]);
-        if (size > largest || size != size) largest = size;
-    }
-    GK_UNROLL
-    for (int d = 16; d > 0; d /= 2) {
-        const float other = gk::shuffle_xor(largest, d);
-        if (other > largest || other != other) largest = other;
-    }
-    return largest < infinity ? largest / 127.0f : from_bits(0x7fc00000u);
-}
-
-// A warp has a head at a time.
-DEVICE void kv_write_row(const KvWriteArgs& a, int64_t r) {
-    const KvPages& p = a.pages;
-    const int64_t dim = p.head_dim, page = p.page_table[p.sequences[r] * p.max_pages + p.positions[r] / page_keys];
-    const int64_t slot = p.positions[r] % page_keys;
-    const bool pairs = p.dtype != DType::f32;
-    with_page_type(p.dtype, [&](auto type) {
-        using T = typename decltype(type)::type;
-        for (int64_t h = gk::thread() / 32; h < p.kv_heads; h += gk::threads() / 32) {
-            const int64_t head = h * p.pages + page;
-            const float* k = a.k + r * a.kv_stride + h * dim;
-            const float* v = a.v + r * a.kv_stride + h * dim;
-            float k_scale = 1.0f, v_scale = 1.0f;
-            if (p.dtype == DType::i8) {
-                k_scale = row_scale(k, dim);
-                v_scale = row_scale(v, dim);
-                if (gk::lane() == 0) {
-                    p.k_scales[head * page_keys + slot] = k_scale;
-                    p.v_scales[head * page_keys + slot] = v_scale;
-                }
-            }
-            T* k_out = static_cast<T*>(p.k) + head * page_keys * dim;
-            T* v_out = static_cast<T*>(p.v) + head * page_keys * dim;
-            for (int64_t i = gk::lane(); i < dim; i += 32) {
-                put(k[i], k_scale, k_out[key_at(pairs, slot, i, dim)]);
-                put(v[i], v_scale, v_out[value_at(pairs, slot, i, dim)]);
-            }
-        }
-    });
-}
-GK_KERNEL void kv_write_kernel(KvWriteArgs a, int64_t first) {
-    gk::wait_for_previous(), gk::let_next_start();
-    kv_write_row(a, first + gk::block());
-}
-
-GK_KERNEL void rope_kv_write_kernel(RopeKvWriteArgs a, int64_t first) {
-    gk::wait_for_previous(), gk::let_next_start();
-    const int64_t r = first + gk::block();
-    rope_row(a.rope, r);
-    gk::sync();  // the keys are among what was turned
-    kv_write_row(a.write, r);
-}
 
 // A softmax on its way: the largest score and the sum of exp(score - largest).
 struct Partial {
@@ -155,7 +90,7 @@ DEVICE int64_t first_key(const AttentionArgs& a, int64_t row) {
 
 // Grid: units x (unit_rows x heads of a kv head).
 GK_KERNEL void attention_kernel(AttentionArgs a, int64_t first_unit) {
-    gk::wait_for_previous(), gk::let_next_start();
+    gk::let_next_start(), gk::wait_for_previous();
     auto& place = *reinterpret_cast<AttentionPlace*>(gk::shared());
     const int64_t group = a.heads / a.pages.kv_heads, splits = a.partials ? a.splits : 1, unit = first_unit + gk::block();
     const int64_t row = unit / a.pages.kv_heads / splits * a.unit_rows + gk::block_y() / group;
@@ -186,7 +121,7 @@ GK_KERNEL void attention_kernel(AttentionArgs a, int64_t first_unit) {
 
 // A block has a row's head.
 GK_KERNEL void attention_merge_kernel(AttentionArgs a, int64_t first_unit) {
-    gk::wait_for_previous(), gk::let_next_start();
+    gk::let_next_start(), gk::wait_for_previous();
     auto& place = *reinterpret_cast<AttentionPlace*>(gk::shared());
     const int64_t dim = a.pages.head_dim, unit = first_unit + gk::block(), row = unit / a.heads, head = unit % a.heads;
     const int64_t first = first_key(a, row) / attention_split, last = a.pages.positions[row] / attention_split;

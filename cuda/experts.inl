@@ -54,7 +54,7 @@ struct RoutePlace {
 
 // A block of one warp has a row.
 GK_KERNEL void route_kernel(RouteArgs a, int64_t first) {
-    gk::wait_for_previous(), gk::let_next_start();
+    gk::let_next_start(), gk::wait_for_previous();
     auto& place = *reinterpret_cast<RoutePlace*>(gk::shared());
     float *scores = place.scores, *choice = place.choice;
     const int64_t r = first + gk::block();
@@ -78,7 +78,7 @@ GK_KERNEL void route_kernel(RouteArgs a, int64_t first) {
 
 // One block does all: counts, a scan over experts, places in ascending order of rows.
 GK_KERNEL void group_rows_kernel(GroupRowsArgs a) {
-    gk::wait_for_previous(), gk::let_next_start();
+    gk::let_next_start(), gk::wait_for_previous();
     auto* next = reinterpret_cast<uint32_t*>(gk::shared());  // [experts_most] rows of an expert, then its first place
     const int64_t assignments = a.rows * a.k;
     each_column(a.experts, [&](int64_t i) { next[i] = 0; });

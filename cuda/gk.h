@@ -182,6 +182,11 @@ DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float round_even(float x) { return rintf(x); }
 DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 DEVICE uint32_t max_together(uint32_t x) { return __reduce_max_sync(0xffffffffu, x); }  // of a warp
+// 16, or 8, bytes to where they lie so.
+DEVICE void store_16(void* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" :: "l"(p), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+DEVICE void store_8(void* p, uint32_t a, uint32_t b) { asm volatile("st.global.v2.u32 [%0], {%1, %2};" :: "l"(p), "r"(a), "r"(b) : "memory"); }
 // The low bytes, the first one lowest.
 DEVICE uint32_t pack_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);

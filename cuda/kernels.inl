@@ -15,6 +15,7 @@
 #include "dense_few.inl"
 #include "dense_many.inl"
 #include "linear.inl"
+#include "rope.inl"
 #include "attention.inl"
 #include "attention_tiles.inl"
 #include "experts.inl"

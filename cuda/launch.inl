@@ -8,28 +8,46 @@ static constexpr int64_t up(int64_t x, int64_t by) { return (x + by - 1) / by; }
 #define SLOT(name, Args) void name(const Args& a, int64_t begin, int64_t end)
 #define BY_ROWS(name, Args) \
     SLOT(name, Args) { GK_LAUNCH(name##_kernel, end - begin, 1, row_threads, place_bytes, a, begin); }
+// Rows, and pieces of their `columns` for who has four a thread.
+#define BY_PIECES(name, Args, columns) \
+    SLOT(name, Args) { GK_LAUNCH(name##_kernel, end - begin, up(columns, elements_a_block), row_threads, 0, a, begin); }
 #define BY_ELEMENTS(name, Args) \
     SLOT(name, Args) { GK_LAUNCH(name##_kernel, up(end - begin, elements_a_block), 1, row_threads, 0, a, begin, end); }
 
 BY_ELEMENTS(convert, ConvertArgs)
 BY_ELEMENTS(add, AddArgs)
 BY_ELEMENTS(scale, ScaleArgs)
-BY_ROWS(embedding, EmbeddingArgs)
+BY_PIECES(embedding, EmbeddingArgs, a.dim)
 BY_ROWS(round_rows, RoundRowsArgs)
 BY_ROWS(tile_rows, TileRowsArgs)
-BY_ROWS(unpack, UnpackArgs)
-BY_ROWS(gather_rows, GatherRowsArgs)
-BY_ROWS(combine, CombineArgs)
-BY_ROWS(rope_table, RopeTableArgs)
-BY_ROWS(rope, RopeArgs)
-BY_ROWS(kv_write, KvWriteArgs)
-BY_ROWS(rope_kv_write, RopeKvWriteArgs)
-BY_ROWS(activation, ActivationArgs)
-BY_ROWS(gated, GatedArgs)
-BY_ROWS(gather_columns, GatherColumnsArgs)
+BY_PIECES(gather_rows, GatherRowsArgs, a.dim)
+BY_PIECES(combine, CombineArgs, a.dim)
+BY_PIECES(activation, ActivationArgs, a.dim)
+BY_PIECES(gated, GatedArgs, a.dim)
+BY_PIECES(gather_columns, GatherColumnsArgs, a.columns)
+SLOT(unpack, UnpackArgs) { GK_LAUNCH(unpack_kernel, end - begin, up(a.k, elements_a_block), row_threads, 0, a, unpack_plan(a), begin); }
 BY_ROWS(softmax, SoftmaxArgs)
 BY_ROWS(bias, BiasArgs)
 BY_ROWS(penalty, PenaltyArgs)
+
+SLOT(rope_table, RopeTableArgs) {
+    GK_LAUNCH(rope_table_kernel, end - begin, 1, int(std::min<int64_t>(round_up(a.half, 32), row_threads)), 0, a, begin);
+}
+constexpr int heads_a_block = row_threads / 32;
+bool fits_pairs(const RopeArgs& a) {
+    return !a.interleaved && 2 * a.half == a.head_dim && fits_pairs(a.head_dim) && by_twos(a.x, a.x_stride) && by_twos(a.table, 2 * a.half);
+}
+bool fits_pairs(const KvWriteArgs& a) { return fits_pairs(a.pages.head_dim) && by_twos(a.k, a.kv_stride) && by_twos(a.v, a.kv_stride); }
+SLOT(rope, RopeArgs) { GK_LAUNCH(rope_kernel, end - begin, up(a.heads, heads_a_block), row_threads, 0, a, begin, fits_pairs(a)); }
+SLOT(kv_write, KvWriteArgs) {
+    GK_LAUNCH(kv_write_kernel, end - begin, up(2 * a.pages.kv_heads, heads_a_block), row_threads, 0, a, begin, fits_pairs(a));
+}
+SLOT(rope_kv_write, RopeKvWriteArgs) {
+    const int64_t dim = a.rope.head_dim, heads = a.rope.heads, kv_heads = a.write.pages.kv_heads, at = a.write.k - a.rope.x;
+    const bool turned = at >= 0 && at % dim == 0 && at / dim + kv_heads <= heads && a.write.kv_stride == a.rope.x_stride;  // all the keys
+    if (!turned || !fits_pairs(a.rope) || !fits_pairs(a.write)) return rope(a.rope, begin, end), kv_write(a.write, begin, end);
+    GK_LAUNCH(rope_kv_write_kernel, end - begin, up(heads + kv_heads, heads_a_block), row_threads, 0, a, begin, int(at / dim));
+}
 
 int64_t last_coded(const QuantizeArgs& a, int64_t end) { return a.tiled && end == a.rows ? round_up(end, code_tile_rows) : end; }
 SLOT(quantize, QuantizeArgs) {
@@ -257,6 +275,7 @@ void start_nothing() { GK_LAUNCH(nothing_kernel, 1, 1, 32, 0, int64_t(0)); }
 
 #undef BY_ELEMENTS
 #undef BY_ROWS
+#undef BY_PIECES
 #undef SLOT
 
 void install(Kernels& k) {

@@ -10,44 +10,53 @@ DEVICE uint32_t word(const void* p) { return *static_cast<const uint32_t*>(p); }
 DEVICE int64_t least_of(int64_t a, int64_t b) { return a < b ? a : b; }
 DEVICE int min_of(int a, int b) { return a < b ? a : b; }
 
-// A block has a row of the weight, its threads the columns.
-GK_KERNEL void unpack_kernel(UnpackArgs a, int64_t first) {
-    gk::wait_for_previous(), gk::let_next_start();
+// Sizes of a panel, a block and its header.
+struct UnpackPlan {
+    int64_t panel;
+    int block, header, group, groups;
+};
+static constexpr UnpackPlan unpack_plan(const UnpackArgs& a) {
+    const int group = int(scale_depth(a.format));
+    return {panel_bytes(a.format, a.k), int(block_bytes(a.format)), int(header_bytes(a.format)), group, int(block_depth) / group};
+}
+
+// A thread has four neighbours along k of a row: a word of codes, whose scales are the same. Grid: rows x pieces of k.
+GK_KERNEL void unpack_kernel(UnpackArgs a, UnpackPlan p, int64_t first) {
+    gk::let_next_start(), gk::wait_for_previous();
     const WeightFormat& f = a.format;
-    const bool bf = f.scale_dtype == DType::bf16, eight = eight_bits(f.packing);
+    const bool bf = f.scale_dtype == DType::bf16, eight = eight_bits(f.packing), two_level = f.packing == Packing::int4_two_level;
     const int64_t r = first + gk::block(), half = a.gated ? a.n / 2 : a.n, i = a.ids[r] < half ? a.ids[r] : a.ids[r] - half;
     const int64_t panel = a.gated ? i / 16 : i / panel_outputs;
-    const int64_t column = a.gated ? i % 16 + (a.ids[r] < half ? 0 : 16) : i % panel_outputs;
-    each_column(a.k, [&](int64_t k) {
-        const uint8_t* header = a.panels + panel * panel_bytes(f, a.k) + k / block_depth * block_bytes(f);
-        const int64_t in_block = k % block_depth, tile = in_block / tile_depth, inner = k % tile_depth;
-        const uint8_t* codes = header + header_bytes(f) + tile * tile_bytes(f.packing) + column / 16 * (tile_bytes(f.packing) / 2);
-        auto real = [&](int64_t at) { return scale_bits(uint16_t(header[at] | header[at + 1] << 8), bf); };
-        int32_t code;
-        if (eight) {
-            code = int8_t(codes[inner / 4 * 64 + column % 16 * 4 + inner % 4]);
-        } else {
-            const uint8_t byte = codes[inner % 32 / 4 * 64 + column % 16 * 4 + inner % 4];
-            code = inner < 32 ? byte & 15 : byte >> 4;
-        }
-        const int64_t group = in_block / scale_depth(f), groups = block_depth / scale_depth(f);
-        if (f.packing == Packing::int4_two_level) {
-            const int32_t u = header[64 + tile * 32 + column];
-            code = (inner < 32 ? u & 15 : u >> 4) * code - header[192 + tile * 64 + column * 2 + inner / 32];
-        } else if (f.zero == Zero::none && !eight) {
-            code -= 8;
+    const int column = a.gated ? int(i % 16) + (a.ids[r] < half ? 0 : 16) : int(i % panel_outputs);
+    each_four(a.k, [&](int64_t at, int count) {
+        const int k = int(at), in_block = k % int(block_depth), tile = in_block / int(tile_depth), inner = k % int(tile_depth);
+        const uint8_t* header = a.panels + panel * p.panel + int64_t(k / int(block_depth)) * p.block;
+        const int line = eight ? inner / 4 : inner % 32 / 4, tile_size = eight ? 2048 : 1024;
+        const uint32_t codes = word(header + p.header + tile * tile_size + column / 16 * (tile_size / 2) + line * 64 + column % 16 * 4);
+        auto real = [&](int at) { return scale_bits(*reinterpret_cast<const uint16_t*>(header + at), bf); };
+        const int group = in_block / p.group;
+        // Before they are looked at, all there is of the header: the scale, u or sc, m or the zero.
+        float scale = real((group * int(panel_outputs) + column) * 2), shift = 0.0f;
+        int times = 1, less = f.zero == Zero::none && !eight && !two_level ? 8 : 0;
+        if (two_level) {
+            const int u = header[64 + tile * 32 + column];
+            times = inner < 32 ? u & 15 : u >> 4;
+            less = header[192 + tile * 64 + column * 2 + inner / 32];
         } else if (f.zero == Zero::integer) {
-            const uint8_t z = header[groups * panel_outputs * 2 + group * panel_outputs + column];
-            code -= f.packing == Packing::int4 ? int32_t(z) : int32_t(int8_t(z));
+            const uint8_t z = header[p.groups * int(panel_outputs) * 2 + group * int(panel_outputs) + column];
+            less = f.packing == Packing::int4 ? int(z) : int(int8_t(z));
+        } else if (f.zero == Zero::real) {
+            shift = real(((p.groups + group) * int(panel_outputs) + column) * 2);
         }
-        const bool scaled = of_k(f.packing);  // d sc and dmin m are exact
-        float scale = real((group * panel_outputs + column) * 2);
-        if (scaled) scale *= float(int8_t(header[k_scales_at(f) + k_index(f, in_block, column)]));
-        float value = float(code) * scale;
-        if (f.zero == Zero::real) {
-            const float b = real((groups + group) * panel_outputs * 2 + column * 2);
-            value += scaled ? -(b * float(header[k_minima_at(f) + k_index(f, in_block, column)])) : b;
+        if (of_k(f.packing)) {  // d sc and dmin m are exact
+            const int of_group = int(k_index(f, in_block, column));
+            scale *= float(int8_t(header[k_scales_at(f) + of_group]));
+            if (f.zero == Zero::real) shift = -(shift * float(header[k_minima_at(f) + of_group]));
         }
-        a.out[r * a.k + k] = value;
+        store_four(a.out + r * a.k + at, count, of_four([&](int j) {
+            const int byte = int(codes >> (8 * j) & 255), code = eight ? int(int8_t(byte)) : inner < 32 ? byte & 15 : byte >> 4;
+            const float value = float(times * code - less) * scale;
+            return f.zero == Zero::real ? value + shift : value;
+        }));
     });
 }

@@ -1,8 +1,6 @@
 // Ops that add up, or compare, the elements of a row: a block has a row. Sums are a thread's own, over every threads-th
 // element, then a tree over the warp and over the warps: always the same order.
 
-constexpr int row_threads = 256;
-
 DEVICE float warp_sum(float x) {
     GK_UNROLL
     for (int d = 16; d > 0; d /= 2) x += gk::shuffle_xor(x, d);
@@ -232,7 +230,7 @@ GK_KERNEL void layer_norm_long_kernel(LayerNormArgs a, int64_t first) {
 }
 
 GK_KERNEL void softmax_kernel(SoftmaxArgs a, int64_t first) {
-    gk::wait_for_previous(), gk::let_next_start();
+    gk::let_next_start(), gk::wait_for_previous();
     auto* place = reinterpret_cast<float*>(gk::shared());
     const int64_t r = first + gk::block();
     const float* x = a.x + r * a.dim;

@@ -364,5 +364,15 @@ DEVICE uint32_t max_together(uint32_t x) {
     for (int d = 16; d > 0; d /= 2) x = std::max(x, shuffle_xor(x, d));
     return x;
 }
+DEVICE void store_16(void* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    const uint32_t x[4] = {a, b, c, d};
+    if (reinterpret_cast<uintptr_t>(p) % 16) throw std::runtime_error("a store of 16 bytes that is not aligned");
+    std::memcpy(p, x, 16);
+}
+DEVICE void store_8(void* p, uint32_t a, uint32_t b) {
+    const uint32_t x[2] = {a, b};
+    if (reinterpret_cast<uintptr_t>(p) % 8) throw std::runtime_error("a store of 8 bytes that is not aligned");
+    std::memcpy(p, x, 8);
+}
 DEVICE uint32_t pack_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) { return (a & 255) | (b & 255) << 8 | (c & 255) << 16 | d << 24; }
 }  // namespace gk

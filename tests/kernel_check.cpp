@@ -112,6 +112,12 @@ int main(int count, char** names) {
         }
         check_tiles();
     }
+    if (part("keys")) {
+        for (DType dtype : {DType::f32, DType::f16, DType::bf16, DType::i8}) {
+            for (int64_t dim : {64, 128, 256, 80, 36, 20, 320}) check_rope_kv_write(5, 5, 3, dim, dtype, false, dim != 80);
+            check_rope_kv_write(3, 2, 1, 64, dtype, true, true);
+        }
+    }
     if (part("attention")) {
         for (DType dtype : {DType::f32, DType::f16, DType::bf16, DType::i8}) {
             for (int64_t dim : {2, 16, 20, 33, 64, 80, 96, 128}) {

@@ -92,3 +92,30 @@ void check_attention(int64_t rows, int64_t kv_heads, int64_t group, int64_t dim,
               std::vector<double>(alone.size(), 0));
     }
 }
+
+// Rotation and writing as one, against one after the other; keys among the heads that turn, or elsewhere.
+void check_rope_kv_write(int64_t rows, int64_t heads, int64_t kv_heads, int64_t dim, DType dtype, bool interleaved, bool among) {
+    const int64_t width = (heads + 2 * kv_heads) * dim, half = interleaved ? dim / 4 : dim / 2, pages = 3, max_pages = 1;
+    std::vector<float> x = rng.normals(rows * width), y = x;
+    const std::vector<float> angles = rng.normals(rows * 2 * half);
+    const std::vector<int32_t> table = {2, 0, 1};
+    std::vector<int32_t> owner, position;
+    for (int64_t r = 0; r < rows; r++) owner.push_back(int32_t(r % pages)), position.push_back(int32_t(rng.below(page_keys)));
+    Pages want(pages * kv_heads * page_keys, dim, dtype), got = want;
+    auto args = [&](std::vector<float>& all, Pages& p) {
+        const KvPages place{p.k.data(), p.v.data(), p.k_scales.data(), p.v_scales.data(), table.data(), owner.data(), position.data(), kv_heads,
+                            pages, dim, max_pages, dtype};
+        float* k = all.data() + heads * dim;
+        return RopeKvWriteArgs{{all.data(), angles.data(), heads + (among ? kv_heads : 0), dim, half, width, interleaved},
+                               {k, k + kv_heads * dim, width, place}};
+    };
+    plain.rope_kv_write(args(x, want), 0, rows);
+    fast.rope_kv_write(args(y, got), 0, rows / 2);
+    fast.rope_kv_write(args(y, got), rows / 2, rows);
+    check("rope_kv_write " + std::to_string(dim), y, x, std::vector<double>(x.size(), eps * 40));
+    // Where a tier contracts products, another bit may be rounded to another code.
+    if (x == y && (want.k != got.k || want.v != got.v)) {
+        printf("rope_kv_write differs: heads %ld dim %ld type %d\n", long(heads), long(dim), int(dtype));
+        failures++;
+    }
+}
