@@ -9,9 +9,9 @@ import time
 import numpy as np
 import pytest
 
-from genkit import _core
+from genkit import _core, machine
+from genkit.bench.kernels import gauge, products, weights
 from genkit.bench.kernels import measure as measuring
-from genkit.bench.kernels import products, weights
 from genkit.bench.kernels.case import Scope, Sizes, Store
 from genkit.bench.kernels.measure import FAMILIES, Request
 from genkit.bench.noise import cpu_seconds
@@ -205,8 +205,8 @@ def test_copies_lie_apart_and_fill_the_rotation():
 def test_rows_of_every_kernel_on_every_tier(monkeypatch):
     monkeypatch.setattr(measuring, "SAMPLE", 1e-4)  # as short as can be: no speed is looked at
     monkeypatch.setattr(measuring, "REPLAY", 0)
-    monkeypatch.setattr(measuring, "FRESH", 1e9)
-    monkeypatch.setattr(measuring.limits, "read_bandwidth", lambda *_: 1e10)
+    monkeypatch.setattr(gauge, "FRESH", 1e9)
+    monkeypatch.setattr(gauge.limits, "read_bandwidth", lambda *_: 1e10)
     tiers = _core.tiers()
     _core.use_tier(tiers[0])
     small = scope(rows=(3,), contexts=(1100,), rotation=1 << 13)
@@ -288,7 +288,7 @@ def test_names():
 
 
 def test_memory_is_looked_at_first(monkeypatch):
-    monkeypatch.setattr(measuring.machine, "memory_available", lambda: 10**6)
+    monkeypatch.setattr(machine, "memory_available", lambda: 10**6)
     monkeypatch.setattr(Store, "floats", None)  # nothing is made
     with pytest.raises(ResourceError, match=r"linear bf16 3072x2048: needs 0\.6 GiB, 0\.0 GiB are free"):
         run(Request(Scope(LLAMA)))

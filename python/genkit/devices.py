@@ -39,11 +39,9 @@ def why_processor() -> str:
     return "" if usable else reason
 
 
-def choose_measured(device: str) -> str:
-    """As choose_device, for what measures but not on a GPU yet."""
-    if choose_device(device) == "cuda":
-        raise DeviceError("--device cuda: only genkit bench itself and bench limits measure on a GPU yet; use --device cpu")
-    return "cpu"
+def choose_measured(device: str, of_processor: bool) -> str:
+    """As choose_device; of_processor: what only a processor has is to be measured, so that auto is none but that."""
+    return choose_device("cpu" if device == "auto" and of_processor else device)
 
 
 def wait(device: str) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Callable
 
 import numpy as np
 
-from genkit import _core
+from genkit.bench.kernels.recording import Recording
 
 COLD = 256 << 20  # bytes that calls read in turn, several times any cache
 MILLION = 1 << 20
@@ -19,39 +18,13 @@ class Timer:
 
     def __init__(self, least: float, tries: int, calls: int) -> None:
         self._least, self._tries, self._calls = least, tries, calls
-        self._small = _core.Tensor.from_numpy(np.zeros(1, np.float32))
-
-    def wait(self) -> None:
-        """Until the device has done all it was given."""
-        self._small.numpy()
-
-    def of(self, run: Callable[[], Any]) -> float:
-        """Seconds of one run, which starts work on the device and may not wait for it."""
-        run()
-        self.wait()
-        count, times = 1, []
-        while True:
-            start = time.perf_counter()
-            for _ in range(count):
-                run()
-            self.wait()
-            took = time.perf_counter() - start
-            if took >= self._least:
-                times.append(took / count)
-                if len(times) >= self._tries:
-                    return sorted(times)[len(times) // 2]
-            else:
-                count = max(count + 1, min(10 * count, int(1.2 * count * self._least / max(took, 1e-9))))
 
     def of_call(self, call: Callable[[int], Any], copies: int) -> float:
         """Seconds of a call, of call(0), call(1) .. call(copies - 1) in turn."""
-        calls = max(copies, self._calls)
-
-        def body() -> None:
-            for i in range(calls):
-                call(i % copies)
-
-        return self.of(_core.Plan.record(body)[0].replay) / calls
+        recording = Recording(call, copies, max(copies, self._calls))
+        recording.seconds()
+        replays = recording.replays_of(self._least)
+        return sorted(recording.seconds(replays) for _ in range(self._tries))[self._tries // 2]
 
 
 def numbers(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndarray:

@@ -79,11 +79,11 @@ def measure(results: Results, plan: Plan, tell: "Tell | None" = None) -> None:
     """
     from genkit import _core
     from genkit.bench import device_limits
-    from genkit.devices import choose_device
+    from genkit.devices import choose_measured
     from genkit.engine import choose_threads
 
     tell = tell or (lambda what, done, total: None)
-    device = choose_device(plan.device)
+    device = choose_measured(plan.device, bool(plan.tiers or plan.threads))
     if device != "cpu":
         cases = device_limits.cases(device, plan, results, tell)
         results.rows += [row for case in cases for row in case.rows]

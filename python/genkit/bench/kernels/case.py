@@ -8,6 +8,7 @@ from typing import Any, Callable, Hashable, Mapping, Optional, Sequence, TypeVar
 import numpy as np
 
 from genkit import _core
+from genkit.devices import using
 from genkit.errors import UsageError
 
 T = TypeVar("T")
@@ -66,13 +67,15 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Scope:
-    """What cases are made for. types: names of formats.py, None for the usual ones; contexts: keys that attention sees."""
+    """What cases are made for. types: names of formats.py, None for the usual ones; contexts: keys that attention sees; device:
+    where they run."""
 
     sizes: Sizes
     rows: Sequence[int] = (1, 512)
     contexts: Sequence[int] = (128, 4096)
     types: Optional[Sequence[str]] = None
     rotation: int = ROTATION
+    device: str = "cpu"
 
     @property
     def head_rows(self) -> list[int]:
@@ -81,6 +84,10 @@ class Scope:
     def copies(self, nbytes: int) -> int:
         """How many of `nbytes` are walked through in turn."""
         return max(1, min(COPIES_MOST, -(-self.rotation // max(1, nbytes))))
+
+    def arithmetic(self, dtype: str) -> str:
+        """Of products with numbers of a type. A GPU's tensor cores multiply f16 as fast as bf16 at most, which is what is measured."""
+        return "bf16" if dtype == "bf16" or dtype == "f16" and self.device != "cpu" else "f32"
 
 
 @dataclass(frozen=True)
@@ -128,9 +135,11 @@ class Case:
 
 @dataclass
 class Store:
-    """Random inputs. What is kept under a key is made once for all cases of a batch."""
+    """Random inputs on a device, which is in use where it is not the processor. What is kept under a key is made once for all cases of
+    a batch."""
 
     rng: np.random.Generator
+    device: str = "cpu"
     kept: dict[Hashable, Any] = field(default_factory=dict)
 
     def keep(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -138,8 +147,20 @@ class Store:
             self.kept[key] = make()
         return self.kept[key]
 
+    def copies(self, count: int, make: Callable[[], Any]) -> list[Any]:
+        """What `make` makes on the processor, so many times; on another device one is sent again and again."""
+        with using("cpu"):
+            if self.device == "cpu":
+                return [make() for _ in range(count)]
+            near = make()
+        return [near.to(self.device) for _ in range(count)]
+
     def floats(self, *shape: int, dtype: str = "f32", scale: float = 1.0) -> _core.Tensor:
         """Normal numbers; beyond a million the same again, which no kernel can tell."""
+        return self.copies(1, lambda: self.near_floats(*shape, dtype=dtype, scale=scale))[0]
+
+    def near_floats(self, *shape: int, dtype: str = "f32", scale: float = 1.0) -> _core.Tensor:
+        """The same on the processor, which is in use."""
         tensor = _core.Tensor(shape, dtype)
         flat = tensor.numpy().reshape(-1)
         block = self.keep(("floats", dtype, scale), lambda: self._block(dtype, scale))

@@ -8,7 +8,7 @@ import numpy as np
 
 from genkit import _core
 from genkit.bench.kernels.case import Case, Scope, Store, ints
-from genkit.bench.kernels.products import ROUNDS_ROWS
+from genkit.bench.kernels.products import rounds_rows
 from genkit.bench.kernels.rowwise import EXP
 from genkit.bench.kernels.weights import DENSE, MAIN, make_weight, weight_bytes
 
@@ -91,14 +91,14 @@ def product(scope: Scope, rows: int, kind: str) -> Case:
         return made
 
     def make(store: Store) -> Callable[[int], Any]:
-        weights = store.keep(key, lambda: [layer(store) for _ in range(layers)])
+        weights = store.keep(key, lambda: store.copies(layers, lambda: layer(store)))
         groups = [_core.group_rows(ints(balanced(rows, per_token, experts, turn * used)), experts) for turn in range(turns)]
         x = store.floats(groups[0].sources.shape[0], k)
         return lambda i: _core.expert_linear(x, groups[i // layers], weights[i % layers], None, "silu")
 
-    rounds = ROUNDS_ROWS.get(_core.slots()["linear"]) if kind == "bf16" else "quantize" if packed else None
+    rounds = rounds_rows(scope) if kind == "bf16" else "quantize" if packed else None
     slots = tuple(slot for slot in (rounds, "packed_linear" if packed else "linear", None if packed else "gated") if slot)
     words = f"{kind} {per_token} of {experts} {n}x{k}"
     return Case("expert_linear", words, rows, slots, used * one + io, make, 2 * each * n * k,
-                "int8" if packed else "bf16" if kind == "bf16" else "f32", layers * turns, layers * turns * used * one + io,
+                "int8" if packed else scope.arithmetic(kind), layers * turns, layers * turns * used * one + io,
                 (key, layers * experts * one), 2 * n * k * packed)

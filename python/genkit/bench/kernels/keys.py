@@ -56,7 +56,7 @@ def cases(scope: Scope) -> Iterator[Case]:
         for rows in scope.rows:
             for context in dict.fromkeys(max(context, rows) for context in scope.contexts):
                 yield attention(scope, "attention", rows, context, kind, scope.sizes.kv_heads)
-    if _core.get_threads() > 1:  # one thread splits no keys
+    if scope.device != "cpu" or _core.get_threads() > 1:  # one thread splits no keys
         for context in (context for context in scope.contexts if context > SPLIT):
             yield attention(scope, "attention_merge", 1, context, "bf16", 1)
 
@@ -131,7 +131,7 @@ def attention(scope: Scope, name: str, rows: int, context: int, kind: str, kv_he
     seen = rows * context - rows * (rows - 1) // 2  # each row all keys up to its own
     words = f"{kind} {context} keys {heads}/{kv_heads}x{dim}"
     return Case(name, words, rows, ("attention", "attention_merge"), layer + io, make,
-                4 * dim * heads * seen, "bf16" if kind in ("bf16", "int8") else "f32", copies, copies * layer + io,
+                4 * dim * heads * seen, scope.arithmetic("bf16" if kind == "int8" else kind), copies, copies * layer + io,
                 (key, copies * 2 * kv_heads * pages_for(context) * PAGE_KEYS * page_row(kind, dim)))
 
 

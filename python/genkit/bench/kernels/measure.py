@@ -10,12 +10,15 @@ from typing import Any, Callable, Hashable, Iterator, Optional, Sequence
 
 import numpy as np
 
-from genkit import _core, machine
-from genkit.bench import limits
+from genkit import _core
+from genkit.bench import device_limits
 from genkit.bench.kernels import experts, keys, logits, products, rowwise
 from genkit.bench.kernels.case import Case, Scope, Sizes, Store
+from genkit.bench.kernels.gauge import DeviceGauge, Gauge
+from genkit.bench.kernels.recording import Recording
 from genkit.bench.noise import Watch, judge, note_load
 from genkit.bench.results import Limit, Results, Row
+from genkit.devices import free_memory, using
 from genkit.engine import choose_threads
 from genkit.errors import ResourceError, UsageError
 
@@ -23,8 +26,8 @@ FAMILIES = (products, experts, keys, rowwise, logits)
 
 SAMPLE = 0.02  # seconds of work in a sample, repeated so often
 REPLAY = 2e-4  # of one replay, beside which its start is nothing
+DEVICE_REPLAY = 1e-3  # the same on a GPU, where a graph starts some microseconds after the one before
 CALLS_MOST = 4096  # in one replay
-FRESH = 0.5  # seconds that a limit counts as measured beside a sample
 SLOW = 2.0  # seconds a call takes: such a case is not measured
 
 BATCH_BYTES = 3 << 30  # of inputs at a time
@@ -48,7 +51,7 @@ class Request:
 
     def as_dict(self) -> dict[str, Any]:
         scope = self.scope
-        return {"names": list(self.names), "sizes": asdict(scope.sizes), "rows": list(scope.rows),
+        return {"device": scope.device, "names": list(self.names), "sizes": asdict(scope.sizes), "rows": list(scope.rows),
                 "contexts": list(scope.contexts), "types": None if scope.types is None else list(scope.types),
                 "tiers": list(self.tiers), "threads": list(self.threads), "repetitions": self.repetitions,
                 "ci": self.ci, "seconds": self.seconds}
@@ -56,20 +59,21 @@ class Request:
 
 @dataclass
 class Entry:
-    """A case on one tier with so many threads, its recording and its row."""
+    """A case on one tier with so many threads, or on a device that has no tiers, its recording and its row."""
 
     case: Case
     tier: str
     threads: int
     served_by: tuple[str, ...]
+    device: str = "cpu"
     row: Row = field(init=False)
-    plan: Optional[_core.Plan] = None
-    calls: int = 1  # in a replay
+    recording: Optional[Recording] = None
     replays: int = 1  # in a sample
     running: int = 0  # threads: one where nothing is split
 
     def __post_init__(self) -> None:
-        self.row = Row({**self.case.id, "threads": self.threads, "tier": self.tier}, self.case.unit)
+        where = {"threads": self.threads, "tier": self.tier} if self.device == "cpu" else {"device": self.device}
+        self.row = Row({**self.case.id, **where}, self.case.unit)
         self.running = self.threads
 
     @property
@@ -88,6 +92,8 @@ class Entry:
         return self.case.nbytes if self.row.limit.of == "read" else self.case.operations
 
     def enter(self) -> None:
+        if self.device != "cpu":
+            return
         if _core.current_tier() != self.tier:
             _core.use_tier(self.tier)
         if _core.get_threads() != self.threads:
@@ -95,29 +101,7 @@ class Entry:
 
     def seconds(self) -> float:
         """Of one call."""
-        start = time.perf_counter()
-        for _ in range(self.replays):
-            self.plan.replay()
-        return (time.perf_counter() - start) / (self.replays * self.calls)
-
-
-class Gauge:
-    """The machine's limits, each measured again when it is asked for and older than FRESH. largest: working set, bytes."""
-
-    def __init__(self, largest: int, threads: int) -> None:
-        self._memory = limits.readable_memory(largest, threads)
-        self._known: dict[tuple[Any, ...], tuple[float, float]] = {}
-
-    def value(self, of: str, entry: Entry) -> float:
-        """Bytes or operations a second of the threads that the entry runs on; its tier must be in use."""
-        size = max(entry.case.touched, 64 * entry.running) if of == "read" else 0
-        key = (of, entry.running, entry.tier, size)
-        then, value = self._known.get(key, (-math.inf, 0.0))
-        if time.monotonic() - then > FRESH:
-            value = limits.read_bandwidth(size, entry.running, self._memory) if of == "read" else \
-                limits.arithmetic_peak(of, entry.running)
-            self._known[key] = time.monotonic(), value
-        return value
+        return self.recording.seconds(self.replays)
 
 
 def kernel_names() -> list[str]:
@@ -142,6 +126,8 @@ def entries(request: Request) -> list[Entry]:
     """What there is to measure, entries that use the same memory side by side. A kernel that several tiers share is measured
     under the first of them. Raises UsageError for unknown names and tiers, and where nothing is left."""
     scope = request.scope
+    if scope.device != "cpu":
+        return device_entries(request)
     for tier in request.tiers:
         if tier not in ("all", *_core.tiers()):
             raise UsageError(f"--tier {tier}: this processor has {', '.join(_core.tiers())}; all are these")
@@ -164,7 +150,25 @@ def entries(request: Request) -> list[Entry]:
     if not found:
         raise UsageError(f"{', '.join(sorted(wanted))}: nothing of it runs on these tiers: round_rows is avx512bf16's, tile_rows "
                          f"amx's, and attention_merge needs two threads and --context above {keys.SPLIT}")
-    first = {}
+    return side_by_side(found)
+
+
+def device_entries(request: Request) -> list[Entry]:
+    """The same on a GPU."""
+    scope = request.scope
+    if request.tiers or request.threads:
+        raise UsageError(f"{'--tier' if request.tiers else '-t'} is of the processor; leave it out, or use --device cpu")
+    wanted, missing = choose(request.names, kernel_names()), _core.device_missing()
+    found = [Entry(case, "", 1, (scope.device,) * len(case.slots), scope.device) for family in FAMILIES for case in family.cases(scope)
+             if case.kernel in wanted and not any(slot in missing for slot in case.slots)]
+    if not found:
+        raise UsageError(f"{', '.join(sorted(wanted))}: nothing of it runs on a GPU: weights are made into codes on the processor, "
+                         f"and attention_merge needs --context above {keys.SPLIT}")
+    return side_by_side(found)
+
+
+def side_by_side(found: Sequence[Entry]) -> list[Entry]:
+    first: dict[Hashable, int] = {}
     for place, entry in enumerate(found):
         first.setdefault(entry.group, place)
     return sorted(found, key=lambda entry: first[entry.group])
@@ -181,15 +185,16 @@ class keeping_the_core:
         _core.set_threads(self._threads)
 
 
-def batches(found: Sequence[Entry], available: int) -> list[list[Entry]]:
-    """Entries whose memory fits together. Raises ResourceError where what belongs together does not."""
+def batches(found: Sequence[Entry], available: int, read: Callable[[Sequence[Entry]], int] = Gauge.reads) -> list[list[Entry]]:
+    """Entries whose memory fits together, beside what measuring the limit of some reads. Raises ResourceError where what belongs
+    together does not."""
     made: list[list[Entry]] = []
     most, held = min(BATCH_BYTES, available // 2), math.inf
     for _, group in groupby(found, lambda entry: entry.group):
         together = list(group)
         shared = together[0].case.shared
         needed = (shared[1] if shared else 0) + sum(entry.case.memory for entry in together)
-        largest = max(entry.case.touched for entry in together)  # as much is read to measure the limit
+        largest = read(together)
         if needed + largest > available:
             entry = together[-1]
             raise ResourceError(f"{entry.case.kernel} {entry.case.case}: needs {(needed + largest) / 2**30:.1f} GiB, "
@@ -206,8 +211,12 @@ def measure(results: Results, request: Request, tell: Optional[Tell] = None) -> 
     """Fills results: a row a case, tier and number of threads. Raises UsageError for what is unknown, ResourceError, before
     anything is made, where memory is short."""
     found = entries(request)
-    made = batches(found, machine.memory_available())
+    device, free = request.scope.device, free_memory(request.scope.device)
+    # Beyond any cache of a GPU, as weights are.
+    size = max(device_limits.LEAST, min(request.scope.rotation, free // device_limits.FREE_SHARE))
+    made = batches(found, free) if device == "cpu" else batches(found, free, lambda _: size)
     note_load(results)
+    device_limits.note(results, device)
     results.notes += notes(request)
     total, done = len(found) * (1 + request.repetitions), 0
 
@@ -218,29 +227,30 @@ def measure(results: Results, request: Request, tell: Optional[Tell] = None) -> 
             tell(f"{entry.case.kernel} {entry.case.case}", min(done, total), total)
 
     try:
-        with keeping_the_core():
+        with keeping_the_core(), using(device):
+            gauge = None if device == "cpu" else DeviceGauge(device, size)
             for batch in made:
-                measure_batch(batch, request, request.seconds * len(batch) / len(found), results, step)
+                measure_batch(batch, request, request.seconds * len(batch) / len(found), results, step, gauge)
     finally:  # Ctrl-C too
         judge(results, request.ci)
 
 
 def measure_batch(batch: Sequence[Entry], request: Request, seconds: float, results: Results,
-                  step: Callable[[Entry], None]) -> None:
+                  step: Callable[[Entry], None], gauge: Optional[Gauge] = None) -> None:
     """seconds: for rounds after `repetitions`."""
-    most = max(entry.threads for entry in batch)
-    gauge, store = Gauge(max(64 * most, *(entry.case.touched for entry in batch)), most), Store(np.random.default_rng())
+    gauge = gauge or Gauge(batch)
+    store = Store(np.random.default_rng(), request.scope.device)
     try:
         for entry in batch:
             step(entry)
             results.rows.append(entry.row)
             prepare(entry, store, gauge)
-        for entry in rounds([entry for entry in batch if entry.plan], request, seconds):
+        for entry in rounds([entry for entry in batch if entry.recording], request, seconds):
             step(entry)
             sample(entry, gauge)
     finally:
         for entry in batch:
-            entry.plan = None  # and with it what it reads
+            entry.recording = None  # and with it what it reads
             if entry.row.samples:
                 entry.row.facts["seconds"] = entry.amount / entry.row.estimate.median
             elif not entry.row.failure:
@@ -250,6 +260,9 @@ def measure_batch(batch: Sequence[Entry], request: Request, seconds: float, resu
 def notes(request: Request) -> list[str]:
     made = [f"weights, keys and values are read in turn from copies of {request.scope.rotation >> 20} MiB together; everything "
             "else lies where the call before left it"]
+    if request.scope.device != "cpu":
+        made.append("limits are of the GPU's memory and of all its multiprocessors: a kernel of few bytes takes as long as starting one, "
+                    "and one whose bytes lie in a cache may be above")
     if len(request.tiers) > 1 or "all" in request.tiers:
         made.append("a kernel that several tiers share is measured under the first of them")
     return made
@@ -267,22 +280,35 @@ def prepare(entry: Entry, store: Store, gauge: Gauge) -> None:
         entry.seconds()  # memory is touched the first time
         once = entry.seconds()
     if once > SLOW:
-        row.failure = f"not measured: a call takes {once:.1f} s on tier {entry.tier}; take fewer --rows"
-        entry.plan = None
+        row.failure = f"not measured: a call takes {once:.1f} s on {entry.device if entry.tier == '' else f'tier {entry.tier}'}; take fewer --rows"
+        entry.recording = None
         return
-    if entry.plan.phases == 0:  # too small for more than one thread
+    if entry.recording.plan.phases == 0:  # too small for more than one thread
         entry.running = 1
         limit_of(entry, gauge)
-    row.facts |= {"bound": row.limit.of, "running_threads": entry.running}
-    bound = row.limit.of
-    # What computes more than it reads need not go through all copies.
-    calls = case.copies if bound == "read" else min(case.copies, math.ceil(SAMPLE / once))
-    if calls * once < REPLAY:
-        calls *= min(math.ceil(REPLAY / (calls * once)), max(1, CALLS_MOST // calls))
+    row.facts["bound"] = row.limit.of
+    if entry.device == "cpu":
+        row.facts["running_threads"] = entry.running
+    calls = calls_for(entry, once)
     if calls > 1:
         record(entry, call, calls)
         entry.seconds()
+    if entry.device != "cpu":  # a call alone is mostly what starting it and waiting for it take
+        once = entry.seconds()
+        if (more := calls_for(entry, once)) > calls:
+            calls = more
+            record(entry, call, calls)
+            entry.seconds()
     entry.replays = max(1, math.ceil(SAMPLE / (calls * once)))
+
+
+def calls_for(entry: Entry, once: float) -> int:
+    """In a replay, of a call that takes so many seconds. What computes more than it reads need not go through all copies."""
+    copies, least = entry.case.copies, REPLAY if entry.device == "cpu" else DEVICE_REPLAY
+    calls = copies if entry.row.limit.of == "read" else min(copies, math.ceil(SAMPLE / once))
+    if calls * once < least:
+        calls *= min(math.ceil(least / (calls * once)), max(1, CALLS_MOST // calls))
+    return calls
 
 
 def limit_of(entry: Entry, gauge: Gauge) -> float:
@@ -297,18 +323,13 @@ def limit_of(entry: Entry, gauge: Gauge) -> float:
 
 
 def record(entry: Entry, call: Callable[[int], Any], calls: int) -> None:
-    copies = entry.case.copies
-
-    def body() -> None:
-        for i in range(calls):
-            call(i % copies)
-
-    entry.calls = calls
-    entry.plan = _core.Plan.record(body)[0]
-    steps = entry.plan.steps // calls
-    if entry.plan.steps != steps * calls or not 0 <= len(entry.case.slots) - steps <= 1:
-        raise RuntimeError(f"{entry.case.id}: {entry.plan.steps} kernels in {calls} calls of {entry.case.slots}")
-    entry.row.facts |= {"kernels": list(entry.case.slots[:steps]), "served_by": list(entry.served_by[:steps])}
+    entry.recording = Recording(call, entry.case.copies, calls)
+    made = entry.recording.plan.steps
+    steps = made // calls
+    each = steps if entry.device == "cpu" else min(steps, len(entry.case.slots))  # there every expert's product is a kernel
+    if made != steps * calls or not 0 <= len(entry.case.slots) - each <= 1:
+        raise RuntimeError(f"{entry.case.id}: {made} kernels in {calls} calls of {entry.case.slots}")
+    entry.row.facts |= {"kernels": list(entry.case.slots[:each]), "served_by": list(entry.served_by[:each])}
 
 
 def rounds(batch: Sequence[Entry], request: Request, seconds: float) -> Iterator[Entry]:
@@ -329,7 +350,7 @@ def sample(entry: Entry, gauge: Gauge) -> None:
     with Watch() as watch:
         limit = gauge.value(row.limit.of, entry)
         if entry.replays > 1:
-            entry.plan.replay()  # the limit's loop has had the caches
+            entry.recording.plan.replay()  # the limit's loop has had the caches
         seconds = entry.seconds()
     row.samples.append(entry.amount / seconds)
     row.limit.samples.append(limit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple, Optional
 
 from genkit import _core
 from genkit.bench.kernels.case import Case, Scope, Sizes, Store, ints
@@ -11,6 +11,10 @@ from genkit.quant.codes import depth_of
 
 # What runs before `linear` with bf16 weights on tiers that multiply rows of bf16.
 ROUNDS_ROWS = {"avx512bf16": "round_rows", "amx": "tile_rows"}
+
+
+def rounds_rows(scope: Scope) -> Optional[str]:
+    return ROUNDS_ROWS.get(_core.slots()["linear"]) if scope.device == "cpu" else None
 
 
 class Product(NamedTuple):
@@ -43,7 +47,11 @@ def cases(scope: Scope) -> Iterator[Case]:
                 made.setdefault((case.case, rows), case)  # some models have two of a size
         yield from made.values()
     yield from inputs(scope)
-    yield from into_codes(scope)
+    for kind in packed_types(scope):
+        for rows in scope.rows:
+            yield unpack(scope, kind, rows)
+    if scope.device == "cpu":  # where models are loaded
+        yield from into_codes(scope)
 
 
 def product(scope: Scope, kind: str, shape: Product, rows: int) -> Case:
@@ -57,7 +65,7 @@ def product(scope: Scope, kind: str, shape: Product, rows: int) -> Case:
     key = "weights", kind, n, k, gated
 
     def make(store: Store) -> Callable[[int], Any]:
-        weights = store.keep(key, lambda: [make_weight(store, kind, n, k, gated) for _ in range(copies)])
+        weights = store.keep(key, lambda: store.copies(copies, lambda: make_weight(store, kind, n, k, gated)))
         x = store.floats(rows, k)
         residual = store.floats(rows, n) if shape.residual else None
         if gated:
@@ -65,16 +73,16 @@ def product(scope: Scope, kind: str, shape: Product, rows: int) -> Case:
         op = _core.packed_linear if packed else _core.linear
         return lambda i: op(x, weights[i], None, residual)
 
-    rounds = ROUNDS_ROWS.get(_core.slots()["linear"]) if kind == "bf16" else "quantize" if packed else None
+    rounds = rounds_rows(scope) if kind == "bf16" else "quantize" if packed else None
     name = "packed_linear" if packed else "linear"
     return Case(name, f"{kind} {n}x{k}{' gated' * gated}", rows, (rounds, name) if rounds else (name,), nbytes + io, make,
-                2 * rows * n * k, "int8" if packed else "bf16" if kind == "bf16" else "f32", copies, copies * nbytes + io,
+                2 * rows * n * k, "int8" if packed else scope.arithmetic(kind), copies, copies * nbytes + io,
                 (key, copies * nbytes), 2 * n * k * packed)
 
 
 def inputs(scope: Scope) -> Iterator[Case]:
     """Rounding of rows for a product, as wide as the MLP's input and its inside."""
-    rounds = ROUNDS_ROWS.get(_core.slots()["linear"])
+    rounds = rounds_rows(scope)
     for k in dict.fromkeys((scope.sizes.hidden, scope.sizes.intermediate)):
         for rows in scope.rows:
             def quantize(store: Store, k: int = k, rows: int = rows) -> Callable[[int], Any]:
@@ -95,11 +103,14 @@ def inputs(scope: Scope) -> Iterator[Case]:
             yield Case(rounds, f"f32 to bf16 {k}", rows, (rounds,), 4 * rows * k + 2 * places * -(-k // 32) * 32, to_bf16)
 
 
+def packed_types(scope: Scope) -> list[str]:
+    return [kind for kind in (MAIN if scope.types is None else scope.types) if kind in FORMATS]
+
+
 def into_codes(scope: Scope) -> Iterator[Case]:
     """What loading does, with the matrix of attention's output; rows are its outputs."""
     n, k = scope.sizes.hidden, scope.sizes.heads * scope.sizes.head_dim
-    wanted = MAIN if scope.types is None else scope.types
-    for kind in (kind for kind in wanted if kind in FORMATS):
+    for kind in packed_types(scope):
         format = FORMATS[kind]
         codes_bytes = n * depth_of(k) + row_parts(kind, n, k)
         for search in (False, True):
@@ -118,8 +129,6 @@ def into_codes(scope: Scope) -> Iterator[Case]:
             return lambda i: codes.pack()
 
         yield Case("pack", f"{kind} {n}x{k}", n, ("pack",), codes_bytes + weight_bytes(kind, n, k), pack)
-        for rows in scope.rows:
-            yield unpack(scope, kind, rows)
 
 
 def row_parts(kind: str, n: int, k: int) -> int:
@@ -142,7 +151,7 @@ def unpack(scope: Scope, kind: str, rows: int) -> Case:
     copies = scope.copies(rows * row)
 
     def make(store: Store) -> Callable[[int], Any]:
-        table = store.keep(("weights", kind, n, k, "table"), lambda: make_weight(store, kind, n, k))
+        table, = store.keep(("weights", kind, n, k, "table"), lambda: store.copies(1, lambda: make_weight(store, kind, n, k)))
         ids = [ints(store.rng.integers(0, n, rows)) for _ in range(copies)]
         return lambda i: _core.unpack(ids[i], table)
 

@@ -65,8 +65,9 @@ def weight_bytes(kind: str, n: int, k: int) -> int:
 
 
 def make_weight(store: Store, kind: str, n: int, k: int, gated: bool = False) -> Union[_core.Tensor, _core.PackedWeight]:
+    """On the processor, which is in use."""
     if kind in DENSE:
-        return store.floats(n, k, dtype=kind, scale=0.02)
+        return store.near_floats(n, k, dtype=kind, scale=0.02)
     return make_codes(store, FORMATS[kind], n, k).pack(gated)
 
 

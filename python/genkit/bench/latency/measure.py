@@ -17,7 +17,7 @@ from typing import Any, Callable, Iterator, Sequence
 
 from genkit import errors
 from genkit.batch import BURST_SECONDS
-from genkit.bench import noise
+from genkit.bench import device_limits, noise
 from genkit.bench.estimates import quantile
 from genkit.bench.latency import page_cache
 from genkit.bench.latency.prompts import prompt_of
@@ -33,6 +33,7 @@ from genkit.text.tokenizer import Tokenizer
 DRIVERS = Path(__file__).with_name("drivers")
 COLD, WARM, PEAK = "cold start to first token", "warm start to first token", "peak memory"
 LOADED = "first token, loaded"
+AHEAD = "token of a burst"  # of a device, asked for ahead
 SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 TOGETHER = BURST_SECONDS / 10  # seconds between pieces of text that a reader has at once
 NOTE = ("cold: a new process, and the model's files read from their disk, but Python's own as they are; warm: a new process; "
@@ -76,10 +77,11 @@ class Case:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"device": self.device, "threads": self.threads, "quantize": self.subject.quantize}
+        layers = {} if self.device == "cpu" else {"gpu_layers": self.subject.config.layers}  # all: a model is measured on one device
+        return {"device": self.device, "threads": self.threads, "quantize": self.subject.quantize} | layers
 
     def command(self, prompt: Path, generate: int) -> list[str]:
-        options = [word for name, value in self.options.items() for word in (f"--{name}", str(value))]
+        options = [word for name, value in self.options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
         return [sys.executable, "-m", "genkit", "generate", "-m", str(self.path), "-f", str(prompt), "-n", str(generate),
                 *options, "--temperature", "0", "--ignore-eos", "--no-chat", "--offline", "-q"]
 
@@ -105,13 +107,15 @@ def check(subjects: Sequence[Subject], settings: Settings) -> None:
 def measure(results: Results, subjects: Sequence[Subject], threads: Sequence[int], device: str, settings: Settings,
             tell: Tell | None = None) -> None:
     """Appends the rows and fills them, a sample a repetition; all cases take turns. Shapes are written as folders first.
-    Children are ended with it, however it ends. Raises what a child's failure stands for, and as `check`."""
+    Children are ended with it, however it ends. Raises what a child's failure stands for, and as `check`. threads: on a device the
+    most of them."""
     check(subjects, settings)
-    cases = [Case(subject, count, device) for subject in subjects for count in threads]
+    cases = [Case(subject, count, device) for subject in subjects for count in (threads if device == "cpu" else [max(threads)])]
     for case in cases:
         case.rows = _rows(case, settings)
         results.rows += case.rows.values()
     results.notes.append(NOTE)
+    device_limits.note(results, device)
     noise.note_load(results)
     try:
         for case in cases:
@@ -137,7 +141,8 @@ def _rounds(cases: Sequence[Case], settings: Settings, scratch: Path, tell: Tell
 
 
 def _rows(case: Case, settings: Settings) -> dict[str, Row]:
-    tests = [COLD, WARM, LOADED, *(f"{what} {name}" for what in ("token", "text gap") for name in SHARES), PEAK]
+    tests = [COLD, WARM, LOADED, *(f"token {name}" for name in SHARES), *([AHEAD] if case.device != "cpu" else []),
+             *(f"text gap {name}" for name in SHARES), PEAK]
     subject, rows = case.subject, {}
     for test in tests:
         row_id = {"model": subject.name, "type": subject.type, "device": case.device, "threads": case.threads, "test": test}
@@ -235,11 +240,16 @@ def _loaded(case: Case, settings: Settings, prompt: Path, log: Path) -> None:
         with noise.Watch(worker.pid) as text_watch:
             pieces = worker.call("text", ids=case.ids, count=settings.generate)
         with noise.Watch(worker.pid) as token_watch:
-            steps = worker.call("tokens", ids=case.ids, count=settings.generate)["seconds"]
+            timed = worker.call("tokens", ids=case.ids, count=settings.generate)
+    steps = timed["seconds"]
     for row in case.rows.values():
         row.facts |= {"tier": facts["tier"], "load_s": facts["load_s"]}
     if pieces:
         _add(case.rows[LOADED], pieces[0], text_watch.others)
+    if timed["ahead"] is not None:
+        _add(case.rows[AHEAD], timed["ahead"], token_watch.others)
+    elif AHEAD in case.rows:
+        case.rows[AHEAD].failure = "every step is another: the model's positions depend on the length of the text"
     gaps = [after - before for before, after in zip(pieces, pieces[1:]) if after - before > TOGETHER]
     for name, share in SHARES.items():
         _add(case.rows[f"token {name}"], quantile(steps, share), token_watch.others)

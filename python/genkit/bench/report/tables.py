@@ -39,6 +39,7 @@ FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "peak_memory": ("peak memory", format_bytes),
     "device_memory": ("on the GPU", format_bytes),
     "tier": ("tier", clean),
+    "seconds": ("us/call", lambda seconds: number(1e6 * seconds)),
     "level": ("cache level", clean),
     "ratio": ("genkit, times as fast", times),
     "agreement": ("answers differ", difference),

@@ -7,7 +7,7 @@ import typer
 from genkit.cli.bench import options
 from genkit.cli.bench.show import Report, measured
 from genkit.cli.terminal import step_bar
-from genkit.cli.values import percent, real, whole
+from genkit.cli.values import Device, percent, real, whole
 from genkit.errors import UsageError
 
 WHAT = "What to measure"
@@ -40,6 +40,7 @@ def kernels(
                                           help="Like avx2,avx512, or all that this processor has. Default: the one in use.")
     ] = None,
     threads: options.Threads = None,
+    device: options.DeviceOption = Device.auto,
     repetitions: Annotated[
         int, typer.Option("-r", "--repetitions", metavar="N", parser=whole, show_default=False,
                           help="Samples of each row at least, one a round. Default: 5.")
@@ -61,13 +62,14 @@ def kernels(
     traceback: options.Traceback = False,
 ) -> None:
     """Every kernel by itself, on random inputs of a model's sizes: bytes or operations a second, and the share of what this
-    machine reads or computes at that moment.
+    machine, or with --device cuda its GPU, reads or computes at that moment.
 
     \b
     genkit bench kernels
     genkit bench kernels attention --context 4096 -t 1,2
     genkit bench kernels packed_linear --type all --rows 1,4,512
     genkit bench kernels linear quantize --tier all --shape qwen3-0.6b
+    genkit bench kernels attention linear --device cuda --shape llama-3.1-8b
     """
     report = Report(output, plot, history, force, as_json)
     from genkit.bench import lists
@@ -76,6 +78,7 @@ def kernels(
     from genkit.bench.kernels.weights import check_types
     from genkit.bench.results import Results, machine_facts
     from genkit.bench.shapes import shape_fields
+    from genkit.devices import choose_measured
 
     if names == ["help"]:
         print("\n".join(kernel_names()))
@@ -85,7 +88,8 @@ def kernels(
             raise UsageError(f"{option} {value:g}: expected {least} to a million")
     scope = Scope(Sizes.read(shape, shape_fields(shape).raw), lists.numbers("--rows", rows) if rows else (1, 512),
                   lists.numbers("--context", context) if context else (128, 4096),
-                  check_types(lists.names("--type", kinds)) if kinds else None)
+                  check_types(lists.names("--type", kinds)) if kinds else None,
+                  device=choose_measured(device.value, bool(tier or threads)))
     request = Request(scope, tuple(names or ()), tuple(lists.names("--tier", tier)) if tier else (),
                       tuple(lists.numbers("-t", threads)) if threads else (), repetitions, 0.05 if ci is None else ci,
                       (0 if repetitions == 1 and ci is None else 60) if seconds is None else seconds)

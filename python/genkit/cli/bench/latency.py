@@ -40,12 +40,14 @@ def latency(
     warm start   a new process, the model's files in the system's memory
     first token, loaded   from the call to the first text, the model in memory
     token        one step of a loaded model, and nothing else
+    token of a burst   on a GPU: of many steps, each asked for before the last one's token is there
     text gap     between two moments at which the reader of a stream gets text
     peak memory  of the new process
 
     Shapes are written as model folders into the user's cache.
     """
     from contextlib import ExitStack
+    from dataclasses import replace
 
     from genkit.bench import lists
     from genkit.bench.latency.measure import Settings, check, measure
@@ -54,7 +56,7 @@ def latency(
     from genkit.cli.bench.models import print_shapes
     from genkit.cli.bench.show import Report, measured
     from genkit.cli.terminal import step_bar
-    from genkit.devices import choose_measured
+    from genkit.devices import choose_device
     from genkit.engine import choose_threads
 
     if shape and "help" in shape:
@@ -63,10 +65,10 @@ def latency(
     counts = [choose_threads(None)] if threads is None else [choose_threads(count) for count in lists.numbers("-t", threads)]
     types = lists.names("--type", kinds) if kinds else []
     report = Report(output, plot, history, force, as_json)
-    chosen = choose_measured(device.value)
+    chosen = choose_device(device.value)
     with ExitStack() as stack:
         names = lists.names("--shape", shape) if shape else []
-        subjects = open_subjects(model or [], names, types, "auto", 0, stack)
+        subjects = [replace(subject, device=chosen) for subject in open_subjects(model or [], names, types, "auto", 0, stack)]
         check(subjects, settings)
         results = Results("latency", machine_facts(), {"prompt": prompt, "generate": generate, "repetitions": repetitions,
                                                        "threads": counts, "device": chosen})
