@@ -153,6 +153,45 @@ DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory");
 template <int newest>
 DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(newest) : "memory"); }
 
+// Many bytes from the device's memory to shared memory by one copy: a whole number of 16 bytes, as are both addresses. A warp asks for it
+// together, one copy of a barrier at a time; copy_bulk_wait(barrier, parity) waits for the first copy with parity 0, the next with 1, ..
+// What is copied over must have been read by the warp before it asks (sync_warp). The first argument is an 8-byte barrier in shared memory
+// that the same warp has made, and met at sync_warp since.
+DEVICE void copy_barrier(uint64_t* barrier) {
+    if (lane() != 0) return;
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(uint32_t(__cvta_generic_to_shared(barrier))) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#else
+    asm volatile("mbarrier.init.shared.b64 [%0], 32;" :: "r"(uint32_t(__cvta_generic_to_shared(barrier))) : "memory");
+#endif
+}
+DEVICE void copy_bulk(void* to, const void* from, int bytes, uint64_t* barrier) {
+    const uint32_t b = uint32_t(__cvta_generic_to_shared(barrier));
+#if __CUDA_ARCH__ >= 900
+    if (lane() != 0) return;
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(b), "r"(bytes) : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 :: "r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from), "r"(bytes), "r"(b) : "memory");
+#else
+    for (int at = lane() * 16; at < bytes; at += 32 * 16) copy_async(static_cast<char*>(to) + at, static_cast<const char*>(from) + at);
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" :: "r"(b) : "memory");
+#endif
+}
+DEVICE void copy_bulk_wait(uint64_t* barrier, int parity) {
+    const uint32_t b = uint32_t(__cvta_generic_to_shared(barrier));
+    uint32_t done = 0;
+    while (!done) {
+#if __CUDA_ARCH__ >= 900
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(done) : "r"(b), "r"(parity) : "memory");
+#else
+        asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(done) : "r"(b), "r"(parity) : "memory");
+#endif
+    }
+}
+
 // Blocks that hand work to one another: what was there before the addition; what was written before fence() is seen by who
 // sees what is written after it; load_fresh reads what other blocks wrote during this kernel.
 DEVICE uint32_t add_global(uint32_t* p, uint32_t x) { return atomicAdd(p, x); }

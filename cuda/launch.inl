@@ -126,17 +126,29 @@ SLOT(linear, LinearArgs) {
     else if (begin < end) a.dtype == DType::f16 ? dense_many<true>(a, begin, end) : dense_many<false>(a, begin, end);
 }
 
+template <Packing packing, bool by16, int rows>
+void packed_few(const FewPlan& p, const FewSource& source, const PackedLinearArgs& a, int64_t begin, int64_t end) {
+    GK_LAUNCH((packed_few_kernel<packing, by16, rows>), p.slots * p.row_tiles, 1, few_warps * 32, p.bytes, a, p, source, begin, end);
+}
+template <Packing packing, bool by16>
+void packed_few(const FewPlan& p, const FewSource& source, const PackedLinearArgs& a, int64_t begin, int64_t end) {
+    switch (p.rows) {
+        case 1: return packed_few<packing, by16, 1>(p, source, a, begin, end);
+        case 2: return packed_few<packing, by16, 2>(p, source, a, begin, end);
+        case 4: return packed_few<packing, by16, 4>(p, source, a, begin, end);
+        case 8: return packed_few<packing, by16, 8>(p, source, a, begin, end);
+    }
+}
 // Whether it was started: not where the kernel was to make the codes and is none that does. 9 to 16 rows of few panels: packed_few_kernel
 // cuts k among its warps, so its tiles of 8 rows read the weights twice, of which once from the second-level cache.
 template <Packing packing, bool by16>
 bool packed_product(const FewSource& source, const PackedLinearArgs& a, int64_t begin, int64_t end) {
     if (a.rows <= 0 || begin >= end) return !source.rounding.x;
     const int64_t processors = workspace().processors;
-    const FewPlan p = few_plan(a, end - begin, processors);
+    const FewPlan p = few_plan(a, end - begin, processors, workspace().shared);
     const bool few = a.rows <= few_rows_most || (a.rows <= 2 * few_rows_most && end - begin < 2 * processors);
-    if (few && p.bytes <= few_shared_most && (!source.rounding.x || a.rows * p.blocks <= few_made_most)) {
-        const int64_t units = (end - begin) * (a.gated ? 1 : 2);
-        GK_LAUNCH((packed_few_kernel<packing, by16>), up(units, p.units) * up(a.rows, p.rows), 1, few_warps * 32, p.bytes, a, p, source, begin, end);
+    if (few && p.rows > 0 && (!source.rounding.x || few_makes(source, a.rows, p.blocks))) {
+        packed_few<packing, by16>(p, source, a, begin, end);
         return true;
     }
     if (source.rounding.x) return false;

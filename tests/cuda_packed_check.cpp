@@ -56,64 +56,6 @@ std::string name_of(const WeightFormat& f) {
 
 // ---- where things lie ------------------------------------------------------------------------------------------------
 
-// Which column each byte of a panel's header belongs to, -1 for padding: as packed.h tells it.
-std::vector<int> columns_of_header(const WeightFormat& f) {
-    std::vector<int> columns;
-    auto run = [&](int64_t count, int bytes) {
-        for (int64_t i = 0; i < count; i++)
-            for (int c = 0; c < 32; c++) columns.insert(columns.end(), size_t(bytes), c);
-    };
-    const int64_t groups = block_depth / f.group;
-    if (f.packing == Packing::int4_two_level) {
-        run(1, 2), run(4, 1), run(4, 2);
-    } else if (of_k(f.packing)) {
-        run(f.zero == Zero::real ? 2 : 1, 2);
-        run((f.zero == Zero::real ? 2 : 1) * groups / 2, 2);
-    } else {
-        run(groups, 2);
-        if (f.zero != Zero::none) run(groups, f.zero == Zero::integer ? 1 : 2);
-    }
-    columns.resize(size_t(header_bytes(f)), -1);
-    return columns;
-}
-
-void check_headers() {
-    for (const WeightFormat& f : formats()) {
-        const std::vector<int> columns = columns_of_header(f);
-        std::set<int> seen;
-        int64_t used = 0;
-        for (int column : columns) used += column >= 0;
-        for (int half = 0; half < 2; half++) {
-            for (int at = 0; at < header_bytes(f) / 2; at += 16) {
-                const int from = half_header_at(f, half, at);
-                expect(from >= 0 && from % 16 == 0 && from + 16 <= header_bytes(f), "a piece of a header beyond it: " + name_of(f));
-                for (int i = 0; i < 16; i++) {
-                    const int column = columns[size_t(from + i)];
-                    if (column < 0 || at + i >= used / 2) continue;  // padding, or what lies where padding does
-                    expect(column / 16 == half && seen.insert(from + i).second, "a header's byte of the other half, or twice: " + name_of(f));
-                }
-            }
-        }
-        for (size_t i = 0; i < columns.size(); i++) expect(columns[i] < 0 || seen.count(int(i)), "a header's byte in no half: " + name_of(f));
-    }
-}
-
-void check_stage() {
-    std::set<int> seen;
-    for (int line = 0; line < 16; line++)
-        for (int output = 0; output < 16; output++) {
-            const int at = few_code_at(line, output);
-            expect(at >= line * 64 && at < line * 64 + 64 && at % 4 == 0 && seen.insert(at).second, "a code's place in a stage");
-        }
-    for (int line = 0; line < 16; line += 4)  // what half a warp reads at once: 8 bytes a lane, all 32 banks
-        for (int g0 = 0; g0 < 8; g0 += 4) {
-            std::set<int> banks;
-            for (int g = g0; g < g0 + 4; g++)
-                for (int t = 0; t < 4; t++) banks.insert(few_code_at(line + t, 2 * g) / 4 % 32), banks.insert(few_code_at(line + t, 2 * g + 1) / 4 % 32);
-            expect(banks.size() == 32, "banks of a stage");
-        }
-}
-
 void check_plans() {
     for (const WeightFormat& f : formats())
         for (int64_t rows = 1; rows <= few_rows_most; rows++)
@@ -122,35 +64,37 @@ void check_plans() {
                     for (bool gated : {false, true}) {
                         PackedLinearArgs a{};
                         a.rows = rows, a.k = k, a.format = f, a.gated = gated;
-                        const int64_t count = 1 + below(200), depth = round_up(k, 64), blocks = (k + 255) / 256;
-                        const FewPlan p = few_plan(a, panels, count);
+                        const int64_t count = 1 + below(200), blocks = (k + 255) / 256;
+                        const int64_t shared = shared_of_devices[below(3)];
+                        const FewPlan p = few_plan(a, panels, count, shared);
                         const std::string what = name_of(f) + " rows " + std::to_string(rows) + " k " + std::to_string(k);
-                        if (p.bytes > few_shared_most) {
-                            expect(p.rows == 1 && rows * k > 14336, "too large for any plan: " + what);
+                        if (p.rows == 0) {
+                            expect(k > 14336, "too large for any plan: " + what);
                             continue;
                         }
-                        const int64_t ends[] = {p.rows * p.x_stride, p.scales_at + p.rows * blocks * 4, p.sums_at + p.rows * depth / sum_depth(f) * 2,
-                                                p.ring_at + few_warps * p.stages * block_bytes(f) / 2,
-                                                p.terms_at + 2 * few_warps * few_terms(f, 4) * half_outputs * (p.rows + 1) * 4,
-                                                p.pairs_at + (gated ? 32 * p.rows * 4 : 0)};
-                        const int64_t begins[] = {p.scales_at, p.sums_at, p.ring_at, p.terms_at, p.pairs_at, p.bytes};
+                        expect(p.bytes <= shared && (p.slots <= count || 2 * p.bytes + 1024 <= shared), "too many at once: " + what);
+                        const int64_t ends[] = {p.rows * p.x_stride, p.scales_at + p.rows * blocks * 4, p.sums_at + p.rows * blocks * 256 / sum_depth(f) * 2,
+                                                p.barriers_at + few_warps * p.stages * 8, p.ring_at + p.cut * p.stages * block_bytes(f),
+                                                p.terms_at + p.buffers * p.depth * p.cut * few_terms(f, 4) * few_term_floats(p.rows) * 4};
+                        const int64_t begins[] = {p.scales_at, p.sums_at, p.barriers_at, p.ring_at, p.terms_at, p.bytes};
                         for (int i = 0; i < 6; i++) expect(ends[i] <= begins[i] && begins[i] % 4 == 0, "shared memory: " + what);
-                        expect(p.ring_at % 16 == 0 && p.x_stride % 16 == 0 && p.x_stride % 128 % 32 == 16 && p.x_stride >= depth, "alignment: " + what);
-                        expect(p.stages >= 1 && p.stages <= 3 && p.units >= 1 && p.rows >= 1 && p.rows <= rows, "plan: " + what);
-                        expect(p.rounds * (gated ? 4 : 8) >= blocks && (p.rounds - 1) * (gated ? 4 : 8) < blocks, "rounds: " + what);
-                        expect(p.rows * 16 * (gated ? 2 : 1) <= few_warps * 32, "threads that add: " + what);
+                        expect(p.barriers_at % 8 == 0 && p.ring_at % 16 == 0 && p.terms_at % 16 == 0 && p.buffer % 16 == 0 && p.slot % 16 == 0 && p.last % 16 == 0 &&
+                                   p.x_stride % 128 == 16 && p.x_stride >= blocks * 256 && (p.stages >= 1 && p.stages <= few_stages_most), "alignment: " + what);
+                        expect(p.slot == block_bytes(f) && (blocks - 1) * p.slot + p.last == panel_bytes(f, k), "bytes of a panel: " + what);
+                        expect((p.rows == 1 || p.rows == 2 || p.rows == 4 || p.rows == 8) && p.rows < 2 * rows && p.rows * p.row_tiles >= rows &&
+                                   p.rows * (p.row_tiles - 1) < rows && p.slots >= 1 && p.slots <= panels, "plan: " + what);
+                        expect(p.rounds * p.depth * p.cut >= blocks && (p.rounds - 1) * p.depth * p.cut < blocks, "rounds: " + what);
+                        expect(1 << p.term_shift == p.terms && (of_k(f.packing) || 32 << p.group_shift == f.group), "logarithms: " + what);
                     }
 }
 
 // Of packed_many.inl: where codes lie in a stage, and how the work is split.
 void check_many() {
-    for (int half = 0; half < 2; half++)
-        for (int line = 0; line < 16; line++)
-            for (int quarter = 0; quarter < 4; quarter++)
-                expect(many_chunk(half * 64 + line * 4 + quarter) * 16 == half * 1024 + few_code_at(line, quarter * 4), "a chunk's place in a stage");
+    std::set<int> seen;
+    for (int i = 0; i < 128; i++) expect(many_chunk(i) / 4 == i / 4 && seen.insert(many_chunk(i)).second, "a chunk's place in a stage");
     for (int g = 0; g < 8; g += 2) {  // what eight lanes read at once, 16 bytes each: all 32 banks
         std::set<int> banks;
-        for (int lane = 0; lane < 8; lane++) banks.insert((g / 4 * 512 + few_code_at(lane % 4, (g + lane / 4) % 4 * 4)) / 16 % 8);
+        for (int lane = 0; lane < 8; lane++) banks.insert((g / 4 * 32 + many_chunk(lane % 4 * 4 + (g + lane / 4) % 4)) % 8);
         expect(banks.size() == 8, "lanes that read codes from the same banks");
     }
     std::set<int> banks;
@@ -276,6 +220,47 @@ void check_product(int64_t rows, int64_t n, int64_t k, const WeightFormat& f, bo
     }
 }
 
+// Codes that the product makes, of rows or of what a norm makes of them: all that is left in memory is what three kernels leave.
+void check_made(int64_t rows, int64_t n, int64_t k, const WeightFormat& f, bool normed) {
+    processors = 1 + below(3), block_shared = shared_of_devices[2];
+    const std::string what = name_of(f) + " rows " + std::to_string(rows) + " k " + std::to_string(k) + (normed ? " with the norm" : "") + ", codes made";
+    Weight w = random_weight(n, k, f, false, 1);
+    const int64_t blocks = (k + 255) / 256, depth = round_up(k, 64), x_stride = k + 8;
+    struct Made {
+        std::vector<float> normed, scales, out;
+        std::vector<int8_t> codes;
+        std::vector<int16_t> sums;
+    } made[2];
+    std::vector<float> x(size_t(rows * x_stride + 4)), weight(size_t(k + 4));
+    for (float& v : x) v = normal();
+    for (float& v : weight) v = normal();
+    auto aligned = [](auto& v) { return reinterpret_cast<decltype(v.data())>((reinterpret_cast<uintptr_t>(v.data()) + 15) / 16 * 16); };
+    const FewPlan p = few_plan({nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, rows, n, k, depth, n, f, false, Activation::silu}, w.count, processors, block_shared);
+    for (int i = 0; i < 2; i++) {
+        Made& m = made[i];
+        m.normed.assign(size_t(rows * x_stride + 4), 7.0f), m.scales.assign(size_t(rows * blocks), 7.0f), m.out.assign(size_t(rows * n), 7.0f);
+        m.codes.assign(size_t(rows * depth + 16), 7), m.sums.assign(size_t(rows * depth / sum_depth(f)), 7);
+        RmsNormArgs norm{aligned(x), aligned(weight), aligned(m.normed), k, 1, x_stride, x_stride, 1e-5f};
+        QuantizeArgs rounding{normed ? norm.out : norm.x, aligned(m.codes), m.scales.data(), m.sums.data(), k, x_stride, depth, rows, false, sum_depth(f)};
+        PackedLinearArgs product{rounding.codes, m.scales.data(), m.sums.data(), w.panels, nullptr, nullptr, m.out.data(), rows, n, k, depth, n, f, false, Activation::silu};
+        if (!normed) norm.x = nullptr;
+        if (i == 0) {
+            if (normed) fast.rms_norm(norm, 0, rows);
+            fast.quantize(rounding, 0, rows);
+            fast.packed_linear(product, 0, w.count);
+        } else {
+            const bool makes = packed_product({norm, rounding}, product, 0, w.count);
+            expect(makes == (rows * blocks <= few_made_most && (!normed || rows <= few_normed_most) && p.rows > 0), "whether codes are made: " + what);
+            if (!makes) return;
+        }
+    }
+    expect(!normed || !memcmp(aligned(made[0].normed), aligned(made[1].normed), size_t(rows * x_stride) * 4), "the norm: " + what);
+    expect(!memcmp(aligned(made[0].codes), aligned(made[1].codes), size_t(rows * depth)), "codes: " + what);
+    expect(!memcmp(made[0].scales.data(), made[1].scales.data(), size_t(rows * blocks) * 4), "scales: " + what);
+    expect(!memcmp(made[0].sums.data(), made[1].sums.data(), made[0].sums.size() * 2), "sums: " + what);
+    expect(!memcmp(made[0].out.data(), made[1].out.data(), made[0].out.size() * 4), "outputs: " + what);
+}
+
 void check_products(int64_t least, int64_t most, int tries) {
     for (const WeightFormat& f : formats())
         for (int i = 0; i < tries; i++) {
@@ -293,11 +278,17 @@ int main(int count, char** words) {
     const std::string part = count > 2 ? words[2] : "";
     install_reference(plain);
     install(fast);
-    if (part.empty() || part == "places") check_headers(), check_stage(), check_plans(), check_many();
-    const std::string few = "(packed_few_kernel<packing, by16>)";
+    if (part.empty() || part == "places") check_plans(), check_many();
+    const std::string few = "(packed_few_kernel<packing, by16, rows>)";
     if (part.empty() || part == "few") {
         check_products(1, 8, 10);
         expect(started == std::set<std::string>{few}, "few rows by other kernels");
+        const std::vector<WeightFormat> all = formats();
+        for (int i = 0; i < 30; i++) {
+            const bool normed = below(2);
+            const int64_t k = 8 * (1 + below(i % 3 ? 80 : normed ? 1024 : 1900));
+            check_made(1 + below(k < 1000 ? 8 : 3), 32 + below(60), k, all[size_t(below(int64_t(all.size())))], normed);
+        }
         check_products(9, 16, 2);
     }
     started.clear();

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <stdexcept>
 #include <vector>
 
@@ -73,8 +74,16 @@ struct Meeting {
     }
 };
 
+// What a barrier in shared memory counts: copies of many bytes asked for, and done.
+struct CopyBarrier {
+    void* to;
+    const void* from;
+    int bytes, asked, done;
+};
+
 struct Block {
     std::vector<Fiber> fibers;
+    std::map<uint64_t*, CopyBarrier> barriers;
     Meeting all;
     std::vector<Meeting> warps;
     std::vector<char> memory;
@@ -307,6 +316,33 @@ void copy_wait() {
             if (copy.from) std::memcpy(copy.to, copy.from, copy.bytes);
             else std::memset(copy.to, 0, copy.bytes);
         groups.erase(groups.begin());
+    }
+}
+
+// As late as it may happen: when somebody waits for it.
+inline CopyBarrier& copy_barrier_of(uint64_t* barrier) {
+    if (reinterpret_cast<uintptr_t>(barrier) % 8) throw std::runtime_error("a barrier that is not aligned");
+    if (!running->barriers.count(barrier)) throw std::runtime_error("a barrier that nobody made");
+    return running->barriers[barrier];
+}
+DEVICE void copy_barrier(uint64_t* barrier) {
+    if (lane() == 0) running->barriers[barrier] = {};
+}
+DEVICE void copy_bulk(void* to, const void* from, int bytes, uint64_t* barrier) {
+    if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16 || bytes < 16)
+        throw std::runtime_error("a copy of many bytes that is not aligned");
+    CopyBarrier& b = copy_barrier_of(barrier);
+    if (lane() != 0) return;
+    if (b.asked != b.done) throw std::runtime_error("two copies of a barrier at once");
+    b = {to, from, bytes, b.asked + 1, b.done};
+}
+DEVICE void copy_bulk_wait(uint64_t* barrier, int parity) {
+    CopyBarrier& b = copy_barrier_of(barrier);
+    for (int i = 0;; i++) {  // the lane that asks may come later
+        if (b.asked != b.done) std::memcpy(b.to, b.from, size_t(b.bytes)), b.done++;
+        if (b.done > 0 && (b.done - 1) % 2 == parity) return;
+        if (i == 1000) throw std::runtime_error("a wait for a copy that nobody asked for");
+        switch_away();
     }
 }
 
