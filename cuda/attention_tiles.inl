@@ -1,9 +1,8 @@
-// Attention over 16-bit pages by tensor cores, for one token and for whole prompts: one arithmetic, so the same bits.
+// Attention of many rows (prompts) over 16-bit pages by tensor cores.
 //
 // A tile is 16 places: the heads of a KV head, of one row or of several rows that follow one another in a sequence (those of
 // more than 16 heads are several tiles). A chunk is 256 keys; each of a block's four warps has a page of it, with a softmax of
-// its own; the pages of a chunk are put together in order, then the chunks. With few rows each chunk has a block, and the last
-// block of a tile to end merges (flash decoding); with many a block goes through the chunks by itself.
+// its own; the pages of a chunk are put together in order, then the chunks.
 //
 // mma.m16n8k16, lane (g, t) = (lane / 4, lane % 4). Which keys its columns are is ours to say: of 32 keys of a page column c of
 // product i is key 4 c + i, so that what a lane takes of K are 16 bytes, keys 4 g .. 4 g + 3 of a pair of channels:
@@ -17,8 +16,6 @@
 
 constexpr int tile_places = 16, tile_warps = 4, tile_threads = 32 * tile_warps;
 constexpr int64_t chunk_keys = tile_warps * page_keys;
-constexpr int64_t split_rows_most = 64;  // beyond, blocks go through the keys by themselves
-constexpr int merge_chunks = 64, merge_loads = 8;  // partials whose factors are kept at once, and of a sum on their way at once
 
 static bool has_tiles(const AttentionArgs& a) {
     const int64_t dim = a.pages.head_dim;
@@ -34,13 +31,11 @@ static constexpr int64_t key_words(int g, int half, int64_t pair, int64_t dim) {
 }
 static constexpr int64_t value_words(int g, int64_t key_pair, int64_t channels, int64_t dim) { return key_pair * 2 * dim + (channels + 4 * g) * 2; }
 
-// What a tile is of. rows 1 and a block a chunk: split.
+// What a tile is of.
 struct TileUnits {
     int64_t first_row, rows, first_kv, kvs;  // of the whole launch
     int64_t tile_rows, tile_heads;           // rows x heads <= 16 places
-    int64_t head_tiles, chunks;              // chunks > 0: split
-    float* partials;                         // [tiles][chunks][tile_heads][dim + 2]
-    uint32_t* counters;                      // [tiles]
+    int64_t head_tiles;
 };
 
 template <int blocks32>
@@ -54,7 +49,6 @@ struct alignas(16) TilePlace {
     float unscale[tile_places];
     int64_t position[tile_places], low[tile_places];  // keys low .. position; position -1: nobody
     int64_t lowest, highest, next_row;
-    uint32_t arrived;
 };
 
 // The sums of places [0, 16) over a page's keys. Keys below lowest and above highest are no numbers yet, or others'.
@@ -226,50 +220,6 @@ DEVICE float merged_sum(float sum, float shrink, float next, float share) {
     return shrink == 0.0f ? next * share : sum * shrink + next * share;
 }
 
-// Partials of `count` chunks, `size` floats from one to the next, in order. The last block of a tile does this while the others
-// are gone: so loads go first, many on their way, and wait for no sum.
-template <int blocks32>
-DEVICE void merge_partials(TilePlace<blocks32>& place, const float* partials, int64_t size, int64_t count, int heads) {
-    constexpr int dim = 32 * blocks32;
-    float* factors = &place.page[0][0][0];  // [chunk][place][2]: largest and total, then shrink and share; the pages are no longer needed
-    static_assert(sizeof(place.page) >= merge_chunks * tile_places * 2 * sizeof(float));
-    for (int e = gk::thread(); e < heads * (dim + 2); e += tile_threads) place.merged[e / (dim + 2)][e % (dim + 2)] = 0.0f;
-    for (int64_t done = 0; done < count; done += merge_chunks, partials += merge_chunks * size) {
-        const int now = int(count - done < merge_chunks ? count - done : merge_chunks);
-        for (int e = gk::thread(); e < now * heads * 2; e += tile_threads) {
-            const int c = e / 2 / heads, p = e / 2 % heads;
-            factors[(c * tile_places + p) * 2 + e % 2] = gk::load_fresh(partials + c * size + p * (dim + 2) + dim + e % 2);
-        }
-        gk::sync();
-        if (gk::thread() < heads) {
-            float(&merged)[dim + 2] = place.merged[gk::thread()];
-            for (int c = 0; c < now; c++) {
-                float* f = factors + (c * tile_places + gk::thread()) * 2;
-                const float next_largest = f[0], next_total = f[1];
-                merge_factors(merged[dim], merged[dim + 1], next_largest, next_total, f[0], f[1]);
-            }
-        }
-        gk::sync();
-        for (int e = gk::thread(); e < heads * dim; e += tile_threads) {
-            const int p = e / dim, i = e % dim;
-            float sum = place.merged[p][i];
-            GK_ROLLED
-            for (int c0 = 0; c0 < now; c0 += merge_loads) {
-                float next[merge_loads];
-                GK_UNROLL
-                for (int c = 0; c < merge_loads; c++) next[c] = c0 + c < now ? gk::load_fresh(partials + (c0 + c) * size + p * (dim + 2) + i) : 0.0f;
-                GK_UNROLL
-                for (int c = 0; c < merge_loads; c++) {
-                    const float* f = factors + ((c0 + c) * tile_places + p) * 2;
-                    if (c0 + c < now) sum = merged_sum(sum, f[0], next[c], f[1]);
-                }
-            }
-            place.merged[p][i] = sum;
-        }
-        gk::sync();
-    }
-}
-
 template <int blocks32>
 DEVICE void write_tile(const AttentionArgs& a, TilePlace<blocks32>& place, int64_t row0, int64_t head0, int64_t tile_heads) {
     constexpr int dim = 32 * blocks32;
@@ -343,40 +293,11 @@ GK_KERNEL void GK_BOUNDS(tile_threads, 3) attention_tile_kernel(AttentionArgs a,
     gk::wait_for_previous(), gk::let_next_start();
     constexpr int dim = 32 * blocks32;
     auto& place = *reinterpret_cast<TilePlace<blocks32>*>(gk::shared());
-    const bool split = u.chunks > 0;
-    const int64_t tile = split ? gk::block() / u.chunks : gk::blocks() - 1 - gk::block();  // the longest ones first
+    const int64_t tile = gk::blocks() - 1 - gk::block();  // the longest ones first
     const int64_t kv = u.first_kv + tile / u.head_tiles % u.kvs, group = a.heads / a.pages.kv_heads, within = tile % u.head_tiles * u.tile_heads;
     const int64_t head0 = kv * group + within, heads = group - within < u.tile_heads ? group - within : u.tile_heads;
     int64_t row = u.first_row + tile / u.head_tiles / u.kvs * u.tile_rows;
     const int64_t end = row + u.tile_rows < u.first_row + u.rows ? row + u.tile_rows : u.first_row + u.rows;
-    if (split) {
-        const int64_t chunk = gk::block() % u.chunks, first = first_key(a, row) / chunk_keys, last = a.pages.positions[row] / chunk_keys;
-        if (chunk < first || chunk > last) return;
-        begin_tile<half>(a, place, row, 1, head0, heads, u.tile_heads);
-        attend_chunk<half>(a, place, a.pages.sequences[row], kv, head0, u.tile_heads, chunk);
-        const int64_t size = u.tile_heads * (dim + 2);  // of a chunk
-        float* partials = u.partials + tile * u.chunks * size;
-        if (first < last) {
-            float* mine = partials + chunk * size;
-            for (int e = gk::thread(); e < heads * dim; e += tile_threads) mine[e / dim * (dim + 2) + e % dim] = place.page[0][e / dim][e % dim];
-            if (gk::thread() < heads)
-                for (int i = 0; i < 2; i++) mine[gk::thread() * (dim + 2) + dim + i] = place.chunk[gk::thread()][i];
-            gk::fence();
-            gk::sync();
-            if (gk::thread() == 0) place.arrived = gk::add_global(u.counters + tile, 1u);
-            gk::sync();
-            if (place.arrived != uint32_t(last - first)) return;
-            gk::fence();
-            if (gk::thread() == 0) u.counters[tile] = 0;
-            merge_partials(place, partials + first * size, size, last - first + 1, int(heads));
-        } else {
-            for (int e = gk::thread(); e < heads * dim; e += tile_threads) place.merged[e / dim][e % dim] = place.page[0][e / dim][e % dim];
-            if (gk::thread() < heads)
-                for (int i = 0; i < 2; i++) place.merged[gk::thread()][dim + i] = place.chunk[gk::thread()][i];
-        }
-        gk::sync();
-        return write_tile(a, place, row, head0, u.tile_heads);
-    }
     while (row < end) {
         begin_tile<half>(a, place, row, end - row, head0, heads, u.tile_heads);
         for (int e = gk::thread(); e < tile_places * (dim + 2); e += tile_threads) place.merged[e / (dim + 2)][e % (dim + 2)] = 0.0f;

@@ -43,6 +43,7 @@ DEVICE T shuffle_up(T x, int distance) { return __shfl_up_sync(0xffffffffu, x, d
 template <class T>
 DEVICE T shuffle(T x, int from) { return __shfl_sync(0xffffffffu, x, from); }
 DEVICE uint32_t ballot(bool yes) { return __ballot_sync(0xffffffffu, yes); }
+DEVICE int count(uint32_t bits) { return __popc(bits); }  // ones
 DEVICE void add_shared(uint32_t* p, uint32_t x) { atomicAdd(p, x); }
 DEVICE void add_shared(uint64_t* p, uint64_t x) { atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(x)); }
 
@@ -54,6 +55,14 @@ struct Words4 {
 DEVICE Words4 load_stream(const void* p) {
     Words4 w;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(w.x[0]), "=r"(w.x[1]), "=r"(w.x[2]), "=r"(w.x[3]) : "l"(p));
+    return w;
+}
+
+// 16 bytes read once of what kernels before have written: by the coherent path, not kept in the first-level cache.
+DEVICE Words4 load_once(const void* p) {
+    Words4 w;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(w.x[0]), "=r"(w.x[1]), "=r"(w.x[2]), "=r"(w.x[3]) : "l"(p));
     return w;
 }
@@ -229,6 +238,11 @@ DEVICE void store_8(void* p, uint32_t a, uint32_t b) { asm volatile("st.global.v
 // The low bytes, the first one lowest.
 DEVICE uint32_t pack_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+}
+DEVICE float exp2(float x) {  // within 2 ulp; 0 where that is denormal
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 }  // namespace gk

@@ -21,6 +21,7 @@
 #include "rope.inl"
 #include "attention.inl"
 #include "attention_tiles.inl"
+#include "attention_rows.inl"
 #include "experts.inl"
 #include "sample.inl"
 #include "sample_split.inl"

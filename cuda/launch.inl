@@ -181,35 +181,46 @@ SLOT(group_rows, GroupRowsArgs) {
     if (begin < end) GK_LAUNCH(group_rows_kernel, 1, 1, row_threads, int(experts_most * sizeof(uint32_t)), a);
 }
 
-// Rows [row, row + rows) of KV heads [kv, kv + kvs).
+// Rows [row, row + rows) of KV heads [kv, kv + kvs). chain: rope and the cache's writing ahead of it.
 template <bool half, int blocks32>
-void attend_tiles(const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
-    const int64_t group = a.heads / a.pages.kv_heads, heads = std::min<int64_t>(group, tile_places), head_tiles = up(group, heads);
-    const int64_t chunks = up(a.pages.max_pages, tile_warps), floats = kvs * head_tiles * chunks * heads * (32 * blocks32 + 2);
-    const int64_t at_once = std::min(workspace_bytes / int64_t(sizeof(float)) / floats, workspace_counters / (kvs * head_tiles));
-    auto go = [&](int64_t first, int64_t count, int64_t tile_rows, int64_t split) {
-        const TileUnits units{first, count, kv, kvs, tile_rows, heads, head_tiles, split, reinterpret_cast<float*>(workspace().scratch), workspace().counters};
-        GK_LAUNCH((attention_tile_kernel<half, blocks32>), up(count, tile_rows) * kvs * head_tiles * std::max<int64_t>(split, 1), 1, tile_threads,
-                  int(sizeof(TilePlace<blocks32>)), a, units);
-    };
-    if (rows > split_rows_most || at_once < 1) return go(row, rows, tile_places / heads, 0);
-    for (int64_t done = 0; done < rows; done += at_once) go(row + done, std::min(at_once, rows - done), 1, chunks);
-}
-template <bool half>
-void attend_tiles(const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
-    switch (a.pages.head_dim / 32) {
-        case 1: return attend_tiles<half, 1>(a, row, rows, kv, kvs);
-        case 2: return attend_tiles<half, 2>(a, row, rows, kv, kvs);
-        case 3: return attend_tiles<half, 3>(a, row, rows, kv, kvs);
-        case 4: return attend_tiles<half, 4>(a, row, rows, kv, kvs);
-        case 6: return attend_tiles<half, 6>(a, row, rows, kv, kvs);
-        case 8: return attend_tiles<half, 8>(a, row, rows, kv, kvs);
+void attend_rows(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
+    const int64_t group = a.heads / a.pages.kv_heads, head_tiles = up(group, tile_heads_most), heads = up(group, head_tiles), tiles = kvs * head_tiles;
+    const int64_t keys = a.pages.max_pages * page_keys, wanted = chunks_wanted(a.pages.kv_heads * head_tiles);
+    const int64_t chunks = std::min(up(keys, round_keys), wanted + 1), floats = tiles * heads * chunks * (32 * blocks32 + 2);
+    const int64_t most = std::min({split_rows_most, workspace_bytes / int64_t(sizeof(float)) / floats, workspace_counters / (tiles * heads)});
+    const int64_t at_once = up(rows, up(rows, most));
+    float* sums = reinterpret_cast<float*>(workspace().scratch);
+    for (int64_t done = 0; done < rows; done += at_once) {
+        const int64_t now = std::min(at_once, rows - done);
+        const RowUnits units{int(row + done), int(now), int(kv * head_tiles), int(tiles), int(head_tiles), int(heads), int(wanted), int(chunks), sums,
+                             sums + now * tiles * heads * chunks * 32 * blocks32, workspace().counters};
+        GK_LAUNCH((attention_rows_kernel<half, blocks32>), std::min(now * tiles * chunks, workspace().processors), 1, row_block,
+                  int(sizeof(RowPlace<blocks32>)), a, chain, units);
     }
 }
-void attend_tiles(const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
+template <bool half, int blocks32>
+void attend_tiles(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
+    if (rows <= split_rows_most) return attend_rows<half, blocks32>(chain, a, row, rows, kv, kvs);
+    const int64_t group = a.heads / a.pages.kv_heads, heads = std::min<int64_t>(group, tile_places), head_tiles = up(group, heads), tile_rows = tile_places / heads;
+    const TileUnits units{row, rows, kv, kvs, tile_rows, heads, head_tiles};
+    GK_LAUNCH((attention_tile_kernel<half, blocks32>), up(rows, tile_rows) * kvs * head_tiles, 1, tile_threads, int(sizeof(TilePlace<blocks32>)), a, units);
+}
+template <bool half>
+void attend_tiles(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
+    switch (a.pages.head_dim / 32) {
+        case 1: return attend_tiles<half, 1>(chain, a, row, rows, kv, kvs);
+        case 2: return attend_tiles<half, 2>(chain, a, row, rows, kv, kvs);
+        case 3: return attend_tiles<half, 3>(chain, a, row, rows, kv, kvs);
+        case 4: return attend_tiles<half, 4>(chain, a, row, rows, kv, kvs);
+        case 6: return attend_tiles<half, 6>(chain, a, row, rows, kv, kvs);
+        case 8: return attend_tiles<half, 8>(chain, a, row, rows, kv, kvs);
+    }
+}
+void attend_tiles(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
     rows = std::min(rows, a.rows - row);
-    if (a.pages.dtype == DType::f16) attend_tiles<true>(a, row, rows, kv, kvs);
-    else attend_tiles<false>(a, row, rows, kv, kvs);
+    if (rows < 1 || kvs < 1) return;
+    if (a.pages.dtype == DType::f16) attend_tiles<true>(chain, a, row, rows, kv, kvs);
+    else attend_tiles<false>(chain, a, row, rows, kv, kvs);
 }
 
 // By tiles all is done here, with partials or without; then those of the arguments are not used.
@@ -218,10 +229,10 @@ SLOT(attention, AttentionArgs) {
     if (!has_tiles(a)) {
         GK_LAUNCH(attention_kernel, end - begin, a.unit_rows * (a.heads / kvs), attention_threads, int(sizeof(AttentionPlace)), a, begin);
     } else if (begin == 0 && end == up(a.rows, a.unit_rows) * splits * kvs) {
-        attend_tiles(a, 0, a.rows, 0, kvs);
+        attend_tiles({}, a, 0, a.rows, 0, kvs);
     } else {
         for (int64_t unit = begin; unit < end; unit++)
-            if (unit / kvs % splits == 0) attend_tiles(a, unit / kvs / splits * a.unit_rows, a.unit_rows, unit % kvs, 1);
+            if (unit / kvs % splits == 0) attend_tiles({}, a, unit / kvs / splits * a.unit_rows, a.unit_rows, unit % kvs, 1);
     }
 }
 SLOT(attention_merge, AttentionArgs) {

@@ -181,6 +181,8 @@ DEVICE Words4 load_stream(const void* p) {
     return w;
 }
 
+DEVICE Words4 load_once(const void* p) { return load_stream(p); }
+
 template <class A>
 int32_t dot4(uint32_t a, uint32_t b) {
     int32_t sum = 0;
@@ -385,6 +387,7 @@ DEVICE uint32_t ballot(bool yes) {
     for (int i = 0; i < 32; i++) all |= uint32_t(exchange(int(yes), i)) << i;
     return all;
 }
+DEVICE int count(uint32_t bits) { return __builtin_popcount(bits); }
 template <class T>
 void add_shared(T* p, T x) { *p += x; }
 
@@ -411,4 +414,5 @@ DEVICE void store_8(void* p, uint32_t a, uint32_t b) {
     std::memcpy(p, x, 8);
 }
 DEVICE uint32_t pack_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) { return (a & 255) | (b & 255) << 8 | (c & 255) << 16 | d << 24; }
+DEVICE float exp2(float x) { return exp2f(x); }
 }  // namespace gk
