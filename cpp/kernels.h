@@ -134,6 +134,7 @@ struct KvPages {
     const int32_t* positions;   // [rows]
     int64_t kv_heads, pages, head_dim, max_pages;
     DType dtype;                // f32 | f16 | bf16 | i8
+    bool apart = false;         // each row is of another sequence, so none attends to what another one stores; in replays of a plan as well
 };
 
 // Stores keys and values of new tokens into their pages, token r at position positions[r]. Unit: one row (token).

@@ -51,10 +51,12 @@ KvPages kv_pages(const char* op, int64_t rows, const Tensor& k_pages, const Tens
                              std::to_string(page) + "; expected 0 to " + std::to_string(pages - 1));
         }
     }
+    bool apart = rows <= 1 || sequence_of;
+    for (int64_t r = 1; r < rows && apart; r++) apart = sequence_of[r] > sequence_of[r - 1];
     return {k_pages.bytes(), v_pages.bytes(), optional_data(k_scales), optional_data(v_scales),
             page_table.data<int32_t>(),
             sequences.data<int32_t>(), positions.data<int32_t>(), k_pages.dim(0), pages, k_pages.dim(3), max_pages,
-            k_pages.dtype()};
+            k_pages.dtype(), apart};
 }
 
 KvWriteArgs kv_write_args(const char* op, const Tensor& k, const Tensor& v, const KvPages& pages) {

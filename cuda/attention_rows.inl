@@ -17,7 +17,7 @@
 
 constexpr int row_warps = 8, row_block = 32 * row_warps, warp_keys = 32, round_keys = row_warps * warp_keys, tile_heads_most = 8;
 constexpr int64_t split_rows_most = 64;  // rows of a launch
-constexpr int row_units = 128, chunks_most = 64, merge_loads = 8;  // units a row is cut into at most, about; partials of a sum on their way at once
+constexpr int row_units = 128, chunks_most = 64;  // units a row is cut into at most, about
 
 struct RowUnits {
     int first_row, rows, first_tile, tiles;  // of the launch; tile: heads [t % head_tiles * heads, + heads) of KV head t / head_tiles
@@ -190,12 +190,13 @@ DEVICE void finish_row(const AttentionArgs& a, const RopeArgs& rope, const RowPl
     float* q = rope.x + row * rope.x_stride + head * dim;  // nobody has yet to read it: all blocks of this head have arrived
     GK_UNROLL
     for (int c = 0; c < blocks32; c++) q[gk::lane() + 32 * c] = place.turned[gk::thread() / 32][gk::lane() + 32 * c];
+    gk::sync_warp();  // the next unit's come there
 }
 
 // Partials of a head's chunks, in order.
 template <int blocks32>
 DEVICE void merge_chunks(const float* sums, const float* ends, int chunks, float& largest, float& total, float (&sum)[blocks32]) {
-    constexpr int dim = 32 * blocks32;
+    constexpr int dim = 32 * blocks32, merge_loads = blocks32 > 4 ? 4 : 8;  // partials on their way at once
     const int lane = gk::lane();
     float most[2], part[2];
     GK_UNROLL
@@ -337,7 +338,7 @@ DEVICE float weigh(const AttentionArgs& a, float unscale, float slope, int key, 
 template <bool half, int blocks32>
 GK_KERNEL void GK_BOUNDS(row_block, 1) attention_rows_kernel(AttentionArgs a, RopeKvWriteArgs chain, RowUnits u) {
     gk::let_next_start(), gk::wait_for_previous();
-    constexpr int dim = 32 * blocks32, parts = blocks32 > 4 ? 2 : 1, steps = dim / 16 / parts, blocks = blocks32 / parts;
+    constexpr int dim = 32 * blocks32, parts = blocks32 > 6 ? 8 : blocks32 > 4 ? 2 : 1, steps = dim / 16 / parts, blocks = blocks32 / parts;
     auto& place = *reinterpret_cast<RowPlace<blocks32>*>(gk::shared());
     const int lane = gk::lane(), warp = gk::thread() / 32, g = lane / 4, t = lane % 4, group = int(a.heads / a.pages.kv_heads);
     if (warp == 0) {
@@ -404,7 +405,7 @@ GK_KERNEL void GK_BOUNDS(row_block, 1) attention_rows_kernel(AttentionArgs a, Ro
             const int page_then = more ? unit.pages[(key + round_keys) / int(page_keys)] : 0;
             const int fresh = chain.rope.x && unit.position < key + warp_keys ? unit.position - key : -1;  // the new key, which the page may not have yet
             float s[4][4] = {};
-            GK_UNROLL
+            GK_ROLLED
             for (int part = 0; part < parts; part++) {
                 if (part) load_keys(w, keys_at(kv, page, key) + part * steps * 256);
                 if (fresh >= 0) {
@@ -426,7 +427,7 @@ GK_KERNEL void GK_BOUNDS(row_block, 1) attention_rows_kernel(AttentionArgs a, Ro
                     }
                 }
             }
-            if (more) load_keys(w, keys_at(kv, page_then, key + round_keys));
+            if (more && parts == 1) load_keys(w, keys_at(kv, page_then, key + round_keys));
             const float shrink = weigh<half>(a, half ? place.unscale[g] : 1.0f, slope, key, unit.low, unit.position, s, state.largest, state.total);
             if (key != unit.key) {
                 const float first = gk::shuffle(shrink, 8 * t), second = gk::shuffle(shrink, 8 * t + 4);  // of heads 2 t and 2 t + 1
@@ -470,6 +471,7 @@ GK_KERNEL void GK_BOUNDS(row_block, 1) attention_rows_kernel(AttentionArgs a, Ro
                     }
             }
             page = page_then;
+            if (more && parts > 1) load_keys(w, keys_at(kv, page, key + round_keys));  // registers are too few for more at once
             if (more) load_values<dim>(v, values_at(kv, page, key + round_keys));
         }
         if (any) {

@@ -223,12 +223,15 @@ void attend_tiles(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t 
     else attend_tiles<false>(chain, a, row, rows, kv, kvs);
 }
 
+int64_t splits_of(const AttentionArgs& a) { return a.partials ? a.splits : 1; }
+bool is_whole(const AttentionArgs& a, int64_t begin, int64_t end) { return begin == 0 && end == up(a.rows, a.unit_rows) * splits_of(a) * a.pages.kv_heads; }
+
 // By tiles all is done here, with partials or without; then those of the arguments are not used.
 SLOT(attention, AttentionArgs) {
-    const int64_t kvs = a.pages.kv_heads, splits = a.partials ? a.splits : 1;
+    const int64_t kvs = a.pages.kv_heads, splits = splits_of(a);
     if (!has_tiles(a)) {
         GK_LAUNCH(attention_kernel, end - begin, a.unit_rows * (a.heads / kvs), attention_threads, int(sizeof(AttentionPlace)), a, begin);
-    } else if (begin == 0 && end == up(a.rows, a.unit_rows) * splits * kvs) {
+    } else if (is_whole(a, begin, end)) {
         attend_tiles({}, a, 0, a.rows, 0, kvs);
     } else {
         for (int64_t unit = begin; unit < end; unit++)

@@ -15,6 +15,7 @@ struct Waiting {
     std::optional<Call<RmsNormArgs>> norm;
     std::optional<Call<QuantizeArgs>> rounding;  // with a norm: of what it gives
     std::optional<Call<LinearArgs>> product;     // with a norm: by the rows it gives; never with a rounding
+    std::optional<Call<RopeKvWriteArgs>> rope;   // alone
 };
 thread_local Waiting waiting;
 bool fuses = true;
@@ -114,9 +115,32 @@ void dense_chain(const Waiting& now, const GatedArgs& gated) {
     dense_few({now.norm ? now.norm->args : RmsNormArgs{}, gated}, now.product->args, now.product->begin, now.product->end);
 }
 
+// Whether attention is that of the rows whose queries and keys are turned, and stored, with values beside them; each block may turn what
+// it needs, and store where nobody else reads.
+bool takes(const AttentionArgs& a, const RopeKvWriteArgs& w) {
+    const KvPages &p = a.pages, &q = w.write.pages;
+    const int64_t width = a.heads * p.head_dim, kv_width = p.kv_heads * p.head_dim;
+    const bool same_pages = p.k == q.k && p.v == q.v && p.page_table == q.page_table && p.sequences == q.sequences && p.positions == q.positions &&
+                            p.kv_heads == q.kv_heads && p.pages == q.pages && p.head_dim == q.head_dim && p.max_pages == q.max_pages && p.dtype == q.dtype;
+    const bool same_rows = w.rope.x == a.q && w.rope.x_stride == a.q_stride && w.rope.head_dim == p.head_dim && w.rope.heads == a.heads + p.kv_heads &&
+                           w.write.k == a.q + width && w.write.kv_stride == a.q_stride;
+    if (!same_pages || !same_rows || a.heads / p.kv_heads > tile_heads_most || !(p.apart || a.rows == 1)) return false;
+    const Span x = rows_span(a.q, a.rows, a.q_stride, width + kv_width), v = rows_span(w.write.v, a.rows, w.write.kv_stride, kv_width);
+    const int64_t page_bytes = p.kv_heads * p.pages * page_keys * p.head_dim * 2;
+    const Span keys(static_cast<const char*>(p.k), page_bytes), values(static_cast<const char*>(p.v), page_bytes), out = rows_span(a.out, a.rows, a.out_stride, width);
+    const Span table(w.rope.table, a.rows * 2 * w.rope.half), slopes(a.alibi_slopes, a.heads), sinks(a.sinks, a.heads);
+    const Span positions(p.positions, a.rows), sequences(p.sequences, a.rows);
+    const int64_t beside = w.write.v - a.q;
+    const bool v_apart = apart(x, v) || (beside >= width + kv_width && beside + kv_width <= a.q_stride);
+    return v_apart && apart(out, {x, v, keys, values, table, slopes, sinks, positions, sequences}) &&
+           apart(x, {keys, values, table, slopes, sinks, positions, sequences}) && apart(keys, {values, v, table, slopes, sinks, positions, sequences}) &&
+           apart(values, {v, table, slopes, sinks, positions, sequences});
+}
+
 void flush() {
     const Waiting now = waiting;
     waiting = {};
+    if (now.rope) return rope_kv_write(now.rope->args, now.rope->begin, now.rope->end);
     if (now.product) return dense_chain(now, {});
     if (now.norm && now.rounding) return norm_quantize(now.norm->args, now.rounding->args);
     if (now.norm) rms_norm(now.norm->args, now.norm->begin, now.norm->end);
@@ -169,6 +193,22 @@ void queue_gated(const GatedArgs& a, int64_t begin, int64_t end) {
     gated(a, begin, end);
 }
 
+void queue_rope_kv_write(const RopeKvWriteArgs& a, int64_t begin, int64_t end) {
+    flush();
+    if (begin != 0 || end < 1 || end > split_rows_most) return rope_kv_write(a, begin, end);
+    waiting.rope = {a, begin, end};
+}
+
+void queue_attention(const AttentionArgs& a, int64_t begin, int64_t end) {
+    if (is_whole(a, begin, end) && has_tiles(a) && waiting.rope && waiting.rope->end == a.rows && takes(a, waiting.rope->args)) {
+        const RopeKvWriteArgs rope = waiting.rope->args;
+        waiting = {};
+        return attend_tiles(rope, a, 0, a.rows, 0, a.pages.kv_heads);
+    }
+    flush();
+    attention(a, begin, end);
+}
+
 void install_queued(Kernels& k) {
     install(k);
     fuses = switched_on("GENKIT_CUDA_FUSE");
@@ -178,4 +218,6 @@ void install_queued(Kernels& k) {
     k.packed_linear = queue_packed_linear;
     k.linear = queue_linear;
     k.gated = queue_gated;
+    k.rope_kv_write = queue_rope_kv_write;
+    k.attention = queue_attention;
 }

@@ -43,6 +43,14 @@ float norm_weight[512];
 template <class T = float>
 T* some() { return reinterpret_cast<T*>(memory + below(buffers - 1) * buffer_floats + (one_in(8) ? buffer_floats / 2 : 0)); }
 
+// Keys and values of 3 sequences of up to 5 pages, 32 channels a head, of up to 2 KV heads; none of the buffers above.
+constexpr int64_t cache_pages = 15, cache_dim = 32;
+struct Cache {
+    uint16_t k[2 * cache_pages * page_keys * cache_dim], v[2 * cache_pages * page_keys * cache_dim];
+};
+alignas(256) Cache cache, cache_before, cache_after;
+int32_t page_table[cache_pages], sequences[2][3] = {{0, 1, 2}, {0, 1, 1}}, positions[8][3];
+
 // What the calls before gave: chains come from using it.
 struct Last {
     float* normed;
@@ -51,10 +59,11 @@ struct Last {
     QuantizeArgs codes;
     int kind;  // of call
     int64_t n, out_stride;  // of a product with 16-bit weights
+    RopeKvWriteArgs rope;
 } last;
 
 namespace one_of {
-enum { norm, quantize, packed, linear, gated, add, look, kinds };
+enum { norm, quantize, packed, linear, gated, rope, attention, add, look, kinds };
 }
 using Step = std::function<void(const Kernels&)>;
 
@@ -123,6 +132,35 @@ Step gated_step() {
     return [=](const Kernels& k) { k.gated(a, first, rows); };
 }
 
+Step rope_step() {
+    const int64_t kvs = 1 + below(2), group = one_in(4) ? 9 : 1 + below(3), heads = kvs * group, width = (heads + 2 * kvs) * cache_dim, rows = group == 9 ? 1 : 1 + below(3);
+    const bool together = one_in(4), half = one_in(2);
+    const int64_t stride = width + (one_in(3) ? below(8) : 0);
+    float* x = rows * stride <= buffer_floats ? some() : memory;
+    const KvPages pages{cache.k, cache.v, nullptr, nullptr, page_table, sequences[together], positions[below(8)], kvs, cache_pages, cache_dim, 5,
+                        half ? DType::f16 : DType::bf16, !together};
+    last.rope = {{x, some(), heads + kvs, cache_dim, one_in(3) ? 8 : 16, stride, one_in(3)},
+                 {x + heads * cache_dim, one_in(6) ? some() : x + (heads + kvs) * cache_dim, stride, pages}};
+    last.rows = rows;
+    const RopeKvWriteArgs a = last.rope;
+    const int64_t first = one_in(10) ? 1 : 0;
+    return [=](const Kernels& k) { k.rope_kv_write(a, first, rows); };
+}
+
+Step attention_step() {
+    if (!last.rope.rope.x) return rope_step();
+    const KvPages& pages = last.rope.write.pages;
+    const int64_t heads = last.rope.rope.heads - pages.kv_heads;
+    AttentionArgs a{};
+    a.q = one_in(8) ? some() : last.rope.rope.x, a.out = some(), a.pages = pages, a.rows = one_in(8) ? 1 : last.rows, a.heads = heads;
+    a.q_stride = last.rope.rope.x_stride, a.out_stride = heads * cache_dim, a.window = one_in(3) ? 70 : 0, a.unit_rows = 1, a.splits = 1;
+    a.scale = 0.2f, a.softcap = one_in(4) ? 3.0f : 0.0f;
+    if (one_in(4)) a.sinks = norm_weight;
+    if (one_in(4)) a.alibi_slopes = norm_weight;
+    last.out = a.out;
+    return [=](const Kernels& k) { k.attention(a, 0, a.rows * a.pages.kv_heads); };
+}
+
 Step add_step() {
     const AddArgs a{some(), last.out, some(), 0.5f};
     return [=](const Kernels& k) { k.add(a, 0, buffer_floats); };
@@ -130,7 +168,7 @@ Step add_step() {
 
 // Two in three times what may go on a chain.
 Step some_step() {
-    constexpr int next[] = {one_of::quantize, one_of::packed, one_of::norm, one_of::gated, one_of::norm, one_of::norm, one_of::norm};
+    constexpr int next[] = {one_of::quantize, one_of::packed, one_of::norm, one_of::gated, one_of::norm, one_of::attention, one_of::rope, one_of::norm, one_of::norm};
     last.kind = one_in(3) ? int(below(one_of::kinds)) : last.kind == one_of::norm && one_in(2) ? int(one_of::linear) : next[last.kind];
     switch (last.kind) {
         case one_of::norm: return norm_step();
@@ -138,6 +176,8 @@ Step some_step() {
         case one_of::packed: return packed_step();
         case one_of::linear: return linear_step();
         case one_of::gated: return gated_step();
+        case one_of::rope: return rope_step();
+        case one_of::attention: return attention_step();
         case one_of::add: return add_step();
         default: return [](const Kernels&) { flush(); };  // a look at memory
     }
@@ -149,6 +189,10 @@ bool same(const std::vector<float>& a, const float* b) {
         std::memcpy(&x, &a[size_t(i)], 4), std::memcpy(&y, b + i, 4);
         if (x != y && !(std::isnan(a[size_t(i)]) && std::isnan(b[i]))) return false;  // NaNs differ in signs
     }
+    const auto* left = reinterpret_cast<const uint16_t*>(&cache_after);
+    const auto* right = reinterpret_cast<const uint16_t*>(&cache);
+    for (size_t i = 0; i < sizeof cache / 2; i++)
+        if (left[i] != right[i] && !((left[i] & 0x7c00) == 0x7c00 && (right[i] & 0x7c00) == 0x7c00)) return false;
     return true;
 }
 
@@ -156,15 +200,21 @@ bool same(const std::vector<float>& a, const float* b) {
 int64_t round_of(const Kernels& plain, const Kernels& queued) {
     std::vector<float> before(memory_floats), after(memory_floats);
     for (float& x : before) x = float(below(2001) - 1000) / 500.0f;
-    last = {some(), some(), 1, 64, 64, {}, one_of::look, 2, 2};
+    last = {some(), some(), 1, 64, 64, {}, one_of::look, 2, 2, {}};
+    for (auto& some : positions)
+        for (int32_t& x : some) x = int32_t(below(5 * page_keys));
+    for (size_t i = 0; i < sizeof cache / 2; i++) reinterpret_cast<uint16_t*>(&cache_before)[i] = uint16_t(below(0x3c00) | below(2) << 15);
     std::vector<Step> steps;
     while (steps.size() < 12) steps.push_back(some_step());
     std::memcpy(memory, before.data(), sizeof memory);
+    cache = cache_before;
     started = 0;
     for (auto& step : steps) step(plain);
+    cache_after = cache;
     after.assign(memory, memory + memory_floats);
     const int64_t apart = started;
     std::memcpy(memory, before.data(), sizeof memory);
+    cache = cache_before;
     started = 0;
     for (auto& step : steps) step(queued);
     flush();
@@ -178,6 +228,7 @@ int main(int, char** arguments) {
     using namespace genkit;
     rng.seed(uint32_t(atoll(arguments[1])));
     for (float& x : norm_weight) x = float(below(200)) / 100.0f;
+    for (int32_t i = 0; i < cache_pages; i++) page_table[i] = (i * 7 + 3) % int32_t(cache_pages);
     for (uint8_t& x : weights) x = uint8_t(below(64));  // as f16 or bf16: below 2
     Kernels plain{}, queued{};
     install(plain);
