@@ -14,6 +14,7 @@
 #include "packed_few_rows.inl"
 #include "packed_few.inl"
 #include "packed_many_plan.inl"
+#include "packed_many_block.inl"
 #include "packed_many.inl"
 #include "dense_few.inl"
 #include "dense_many.inl"

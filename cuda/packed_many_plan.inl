@@ -5,14 +5,17 @@ constexpr int many_x_stride = int(block_depth) + 16;
 // The ways a warp may work: tiles of eight rows, and products of 16 outputs (a panel has two).
 static constexpr int many_tiles(int way) { return 2 << way; }
 static constexpr int many_parts(int way) { return way == 0 ? 1 : 2; }
-// Warps that have registers; those of_k need more for each tile.
 static constexpr int many_ways(Packing p) { return of_k(p) ? 2 : 3; }
-static constexpr int many_at_once(Packing p, int way) { return way + 1 == many_ways(p) ? many_warps : 2 * many_warps; }
+// Warps that have registers.
+static constexpr int many_at_once(Packing p, int way) {
+    return way == 0 || (way == 1 && p == Packing::int4_two_level) ? 2 * many_warps : many_warps;
+}
 // Where 16 bytes of a panel's codes lie in a stage, counted in such.
 HOST_DEVICE constexpr int many_chunk(int chunk) { return chunk ^ (chunk / 8 % 2 * 2); }
 
 struct ManyPlan {
-    int way, panels, sharers, rows;  // of a block of threads: panels, warps of each, rows of x
+    int way, panels, sharers, rows;  // of a block of threads: panels, warps of each (a power of two), rows of x
+    int sharers_shift;
     int resident;                    // blocks of threads that a multiprocessor has at once
     int stages, stage, slot, codes_at, sums_at, scales_at, bytes;  // shared memory; slot is a panel's block in a stage
     int blocks, last_tiles, header, group_steps, groups;           // along k; steps are of 32
@@ -62,6 +65,7 @@ static constexpr ManyPlan many_plan(const PackedLinearArgs& a, int64_t panels, i
             }
         }
     }
+    while (1 << best.sharers_shift < best.sharers) best.sharers_shift++;
     best.blocks = int(blocks), best.last_tiles = int((depth - (blocks - 1) * block_depth) / tile_depth);
     best.header = int(header_bytes(a.format)), best.group_steps = int(a.format.group / 32), best.groups = int(block_depth / a.format.group);
     best.codes_stride = int(a.codes_stride), best.sums_stride = int(depth / sum_depth(a.format));
