@@ -206,4 +206,17 @@ const DevicePlugin plugin = {GENKIT_PLUGIN_ABI, GENKIT_CUDA_TARGETS, open, facts
 // For doctor: what went wrong with cuBLASLt, or "".
 extern "C" __attribute__((visibility("default"))) const char* genkit_blas_trouble() { return genkit::blas.words(); }
 
+// For genkit bench: bytes of our memory that were taken at most since this was asked last, beside what is taken at open; -1: unknown.
+extern "C" __attribute__((visibility("default"))) int64_t genkit_most_used() {
+    cudaMemPool_t pool;
+    uint64_t most = 0, now = 0, anew = 0;
+    genkit::flush();
+    if (cudaDeviceGetDefaultMemPool(&pool, 0) || cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemHigh, &most) ||
+        cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &now) || cudaMemPoolSetAttribute(pool, cudaMemPoolAttrUsedMemHigh, &anew)) {
+        cudaGetLastError();
+        return -1;
+    }
+    return int64_t(most > now ? most : now);
+}
+
 extern "C" __attribute__((visibility("default"))) const genkit::DevicePlugin* genkit_device_plugin() { return &genkit::plugin; }

@@ -30,9 +30,9 @@ def test_models_on_both_side_by_side(stand_in, tmp_path):  # noqa: F811
         assert row["median"] > 0 and (row["facts"]["tier"] == "cuda") == (device == "cuda")
         assert row["share"]["median"] > 0 and row["facts"]["bound"] in ("read", "f32", "bf16", "int8")
         if device == "cuda":
-            assert row["facts"]["device_memory"] > row["facts"]["weight_bytes"] > 0
+            assert row["facts"]["device_peak"] >= row["facts"]["device_memory"] > row["facts"]["weight_bytes"] > 0
         else:
-            assert "device_memory" not in row["facts"]
+            assert not {"device_memory", "device_peak"} & set(row["facts"])
     gpu = found["machine"]["cuda"]
     assert "stands in for a GPU" in gpu["name"] and gpu["driver"] == "13.0" and gpu["targets"] == "no GPU"
     assert 0 < gpu["available"] <= gpu["memory"]
@@ -147,7 +147,7 @@ def test_latency(stand_in, tmp_path):  # noqa: F811
     assert done.returncode == 0 and not done.stderr, done.stderr
     found = json.loads(done.stdout)
     rows = {row["id"]["test"]: row for row in found["rows"]}
-    assert len(rows) == len(found["rows"]) == 13 and measure.AHEAD in rows and found["settings"]["device"] == "cuda"
+    assert len(rows) == len(found["rows"]) == 14 and {measure.AHEAD, measure.PEAK_THERE} <= set(rows) and found["settings"]["device"] == "cuda"
     for test, row in rows.items():
         assert row["id"]["device"] == "cuda" and row["id"]["threads"] == 2 and row["facts"]["tier"] == "cuda"
         assert len(row["samples"]) == 1 and row["samples"][0] > 0 or test.startswith("text gap")

@@ -92,6 +92,20 @@ def free_memory(device: str) -> int:
     return machine.memory_available() if device == "cpu" else _core.device_facts()["available"]
 
 
+def most_used(device: str) -> int | None:
+    """Bytes of a GPU that were taken at most since this was asked last; None for the processor, and where the plugin does not say."""
+    if device == "cpu":
+        return None
+    import ctypes
+
+    try:
+        ask = ctypes.CDLL(str(machine.cuda_plugin())).genkit_most_used
+    except AttributeError:
+        return None
+    ask.restype = ctypes.c_int64
+    return most if (most := ask()) >= 0 else None
+
+
 def place(layer: Any, device: str, placed: dict[int, Any] | None = None) -> Any:
     """A layer like this one whose weights are on the device; what holds none stays itself, what is shared stays shared, and
     with the same `placed` also between calls. The layer is left as it is. Raises ResourceError when they do not fit."""

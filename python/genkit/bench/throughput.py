@@ -18,7 +18,7 @@ from genkit.bench.passes import Passes, pages_needed
 from genkit.bench.results import Limit, Results, Row
 from genkit.bench.subjects import Subject, open_subjects
 from genkit.bench.work import Cost
-from genkit.devices import choose_device, free_memory, using
+from genkit.devices import choose_device, free_memory, most_used, using
 from genkit.engine import choose_threads
 from genkit.errors import UsageError
 
@@ -78,13 +78,14 @@ class Case:
     kinds: tuple[str, ...] = ()  # of its arithmetic
     working_set: int = 0  # bytes that a step reads
     others: int = 0  # bytes that other models in memory hold
+    others_there: int = 0  # and on the device
     bounds: "Counter[str]" = field(default_factory=Counter)  # what bounded its samples: near the ridge now this, now that
     beside: "list[dict[str, float]]" = field(default_factory=list)  # all limits beside each sample
 
-    def take(self, passes: Passes, others: int, on_device: "int | None") -> None:
-        """The loaded model; bytes that others hold in memory, and that this one takes on its device if that is not the
+    def take(self, passes: Passes, others: int, on_device: "int | None", others_there: int) -> None:
+        """The loaded model; bytes that others hold in memory, and that this one and others take on its device if that is not the
         processor."""
-        self.passes, self.others = passes, others
+        self.passes, self.others, self.others_there = passes, others, others_there
         loaded, work, device = passes.loaded, passes.work, self.subject.device
         if self.test == "pp":
             self.cost = work.prompt(self.batch, self.depth, self.tokens)
@@ -108,7 +109,7 @@ class Case:
             prompt=self.tokens if self.test == "pp" else 0, generate=self.tokens if self.test == "tg" else 0,
             depth=self.depth, working_set=self.working_set)
         if on_device is not None:
-            self.row.facts["device_memory"] = on_device
+            self.row.facts |= {"device_memory": on_device, "device_peak": None}
 
     def once(self) -> float:
         """Seconds of one pass."""
@@ -120,7 +121,8 @@ class Case:
     def sample(self, limit: "Limits") -> None:
         read = limit.read(self.subject.device, self.working_set, self.threads)
         peaks = {kind: limit.peak(self.subject.device, kind, self.threads) for kind in self.kinds}
-        resettable, seconds, count = forget_peak(), 0.0, 0
+        device, resettable, seconds, count = self.subject.device, forget_peak(), 0.0, 0
+        most_used(device)
         with Watch() as watch:
             while seconds < SAMPLE_SECONDS:
                 seconds += self.once()
@@ -131,6 +133,8 @@ class Case:
         row.others.append(watch.others)
         if peak is not None:
             facts["peak_memory"] = max(facts["peak_memory"] or 0, peak - self.others)
+        if (there := most_used(device)) is not None:
+            facts["device_peak"] = max(facts["device_peak"] or 0, there - self.others_there - limit.held(device))
         floor, bound = self.cost.floor(read, peaks)
         row.shares.append(count * floor / seconds)
         self.bounds[bound] += 1
@@ -152,6 +156,10 @@ class Limits:
         if device not in self._memory or self._memory[device].nbytes < size:
             self._memory[device] = device_limits.memory(device, size)
         return self._recent((device, size), lambda: device_limits.on(device, device_limits.read, self._memory[device], size))
+
+    def held(self, device: str) -> int:
+        """Bytes of the device that are there to be read."""
+        return self._memory[device].nbytes if device in self._memory else 0
 
     def peak(self, device: str, kind: str, threads: int) -> float:
         if device == "cpu":
@@ -241,7 +249,7 @@ def _measure_group(cases: list[Case], subjects: list[Subject], plan: Plan, secon
     for subject, passes, (own, on_device) in zip(subjects, loaded, held):
         for case in cases:
             if case.subject is subject:
-                case.take(passes, sum(near for near, _ in held) - own, on_device)
+                case.take(passes, sum(near for near, _ in held) - own, on_device, sum(there or 0 for _, there in held) - (on_device or 0))
     total, done, limit = len(cases) * (plan.warmup + plan.rounds), 0, Limits()
     begun = time.monotonic()
     for number in range(plan.warmup + plan.rounds):

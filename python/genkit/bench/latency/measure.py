@@ -33,7 +33,7 @@ from genkit.text.tokenizer import Tokenizer
 DRIVERS = Path(__file__).with_name("drivers")
 COLD, WARM, PEAK = "cold start to first token", "warm start to first token", "peak memory"
 LOADED = "first token, loaded"
-AHEAD = "token of a burst"  # of a device, asked for ahead
+AHEAD, PEAK_THERE = "token of a burst", "peak memory on the GPU"  # of a device
 SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 TOGETHER = BURST_SECONDS / 10  # seconds between pieces of text that a reader has at once
 NOTE = ("cold: a new process, and the model's files read from their disk, but Python's own as they are; warm: a new process; "
@@ -142,11 +142,11 @@ def _rounds(cases: Sequence[Case], settings: Settings, scratch: Path, tell: Tell
 
 def _rows(case: Case, settings: Settings) -> dict[str, Row]:
     tests = [COLD, WARM, LOADED, *(f"token {name}" for name in SHARES), *([AHEAD] if case.device != "cpu" else []),
-             *(f"text gap {name}" for name in SHARES), PEAK]
+             *(f"text gap {name}" for name in SHARES), PEAK, *([PEAK_THERE] if case.device != "cpu" else [])]
     subject, rows = case.subject, {}
     for test in tests:
         row_id = {"model": subject.name, "type": subject.type, "device": case.device, "threads": case.threads, "test": test}
-        rows[test] = Row(row_id, "B" if test == PEAK else "s", "less", facts={"generate": settings.generate})
+        rows[test] = Row(row_id, "B" if test in (PEAK, PEAK_THERE) else "s", "less", facts={"generate": settings.generate})
     return rows
 
 
@@ -250,6 +250,10 @@ def _loaded(case: Case, settings: Settings, prompt: Path, log: Path) -> None:
         _add(case.rows[AHEAD], timed["ahead"], token_watch.others)
     elif AHEAD in case.rows:
         case.rows[AHEAD].failure = "every step is another: the model's positions depend on the length of the text"
+    if timed["most_used"] is not None:
+        _add(case.rows[PEAK_THERE], timed["most_used"], None)
+    elif PEAK_THERE in case.rows:
+        case.rows[PEAK_THERE].failure = "the driver does not say"
     gaps = [after - before for before, after in zip(pieces, pieces[1:]) if after - before > TOGETHER]
     for name, share in SHARES.items():
         _add(case.rows[f"token {name}"], quantile(steps, share), token_watch.others)

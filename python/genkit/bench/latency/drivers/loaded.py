@@ -5,7 +5,7 @@ import time
 import genkit
 from genkit.batch import prefill
 from genkit.decoding.sampling import Sampler, SamplingSettings
-from genkit.devices import using, wait
+from genkit.devices import most_used, using, wait
 from genkit.kv_cache import KVCache, Sequence, pages_for
 from genkit.plan import Decoder
 
@@ -27,7 +27,7 @@ class Driver:
         """The tokens that `text` writes, and the seconds of each step after the prompt: a token in, the next one out, nothing
         else in between. The first records what the others replay, as it does in every text. ahead: on a GPU, the mean
         seconds of the same tokens as the engine has them, which asks for the next before it has the last; None where no two steps are
-        alike."""
+        alike. most_used: bytes of the GPU, by all that the process did."""
         with using(self.model.device):
             return self._tokens(ids, count)
 
@@ -53,7 +53,7 @@ class Driver:
             begin = time.perf_counter()
             if drawn := decoder.draw([(sequence, tokens[0])], count - 1, 3600.0, ())[0]:
                 ahead = (time.perf_counter() - begin) / len(drawn)
-        return {"tokens": tokens, "seconds": seconds, "ahead": ahead}
+        return {"tokens": tokens, "seconds": seconds, "ahead": ahead, "most_used": most_used(device)}
 
     @staticmethod
     def _choose(sampler: Sampler, logits, sequence: Sequence) -> int:
