@@ -45,7 +45,12 @@ DEVICE T shuffle(T x, int from) { return __shfl_sync(0xffffffffu, x, from); }
 DEVICE uint32_t ballot(bool yes) { return __ballot_sync(0xffffffffu, yes); }
 DEVICE int count(uint32_t bits) { return __popc(bits); }  // ones
 DEVICE void add_shared(uint32_t* p, uint32_t x) { atomicAdd(p, x); }
-DEVICE void add_shared(uint64_t* p, uint64_t x) { atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(x)); }
+// By halves, with a carry: of 64 bits there is only a loop of comparing and swapping.
+DEVICE void add_shared(uint64_t* p, uint64_t x) {
+    auto* words = reinterpret_cast<uint32_t*>(p);
+    const uint32_t low = uint32_t(x), before = atomicAdd(words, low), high = uint32_t(x >> 32) + (before + low < before);
+    if (high) atomicAdd(words + 1, high);
+}
 
 struct Words4 {
     uint32_t x[4];
@@ -230,6 +235,7 @@ DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float round_even(float x) { return rintf(x); }
 DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 DEVICE uint32_t max_together(uint32_t x) { return __reduce_max_sync(0xffffffffu, x); }  // of a warp
+DEVICE uint32_t add_together(uint32_t x) { return __reduce_add_sync(0xffffffffu, x); }
 // 16, or 8, bytes to where they lie so.
 DEVICE void store_16(void* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" :: "l"(p), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");

@@ -26,6 +26,7 @@
 #include "experts.inl"
 #include "sample.inl"
 #include "sample_split.inl"
+#include "top_k.inl"
 #include "measure.inl"
 #include "launch.inl"
 #include "queue.inl"

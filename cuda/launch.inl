@@ -253,7 +253,7 @@ void split_rows(int64_t first, int64_t stride, int64_t count, int64_t dim, Body 
 
 void largest(const float* x, int64_t dim, int32_t* tokens, int32_t* nonfinite, int64_t begin, int64_t end) {
     split_rows(begin, 1, end - begin, dim, [&](Split split, int64_t pieces, int64_t rows) {
-        GK_LAUNCH(sample_largest_kernel, pieces, rows, split_threads, int(sizeof(SamplePlace)), split, x, dim, tokens, nonfinite, false, Todo::nothing);
+        GK_LAUNCH(sample_largest_kernel, pieces, rows, split_threads, int(sizeof(LargestPlace)), split, x, dim, tokens, nonfinite, false, true);
     });
 }
 SLOT(argmax, ArgmaxArgs) { largest(a.x, a.dim, a.out, nullptr, begin, end); }
@@ -262,15 +262,14 @@ SLOT(nonfinite, NonfiniteArgs) { largest(a.x, a.dim, nullptr, a.out, begin, end)
 void sample_rows(const SampleArgs& a, int64_t first, int64_t stride, int64_t count) {
     const float scale = a.temperature > 0 ? mass_scale(a.temperature) : 0.0f;
     const bool limited = a.top_k > 0 && a.top_k < a.dim, filters = limited || a.top_p < 1.0f;
-    const Todo next = a.temperature == 0 ? Todo::nothing : filters ? Todo::bins : Todo::draw;
-    const int place = int(sizeof(SamplePlace));
+    const bool alone = a.temperature == 0;
+    const int place = int(sizeof(LargestPlace)), bin_place = int(sizeof(BinPlace)), choose_place = int(sizeof(ChoosePlace));
     split_rows(first, stride, count, a.dim, [&](Split split, int64_t pieces, int64_t rows) {
-        GK_LAUNCH(sample_largest_kernel, pieces, rows, split_threads, place, split, a.logits, a.dim, a.tokens, a.nonfinite, a.finite_only, next);
-        if (next == Todo::bins) {
-            GK_LAUNCH(sample_bins_kernel, pieces, rows, split_threads, int(sizeof(BinPlace)), split, a.logits, a.dim, limited ? a.top_k : 0, a.top_p, scale);
-            GK_LAUNCH(sample_choose_kernel, pieces, rows, choose_threads, int(sizeof(ChoosePlace)), split, a, scale);
-        }
-        if (next != Todo::nothing) GK_LAUNCH(sample_draw_kernel, pieces, rows, split_threads, place, split, a, scale);
+        GK_LAUNCH(sample_largest_kernel, pieces, rows, split_threads, place, split, a.logits, a.dim, a.tokens, a.nonfinite, a.finite_only, alone);
+        if (alone) return;
+        if (!filters) return GK_LAUNCH(sample_draw_kernel, pieces, rows, split_threads, int(sizeof(DrawPlace)), split, a, scale);
+        GK_LAUNCH(sample_bins_kernel, pieces, rows, split_threads, bin_place, split, a.logits, a.dim, a.tokens, a.nonfinite, limited, scale);
+        GK_LAUNCH(sample_choose_kernel, pieces, rows, split_threads, choose_place, split, a, scale);
     });
 }
 SLOT(sample, SampleArgs) {
@@ -282,10 +281,11 @@ SLOT(sample, SampleArgs) {
 SLOT(top_k, TopKArgs) {
     const SplitRow* begun = nullptr;
     if (a.k <= listed_most && a.rows <= rows_at_once && begin == 0 && end >= scratch_slots(a.rows)) {
+        const int place = int(sizeof(LargestPlace));
         split_rows(0, 1, a.rows, a.dim, [&](Split split, int64_t pieces, int64_t rows) {
-            GK_LAUNCH(sample_largest_kernel, pieces, rows, split_threads, int(sizeof(SamplePlace)), split, a.x, a.dim, nullptr, nullptr, false, Todo::bins);
-            GK_LAUNCH(sample_bins_kernel, pieces, rows, split_threads, int(sizeof(BinPlace)), split, a.x, a.dim, a.k, 1.0f, 0.0f);
-            GK_LAUNCH(top_k_choose_kernel, pieces, rows, choose_threads, int(sizeof(ChoosePlace)), split, a);
+            GK_LAUNCH(sample_largest_kernel, pieces, rows, split_threads, place, split, a.x, a.dim, nullptr, nullptr, false, false);
+            GK_LAUNCH(sample_bins_kernel, pieces, rows, split_threads, int(sizeof(BinPlace)), split, a.x, a.dim, nullptr, nullptr, true, 0.0f);
+            GK_LAUNCH(top_k_choose_kernel, pieces, rows, split_threads, int(sizeof(ChoosePlace)), split, a);
             begun = split.rows;
         });
     }

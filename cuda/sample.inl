@@ -1,7 +1,7 @@
 // What is done with logits. Choices are made by counting, never by floating sums, and masses are integers (draw.inl): so the
 // same token as on a processor, whatever the order of the threads. Here by one block a row, in sample_split.inl by many.
 
-constexpr int sample_threads = 512;
+constexpr int sample_threads = 256, sample_warps = sample_threads / 32;
 
 DEVICE float mass_of(float logit, float largest, float scale) {
     float t = (logit - largest) * scale;
@@ -28,7 +28,7 @@ DEVICE int64_t id_in(uint64_t rank) { return int64_t(~uint32_t(rank)); }
 
 struct SamplePlace {
     uint64_t weight[256];
-    uint64_t warps[32];  // of block_before and block_best
+    uint64_t warps[sample_warps];
     uint64_t left;
     int64_t found;
     uint32_t bad, key;
@@ -46,7 +46,8 @@ DEVICE uint64_t block_before(uint64_t x, uint64_t* warps, uint64_t& total) {
     gk::sync();
     uint64_t before = sum - x;
     total = 0;
-    for (int i = 0; i < gk::threads() / 32; i++) {
+    GK_UNROLL
+    for (int i = 0; i < sample_warps; i++) {
         if (i < gk::thread() / 32) before += warps[i];
         total += warps[i];
     }
@@ -54,18 +55,11 @@ DEVICE uint64_t block_before(uint64_t x, uint64_t* warps, uint64_t& total) {
     return before;
 }
 
-// The largest x of all threads, to all.
-DEVICE uint64_t block_best(uint64_t x, uint64_t* warps) {
-    GK_UNROLL
-    for (int d = 16; d > 0; d /= 2) {
-        const uint64_t other = gk::shuffle_xor(x, d);
-        x = other > x ? other : x;
-    }
-    if (gk::lane() == 0) warps[gk::thread() / 32] = x;
-    gk::sync();
-    for (int i = 0; i < gk::threads() / 32; i++) x = warps[i] > x ? warps[i] : x;
-    gk::sync();
-    return x;
+// As each_column, in little code: what is run once should not be long.
+template <class Body>
+DEVICE void each_rolled(int64_t columns, Body body) {
+    GK_ROLLED
+    for (int64_t i = gk::thread(); i < columns; i += sample_threads) body(i);
 }
 
 // Walks down in the order of `before` until the weights of what was passed reach `wanted` (> 0, at most all of them): the
@@ -73,10 +67,11 @@ DEVICE uint64_t block_best(uint64_t x, uint64_t* warps) {
 template <class Weight>
 DEVICE void last_of(const float* x, int64_t dim, uint64_t wanted, Weight weight, SamplePlace& place, uint32_t& key, int64_t& id) {
     uint32_t prefix = 0;
+    GK_ROLLED
     for (int shift = 24; shift >= 0; shift -= 8) {
         for (int i = gk::thread(); i < 256; i += gk::threads()) place.weight[i] = 0;
         gk::sync();
-        each_column(dim, [&](int64_t i) {
+        each_rolled(dim, [&](int64_t i) {
             const uint32_t order = order_of(x[i]);
             if (shift == 24 || order >> (shift + 8) == prefix) gk::add_shared(place.weight + (order >> shift & 255), weight(i));
         });
@@ -98,6 +93,7 @@ DEVICE void last_of(const float* x, int64_t dim, uint64_t wanted, Weight weight,
     const int64_t piece = (dim + gk::threads() - 1) / gk::threads(), from = gk::thread() * piece;
     const int64_t to = from + piece < dim ? from + piece : dim;
     uint64_t sum = 0;
+    GK_ROLLED
     for (int64_t i = from; i < to; i++) sum += order_of(x[i]) == key ? weight(i) : 0;
     uint64_t total;
     uint64_t passed = block_before(sum, place.warps, total);
@@ -118,7 +114,7 @@ DEVICE void draw_alone(const SampleArgs& a, int64_t row, float largest, float ma
     auto mass = [&](int64_t i) { return uint64_t(mass_of(x[i], largest, mass_scale)); };
     auto total_of = [&](auto kept) {
         uint64_t sum = 0, total;
-        each_column(dim, [&](int64_t i) { sum += kept(i) ? mass(i) : 0; });
+        each_rolled(dim, [&](int64_t i) { sum += kept(i) ? mass(i) : 0; });
         block_before(sum, place.warps, total);
         return total;
     };
@@ -141,10 +137,12 @@ DEVICE void draw_alone(const SampleArgs& a, int64_t row, float largest, float ma
     const int64_t piece = (dim + gk::threads() - 1) / gk::threads(), from = gk::thread() * piece;
     const int64_t to = from + piece < dim ? from + piece : dim;
     uint64_t sum = 0;
+    GK_ROLLED
     for (int64_t i = from; i < to; i++) sum += kept(i) ? mass(i) : 0;
     uint64_t total;
     uint64_t passed = block_before(sum, place.warps, total);
     if (passed > uint64_t(target) || passed + sum <= uint64_t(target)) return;
+    GK_ROLLED
     for (int64_t i = from; i < to; i++) {
         passed += kept(i) ? mass(i) : 0;
         if (passed <= uint64_t(target)) continue;

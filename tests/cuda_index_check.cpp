@@ -137,7 +137,12 @@ void check_pieces() {
         for (int64_t rows : {1, 8}) {
             const Split split{nullptr, nullptr, 0, 1, piece_of(rows, dim)};
             Places seen(dim);
-            gk::launch(up(dim, split.piece), 1, split_threads, 0, [&] { each_of_piece(split, x.data(), dim, [&](int64_t i, float) { seen.take(i); }); });
+            gk::launch(up(dim, split.piece), 1, split_threads, 0, [&] {
+                Piece piece = first_of_piece(split, x.data(), dim);
+                each_of_piece(piece, [&](int i, const Four&, int count) {
+                    for (int j = 0; j < count; j++) seen.take(i + j);
+                });
+            });
             expect(seen.all(), "elements of pieces" + of(rows, dim));
         }
     }

@@ -403,6 +403,10 @@ DEVICE uint32_t max_together(uint32_t x) {
     for (int d = 16; d > 0; d /= 2) x = std::max(x, shuffle_xor(x, d));
     return x;
 }
+DEVICE uint32_t add_together(uint32_t x) {
+    for (int d = 16; d > 0; d /= 2) x += shuffle_xor(x, d);
+    return x;
+}
 DEVICE void store_16(void* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     const uint32_t x[4] = {a, b, c, d};
     if (reinterpret_cast<uintptr_t>(p) % 16) throw std::runtime_error("a store of 16 bytes that is not aligned");
