@@ -4,7 +4,11 @@
 // panel at k 4 line ..: of lines t and t + 4 these are the rows g and g + 8 of two products of 16 outputs, 4 g + 2 p and
 // 4 g + 2 p + 1 for p 0 and 1. Two such loads of a warp are 1,024 bytes without a gap.
 
-DEVICE float scale_bits(uint16_t bits, bool is_bf16) { return is_bf16 ? widen(bf16{bits}) : widen(f16{bits}); }
+DEVICE float scale_bits(uint16_t bits, bool is_bf16) {
+    uint32_t low, high;
+    gk::widen_f16(bits, low, high);
+    return from_bits(is_bf16 ? uint32_t(bits) << 16 : low);
+}
 
 DEVICE uint32_t word(const void* p) { return *static_cast<const uint32_t*>(p); }
 DEVICE int64_t least_of(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -1,19 +1,30 @@
 // The kernel of packed_few_plan.inl.
 
-// Adds a list of terms of an output and row, whose scales are `scales` floats further, in order.
-DEVICE float few_add(float acc, const float* term, int scales, int stride, int count, const float* x_scales, int shift) {
-    GK_ROLLED
-    for (int from = 0; from < count; from += 4) {
-        float value[4], scale[4];
+// Adds a list of terms of an output and a row's x, in order.
+template <int rows>
+DEVICE float few_add(float acc, const float* terms, int row, int count, const float* x_scales, int shift) {
+    constexpr int stride = few_term_floats(rows), at_once = 8;
+    auto add = [&](auto many, int from) {
+        float value[many.value], scale[many.value];
         GK_UNROLL
-        for (int i = 0; i < 4; i++) {
-            const int at = min_of(from + i, count - 1);
-            value[i] = term[at * stride], scale[i] = term[at * stride + scales] * x_scales[at >> shift];
+        for (int i = 0; i < many.value; i++) {
+            if (rows == 1) {
+                const Words2 pair = reinterpret_cast<const Words2*>(terms + i * stride)[gk::lane()];
+                value[i] = from_bits(pair.x[0]), scale[i] = from_bits(pair.x[1]);
+            } else {
+                value[i] = terms[i * stride + row * few_term_row(rows) + gk::lane()];
+                scale[i] = terms[i * stride + rows * few_term_row(rows) + gk::lane()] * x_scales[(from + i) >> shift];
+            }
         }
         GK_UNROLL
-        for (int i = 0; i < 4; i++)
-            if (from + i < count) acc = gk::fma(value[i], scale[i], acc);
-    }
+        for (int i = 0; i < many.value; i++) acc = gk::fma(value[i], scale[i], acc);
+        terms += many.value * stride;
+    };
+    int from = 0;
+    GK_ROLLED
+    for (; from + at_once <= count; from += at_once) add(std::integral_constant<int, at_once>(), from);
+    GK_ROLLED
+    for (; from < count; from++) add(std::integral_constant<int, 1>(), from);
     return acc;
 }
 
@@ -83,7 +94,8 @@ packed_few_kernel(PackedLinearArgs a, FewPlan p, FewSource source, int64_t begin
                 const int b = first + d;
                 gk::copy_bulk_wait(barriers + stage, parity);
                 const auto* sums = reinterpret_cast<const int16_t*>(shared + p.sums_at) + b * p.sums;
-                const FewRows x{shared + b * int(block_depth), sums, p.x_stride, p.blocks * p.sums};
+                const auto* scales = reinterpret_cast<const float*>(shared + p.scales_at) + b;
+                const FewRows x{shared + b * int(block_depth), sums, scales, p.x_stride, p.blocks * p.sums};
                 few_block<packing, by16, rows>(f, p, ring + stage * p.slot, x, terms + d * p.terms * few_term_floats(rows));
                 gk::sync_warp();
                 copy_next();
@@ -93,8 +105,7 @@ packed_few_kernel(PackedLinearArgs a, FewPlan p, FewSource source, int64_t begin
             if (adds) {
                 const int blocks = min_of(p.depth * p.cut, p.blocks - first), less = round + 1 < p.rounds ? 0 : p.terms - p.last_terms;
                 const auto* x_scales = reinterpret_cast<const float*>(shared + p.scales_at) + turn * p.blocks + first;
-                acc = few_add(acc, terms + turn * few_term_row(rows) + lane, (rows - turn) * few_term_row(rows), few_term_floats(rows),
-                              blocks * p.terms - less, x_scales, p.term_shift);
+                acc = few_add<rows>(acc, terms, turn, blocks * p.terms - less, x_scales, p.term_shift);
             }
             if (p.buffers == 1) gk::sync();
             else buffer ^= 1;

@@ -11,6 +11,7 @@ struct alignas(16) Chunk {
 struct FewRows {
     const char* codes;
     const int16_t* sums;
+    const float* scales;
     int codes_stride, sums_stride;
 };
 
@@ -42,18 +43,24 @@ DEVICE void few_block(const WeightFormat& f, const FewPlan& p, const char* stage
     };
     auto emit = [&](int term, int j, const int32_t (&v)[4][2], const char* scales, bool negative) {
         float* to = terms + term * few_term_floats(rows);
-        Four four;
+        Four value, scale;
         GK_UNROLL
-        for (int i = 0; i < 4; i++) four.x[i] = float(v[i][j]);
-        four_at(to + (rows == 1 ? 0 : row + j) * few_term_row(rows) + 4 * g) = four;
-        if (row != 0 || (rows > 1 && j != 0)) return;
+        for (int i = 0; i < 4; i++) value.x[i] = float(v[i][j]);
+        if (rows > 1) four_at(to + (row + j) * few_term_row(rows) + 4 * g) = value;
+        if (rows > 1 && (row != 0 || j != 0)) return;
         const Words2 w = reinterpret_cast<const Words2*>(scales)[g];
         GK_UNROLL
         for (int i = 0; i < 4; i++) {
-            const float scale = scale_bits(uint16_t(w.x[i / 2] >> 16 * (i % 2)), bf);
-            four.x[i] = negative ? -scale : scale;
+            const float one = scale_bits(uint16_t(w.x[i / 2] >> 16 * (i % 2)), bf);
+            scale.x[i] = negative ? -one : one;
         }
-        four_at(to + rows * few_term_row(rows) + 4 * g) = four;
+        if (rows > 1) {
+            four_at(to + rows * few_term_row(rows) + 4 * g) = scale;
+            return;
+        }
+        const float x_scale = x.scales[0];
+        four_at(to + 8 * g) = {{value.x[0], scale.x[0] * x_scale, value.x[1], scale.x[1] * x_scale}};
+        four_at(to + 8 * g + 4) = {{value.x[2], scale.x[2] * x_scale, value.x[3], scale.x[3] * x_scale}};
     };
     // The columns are full: `from` is the first of their groups.
     auto finish = [&](int from, const int32_t (&d)[2][4]) {

@@ -23,7 +23,8 @@ static constexpr int few_terms(const WeightFormat& f, int tiles) {
     if (f.packing == Packing::int4_two_level) return 1;
     return of_k(f.packing) ? real : real * int((tiles * tile_depth + f.group - 1) / f.group);
 }
-// A term has the outputs of each row, then their scales; eight rows' lie apart for the banks.
+// A term of one row has a pair of floats for each output, the second its scale times that of x; one of more has the outputs of each row,
+// then their scales. Eight rows' lie apart for the banks.
 static constexpr int few_term_row(int rows) { return rows == few_rows_most ? int(panel_outputs) + 4 : int(panel_outputs); }
 static constexpr int few_term_floats(int rows) { return rows * few_term_row(rows) + int(panel_outputs); }
 
