@@ -224,7 +224,6 @@ DEVICE void dense_keep_normed(const RmsNormArgs& norm, int rows, int k, DenseEig
 template <bool half, int row_tiles, bool resident>
 GK_KERNEL void GK_BOUNDS(dense_warps * 32, 2)
     dense_few_kernel(LinearArgs a, DenseChain chain, int64_t row0, const char* rounded, int64_t begin, int64_t end) {
-    gk::let_next_start();
     const int warp = gk::thread() / 32, lane = gk::lane(), g = lane / 4, t = lane % 4, k = int(a.k);
     const bool gated = chain.gated.x, normed = resident && chain.norm.x;
     const int width = gated ? dense_few_outputs / 2 : dense_few_outputs, next_unit = int(gk::blocks()) * width;
@@ -264,6 +263,7 @@ GK_KERNEL void GK_BOUNDS(dense_warps * 32, 2)
         if (normed) dense_norm_weight(chain.norm, dense_norm_last(k), k, norm_weight);
     }
     gk::wait_for_previous();
+    gk::let_next_start();  // not sooner: blocks of the kernel after the next one would take room, and this one's then share multiprocessors
     if (a.region) {  // which weights, only the kernel before knows
         if (row0 >= a.region->rows) return;
         at_region(a);
