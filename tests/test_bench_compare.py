@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import genkit
+from genkit import machine
 from genkit.bench import compare, installs, ratios
 from genkit.bench.results import Limit, Results, Row, parse_results
 from genkit.cli.app import app
@@ -374,6 +375,9 @@ def test_commits(repository, tmp_path):
     assert "building commit plain" in done.stderr and "1 of 1 row slower" in done.stderr
     done = command("plain", "slow", *options, "--tolerance", "90%", **where)
     assert done.returncode == 0 and "building" not in done.stderr
+    if not machine.cuda_state()[0]:
+        done = command("plain", "slow", *options, "--device", "cuda", **where)
+        assert done.returncode == 5 and done.stderr.count("\n") == 1 and "--device cuda: " in done.stderr, done
     done = command("plain", "trunk", *options, **where)
     assert done.returncode == 1 and done.stderr.endswith("cannot be built: error: no compiler for tiles\n"), done
 

@@ -54,6 +54,8 @@ def test_limits_are_the_devices_own(stand_in):  # noqa: F811
         *({"what": what, "bytes": size, "device": "cuda"} for size in (65536, 300001) for what in ("read", "copy")),
         *({"what": "arithmetic", "kind": kind, "device": "cuda"} for kind in ("f32", "bf16", "int8"))]
     assert all(row["median"] > 0 for row in found["rows"]) and "stands in for a GPU" in found["machine"]["cuda"]["name"]
+    near = command(*stand_in, "bench", "limits", "-t", "1", "--bytes", "64KiB", "-r", "1", "-q", "--json")  # auto, of what a GPU has not
+    assert near.returncode == 0 and json.loads(near.stdout)["rows"][0]["id"] == {"what": "read", "bytes": 65536, "threads": 1}
 
 
 @needs_compiler

@@ -152,7 +152,7 @@ class Subject:
 @dataclass
 class Plan:
     """prompts and generates: tokens of each test, pp and tg. rounds: of A B B A at least, and not fewer than FEWEST_ROUNDS.
-    seconds: for all rows; a row ends before when its interval is narrower than `ci`."""
+    seconds: for all rows; a row ends before when its interval is narrower than `ci`. device: None for what each install takes."""
 
     subjects: Sequence[Subject]
     threads: Sequence[int | None]
@@ -161,6 +161,7 @@ class Plan:
     rounds: int = FEWEST_ROUNDS
     ci: float = 0.05
     seconds: float = 60.0
+    device: str | None = None
 
 
 @dataclass
@@ -240,7 +241,8 @@ class _Turns:
 
     def _load(self, subject: Subject, threads: int | None) -> list[_Test]:
         plan, loaded = self.plan, []
-        options = {name: value for name, value in (("quantize", subject.quantize), ("threads", threads)) if value is not None}
+        wanted = ("quantize", subject.quantize), ("threads", threads), ("device", plan.device)
+        options = {name: value for name, value in wanted if value is not None}
         self._say(f"loading {subject.model}", 0.0, 1)
         for install, worker in zip(self.installs, self._workers):
             try:

@@ -6,7 +6,7 @@ import typer
 
 from genkit.cli.bench import options
 from genkit.cli.terminal import note, step_bar
-from genkit.cli.values import percent, real, shorten, whole
+from genkit.cli.values import Device, percent, real, shorten, whole
 from genkit.errors import UsageError
 
 INSTALLS, VERDICT = "Of two installs", "Verdict"
@@ -51,6 +51,10 @@ def compare(
         Optional[list[str]], typer.Option("-t", "--threads", metavar="LIST", show_default=False, rich_help_panel=INSTALLS,
                                           help="Like 1,2 or 1-8*2. Default: the processors this process may use.")
     ] = None,
+    device: Annotated[
+        Optional[Device], typer.Option("--device", metavar="cpu|cuda|auto", show_default=False, rich_help_panel=INSTALLS,
+                                       help="Default: what each takes by itself, which has to be the same.")
+    ] = None,
     rounds: Annotated[
         Optional[int], typer.Option("-r", "--rounds", metavar="N", parser=whole, show_default=False, rich_help_panel=INSTALLS,
                                     help="Rounds of A B B A at least. Default: 10.")
@@ -88,8 +92,8 @@ def compare(
 
     sides = installs.find(a), installs.find(b)
     files = [isinstance(side, Path) for side in sides]
-    given = {"-m": model, "--shape": shape, "--type": kinds, "-p": prompt, "-n": generate, "-t": threads, "-r": rounds,
-             "--ci": ci, "--time": seconds}
+    given = {"-m": model, "--shape": shape, "--type": kinds, "-p": prompt, "-n": generate, "-t": threads, "--device": device,
+             "-r": rounds, "--ci": ci, "--time": seconds}
     if any(files) and not all(files):
         raise UsageError(f"{a} and {b}: one is a result, the other an install; give two of a kind")
     if all(files) and any(value is not None for value in given.values()):
@@ -106,7 +110,7 @@ def compare(
             return print_shapes()
         results = Results("compare", machine_facts(), {"a": a, "b": b, "tolerance": tolerance, "of": "models"})
         with measured(results, report), step_bar(not quiet) as tell:
-            plan = make_plan(model, shape, kinds, prompt, generate, threads, rounds, ci, seconds, tell)
+            plan = make_plan(model, shape, kinds, prompt, generate, threads, device and device.value, rounds, ci, seconds, tell)
             for side in sides:
                 if side.commit and not quiet and not Path(side.folder).is_dir():
                     note(f"genkit: building commit {side.name} into {side.folder}, once")
@@ -117,8 +121,8 @@ def compare(
 
 
 def make_plan(model: Optional[str], shape: Optional[str], kinds: "Optional[list[str]]", prompt: "Optional[list[str]]",
-              generate: "Optional[list[str]]", threads: "Optional[list[str]]", rounds: Optional[int], ci: Optional[float],
-              seconds: Optional[float], tell: Any = None) -> Any:
+              generate: "Optional[list[str]]", threads: "Optional[list[str]]", device: Optional[str], rounds: Optional[int],
+              ci: Optional[float], seconds: Optional[float], tell: Any = None) -> Any:
     """bench.installs.Plan of the options. Raises UsageError."""
     import genkit
     from genkit.bench import installs, lists
@@ -153,4 +157,4 @@ def make_plan(model: Optional[str], shape: Optional[str], kinds: "Optional[list[
         subjects = [installs.Subject(shape, str(folder_for(shape, types[kind][0], progress=told)), kind, types[kind][1])
                     for kind in named or ["bf16"]]
     return installs.Plan(subjects, lists.numbers("-t", threads) if threads else [None], prompts, generates, int(rounds or 10),
-                         ci or 0.05, seconds or 60.0)
+                         ci or 0.05, seconds or 60.0, device)
