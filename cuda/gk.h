@@ -213,6 +213,13 @@ DEVICE uint64_t add_global(uint64_t* p, uint64_t x) {
     return atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(x));
 }
 DEVICE void fence() { __threadfence(); }
+// One more, by a thread, of what others of its warp have written before sync_warp: seen by who sees the last one's, from load_fresh on.
+DEVICE uint32_t arrive_global(uint32_t* p) {
+    uint32_t before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(p) : "memory");
+    return before;
+}
+DEVICE void fetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }  // to the second-level cache, where all writes go: at any time
 DEVICE void fence_system() { __threadfence_system(); }  // for the host as well
 template <class T>
 DEVICE T load_fresh(const T* p) { return __ldcg(p); }

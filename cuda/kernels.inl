@@ -22,6 +22,7 @@
 #include "rope.inl"
 #include "attention.inl"
 #include "attention_tiles.inl"
+#include "attention_units.inl"
 #include "attention_rows.inl"
 #include "experts.inl"
 #include "sample.inl"

@@ -192,7 +192,8 @@ void attend_rows(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t r
     float* sums = reinterpret_cast<float*>(workspace().scratch);
     for (int64_t done = 0; done < rows; done += at_once) {
         const int64_t now = std::min(at_once, rows - done);
-        const RowUnits units{int(row + done), int(now), int(kv * head_tiles), int(tiles), int(head_tiles), int(heads), int(wanted), int(chunks), sums,
+        const RowUnits units{int(row + done), int(now), int(kv * head_tiles), int(tiles), int(group), int(head_tiles), int(heads), int(wanted), int(chunks),
+                             1.0f / float(tiles), sums,
                              sums + now * tiles * heads * chunks * 32 * blocks32, workspace().counters};
         GK_LAUNCH((attention_rows_kernel<half, blocks32>), std::min(now * tiles * chunks, workspace().processors), 1, row_block,
                   int(sizeof(RowPlace<blocks32>)), a, chain, units);

@@ -54,6 +54,37 @@ void check_pages() {
         }
 }
 
+// What a lane of attention_rows.inl takes, by load: 4 keys x 2 channels of K, 4 channels x 2 keys of V.
+void check_rows_of_attention() {
+    for (int dim = 32; dim <= 256; dim += 32) {
+        Places keys(page_keys * dim), values(page_keys * dim);
+        bool right = true;
+        for (int lane = 0; lane < 32; lane++)
+            for (int half = 0; half < 2; half++) {
+                const int g = lane / 4, t = lane % 4;
+                for (int load = 0; load < dim / 8; load++)
+                    for (int e = 0; e < 8; e++) {
+                        const int64_t at = lane_key(g, t, half, dim) + 128 * load + e;
+                        keys.take(at);
+                        right = right && (at - e) % 8 == 0 && at == key_at(true, 32 * half + 4 * g + e / 2, 2 * (4 * load + t) + e % 2, dim);
+                    }
+                for (int block = 0; block < dim / 32; block++)
+                    for (int pair = 0; pair < 4; pair++)
+                        for (int e = 0; e < 8; e++) {
+                            const int64_t at = lane_value(g, t, half, dim) + 64 * block + 2 * dim * pair + e;
+                            values.take(at);
+                            right = right && (at - e) % 8 == 0 && at == value_at(true, 32 * half + 8 * t + 2 * pair + e % 2, 32 * block + 4 * g + e / 2, dim);
+                        }
+            }
+        expect(right && keys.all() && values.all(), "lanes' keys and values of few rows" + of(dim));
+    }
+    for (int64_t tiles : {1, 2, 3, 8, 32, 100, 200})
+        for (int keys = 1; keys < 300000; keys += 1 + int(below(900))) {
+            const int wanted = chunks_wanted(tiles), chunk = chunk_of(keys, wanted), low = int(below(100000));
+            expect(chunk % round_keys == 0 && (low + keys - 1) / chunk - low / chunk + 1 <= wanted + 1 && wanted < chunks_most, "chunks" + of(tiles, keys));
+        }
+}
+
 // What a lane of attention_tiles.inl takes: 4 keys x 2 channels of K, 4 channels x 2 keys of V, and which key or channel an
 // element of a product is (mma's columns are 2 t and 2 t + 1: column c of product i is 4 c + i).
 void check_tiles_of_attention() {
@@ -302,7 +333,7 @@ void check_fragments() {
 int main(int, char** arguments) {
     using namespace genkit;
     rng.seed(uint64_t(atoll(arguments[1])));
-    check_pages(), check_codes(), check_pieces(), check_orders(), check_regions(), check_fragments();
+    check_pages(), check_tiles_of_attention(), check_rows_of_attention(), check_codes(), check_pieces(), check_orders(), check_regions(), check_fragments();
     if (wrong) printf("%d are wrong\n", wrong);
     return wrong != 0;
 }

@@ -357,6 +357,8 @@ T add_and_tell(T* p, T x) {
 }
 DEVICE uint32_t add_global(uint32_t* p, uint32_t x) { return add_and_tell(p, x); }
 DEVICE uint64_t add_global(uint64_t* p, uint64_t x) { return add_and_tell(p, x); }
+DEVICE uint32_t arrive_global(uint32_t* p) { return add_and_tell(p, 1u); }
+DEVICE void fetch(const void*) {}
 DEVICE void fence() {}
 DEVICE void fence_system() {}
 template <class T>

@@ -20,7 +20,8 @@ PRODUCTS = re.compile(r"(packed|dense)_\w+")
 WAIT = "griddepcontrol.wait"
 # What touches memory that kernels share, or ends the kernel.
 TOUCHES = re.compile(r"(ld|st|atom|red|ret|exit|cp|ldu|prefetch|membar|fence)\b")
-OWN = re.compile(r"(ld|st)\.(volatile\.)?(param|shared|local|const)\b|cp\.async\.(commit|wait)_group|fence\.mbarrier_init\b")
+# Its own, and what only fetches to the second-level cache, where all writes go.
+OWN = re.compile(r"(ld|st)\.(volatile\.)?(param|shared|local|const)\b|cp\.async\.(commit|wait)_group|prefetch\.global\.L2|fence\.mbarrier_init\b")
 BULK = r"cp\.async\.bulk\.shared::cluster\.global\b"
 WEIGHT_LOADS = re.compile(rf"ld\.global\.nc\b|cp\.async\.cg\.shared\.global|prefetch\.global|{BULK}")
 WIDE_LOADS = re.compile(rf"ld\.global\.nc[.:\w]*\.v4\.u32|cp\.async\.cg\.shared\.global \[[^\]]*\], \[[^\]]*\], 16|{BULK}")

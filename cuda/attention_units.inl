@@ -1,0 +1,292 @@
+// Parts of attention_rows.inl: which units there are, how one begins (queries, rope, the new key and value) and ends (warps put together,
+// then chunks).
+
+constexpr int row_warps = 8, row_block = 32 * row_warps, warp_keys = 32, round_keys = row_warps * warp_keys, tile_heads_most = 8;
+constexpr int64_t split_rows_most = 64;  // rows of a launch
+constexpr int row_units = 128, chunks_most = 64;  // units a row is cut into at most, about
+
+struct RowUnits {
+    int first_row, rows, first_tile, tiles;  // of the launch; tile: heads [t % head_tiles * heads, + heads) of KV head t / head_tiles
+    int group, head_tiles, heads;            // heads of a KV head; what has them, heads of one
+    int wanted, chunks;                      // chunks_wanted; room for partials
+    float tiles_share;                       // 1 / tiles
+    float *sums, *ends;                      // [rows][tiles][heads][chunks]: [dim] sums of p v; the largest score and the sum of p
+    uint32_t* counters;                      // [rows][tiles][heads]
+};
+
+// Chunks of a row at most, about, by its model's tiles; keys of each, of so many.
+HOST_DEVICE int chunks_wanted(int64_t tiles) {
+    if (tiles >= row_units) return 1;
+    return row_units / tiles < chunks_most - 1 ? int(row_units / tiles) : chunks_most - 1;
+}
+HOST_DEVICE int chunk_of(int keys, int wanted) {
+    return keys <= wanted * round_keys ? round_keys : (keys + wanted * round_keys - 1) / (wanted * round_keys) * round_keys;
+}
+HOST_DEVICE int chunk_at(int key, int chunk) { return chunk == round_keys ? key / round_keys : key / chunk; }  // divisions take long
+
+template <int blocks32>
+struct alignas(16) RowPlace {
+    static constexpr int dim = 32 * blocks32, stride = dim + 4;  // so that lanes meet no other's bank
+    float sums[row_warps][tile_heads_most][stride];
+    float turned[tile_heads_most][dim];        // queries after rope
+    uint32_t q[dim / 16][32][2];               // words 0 and 2 of the first operand, step by step
+    float ends[row_warps][tile_heads_most][2];  // the largest score, the sum of p
+    float unscale[tile_heads_most];
+    uint32_t new_key[dim / 2];
+    uint32_t new_value[dim];                   // twice in a word
+    int position[split_rows_most], low[split_rows_most], sequence[split_rows_most];  // keys low .. position
+    int chunk[split_rows_most], first[split_rows_most], chunks[split_rows_most];     // a chunk's keys, the first chunk, how many
+    int begin[split_rows_most + 1];                                                  // units of the rows before
+};
+
+struct RowUnit {
+    int row, tile, chunk, chunks;  // row -1: none. chunk 0 has the first key that is seen
+    int position, low, key, end;   // this warp's first keys, and where the chunk's end
+    const int32_t* pages;          // of the sequence
+};
+
+template <int blocks32>
+DEVICE RowUnit find_unit(const AttentionArgs& a, const RowUnits& u, const RowPlace<blocks32>& place, int number) {
+    RowUnit unit{};
+    unit.row = -1;
+    if (number >= place.begin[u.rows]) return unit;
+    const int lane = gk::lane(), row = gk::count(gk::ballot(lane < u.rows && place.begin[lane + 1 < u.rows ? lane + 1 : u.rows] <= number)) +
+                                       gk::count(gk::ballot(lane + 32 < u.rows && place.begin[lane + 33 < u.rows ? lane + 33 : u.rows] <= number));
+    const int local = number - place.begin[row];
+    unit.row = row, unit.chunk = int(float(local) * u.tiles_share);
+    unit.chunk += (unit.chunk + 1) * u.tiles <= local ? 1 : unit.chunk * u.tiles > local ? -1 : 0;
+    unit.tile = local - unit.chunk * u.tiles;
+    unit.position = place.position[row], unit.low = place.low[row];
+    unit.chunks = place.chunks[row];
+    const int begin = (place.first[row] + unit.chunk) * place.chunk[row], end = begin + place.chunk[row];
+    unit.end = end > unit.position + 1 ? unit.position + 1 : end;
+    unit.key = begin + gk::thread() / 32 * warp_keys;
+    if (unit.key + warp_keys <= unit.low) unit.key += (unit.low - unit.key - warp_keys + round_keys) / round_keys * round_keys;
+    unit.pages = a.pages.page_table + int64_t(place.sequence[row]) * a.pages.max_pages;
+    return unit;
+}
+
+// Where a lane's words of keys `key` .. begin, in elements.
+template <int dim>
+DEVICE int64_t page_at(const AttentionArgs& a, int kv, int number) { return int64_t(kv * int(a.pages.pages) + number) * (page_keys * dim); }
+// From load to load of K it is 128, of V 2 dim a pair of keys, 64 a block of 32 channels.
+static constexpr int lane_key(int g, int t, int half, int dim) { return ((2 * half + g / 4) * dim / 2 + t) * 32 + g % 4 * 8; }
+static constexpr int lane_value(int g, int t, int half, int dim) { return (16 * half + 4 * t) * 2 * dim + 8 * g; }
+
+// Channels 2 lane + 64 k + i of a head, after rope where there is one. All loads go before all else.
+template <int dim, int turns>
+DEVICE void load_turned(const RopeArgs& r, const float* x, const float* table, float (&out)[turns][2]) {
+    const int lane = gk::lane();
+    if (!r.x) {
+        GK_UNROLL
+        for (int e = 0; e < 2 * turns; e++) {
+            const int c = 2 * lane + e / 2 * 64 + e % 2;
+            out[e / 2][e % 2] = dim % 64 == 0 || c < dim ? x[c] : 0.0f;
+        }
+        return;
+    }
+    const int half = int(r.half);
+    float other[turns][2], cosine[turns][2], sine[turns][2];
+    GK_UNROLL
+    for (int e = 0; e < 2 * turns; e++) {
+        const int all = 2 * lane + e / 2 * 64 + e % 2, c = dim % 64 == 0 || all < dim ? all : 0;
+        const bool turns_here = c < 2 * half, first = r.interleaved ? e % 2 == 0 : c < half;
+        const int i = r.interleaved ? c / 2 : first ? c : c - half, apart = r.interleaved ? 1 : half;
+        out[e / 2][e % 2] = x[c];
+        other[e / 2][e % 2] = x[turns_here ? first ? c + apart : c - apart : c];
+        cosine[e / 2][e % 2] = table[turns_here ? i : 0];
+        sine[e / 2][e % 2] = table[turns_here ? half + i : 0];
+    }
+    GK_UNROLL
+    for (int e = 0; e < 2 * turns; e++) {
+        const int all = 2 * lane + e / 2 * 64 + e % 2;
+        const bool first = r.interleaved ? e % 2 == 0 : all < half;
+        const float one = out[e / 2][e % 2] * cosine[e / 2][e % 2], two = other[e / 2][e % 2] * sine[e / 2][e % 2];
+        if (all < 2 * half) out[e / 2][e % 2] = first ? one - two : one + two;
+        if (dim % 64 != 0 && all >= dim) out[e / 2][e % 2] = 0.0f;
+    }
+}
+template <bool half>
+DEVICE uint32_t narrowed(float x) {
+    if constexpr (half) {
+        f16 out;
+        narrow(x, out);
+        return out.bits;
+    } else {
+        bf16 out;
+        narrow(x, out);
+        return out.bits;
+    }
+}
+
+// The queries of a unit to operands, a head a warp; with the last chunk the new key and value to the page, and to shared memory.
+template <bool half, int blocks32>
+DEVICE void begin_unit(const AttentionArgs& a, const RopeKvWriteArgs& chain, const RowUnits& u, RowPlace<blocks32>& place, const RowUnit& unit,
+                       int kv, int head0, int heads) {
+    constexpr int dim = 32 * blocks32, turns = (dim + 63) / 64;
+    const int head = gk::thread() / 32, lane = gk::lane();
+    const int64_t row = u.first_row + unit.row;
+    const float* table = chain.rope.table + row * 2 * chain.rope.half;
+    float x[turns][2] = {};
+    if (head < heads) load_turned<dim>(chain.rope, a.q + row * a.q_stride + (head0 + head) * dim, table, x);
+    // In powers of two, but where a softcap wants scores as they are.
+    const float scale = a.softcap > 0 ? a.scale : a.scale * 1.44269504f;
+    float largest = 0.0f, shrink = 1.0f;
+    GK_UNROLL
+    for (int k = 0; k < turns; k++)
+        GK_UNROLL
+        for (int i = 0; i < 2; i++) {
+            const int c = 2 * (lane + 32 * k) + i;
+            if (chain.rope.x && c < dim) place.turned[head][c] = x[k][i];
+            x[k][i] *= scale;
+            if (half) largest = max(abs(x[k][i]), largest);
+        }
+    if constexpr (half) {  // f16 ends at 65,504: queries are taken at the power of two that brings their largest below 2
+        GK_UNROLL
+        for (int d = 16; d > 0; d /= 2) largest = max(gk::shuffle_xor(largest, d), largest);
+        const int exponent = int(to_bits(largest) >> 23) - 127;
+        const bool scaled = exponent > -100 && exponent < 100;
+        shrink = scaled ? power_of_two(-exponent) : 1.0f;
+        if (lane == 0) place.unscale[head] = scaled ? power_of_two(exponent) : 1.0f;
+    }
+    GK_UNROLL
+    for (int k = 0; k < turns; k++) {
+        const int pair = lane + 32 * k;
+        const uint32_t word = half ? gk::pack_f16(x[k][0] * shrink, x[k][1] * shrink) : gk::pack_bf16(x[k][0], x[k][1]);
+        if (pair < dim / 2) place.q[pair / 8][head * 4 + pair % 4][pair % 8 / 4] = word;
+    }
+    if (!chain.rope.x || unit.chunk != unit.chunks - 1 || head < row_warps - 2) return;
+    const int64_t page = page_at<dim>(a, kv, unit.pages[unit.position / int(page_keys)]);
+    const int slot = unit.position % int(page_keys);
+    if (head == row_warps - 1) {
+        float* k = chain.rope.x + row * chain.rope.x_stride + (a.heads + kv) * dim;
+        float y[turns][2];
+        load_turned<dim>(chain.rope, k, table, y);
+        gk::sync_warp();  // others have read what is written now
+        GK_UNROLL
+        for (int i = 0; i < turns; i++) {
+            const int pair = lane + 32 * i;
+            if (pair >= dim / 2) continue;
+            k[2 * pair] = y[i][0], k[2 * pair + 1] = y[i][1];
+            const uint32_t word = narrowed<half>(y[i][0]) | narrowed<half>(y[i][1]) << 16;
+            place.new_key[pair] = word;
+            *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(a.pages.k) + page + key_at(true, slot, 2 * pair, dim)) = word;
+        }
+    } else {
+        const float* v = chain.write.v + row * chain.write.kv_stride + kv * dim;
+        float y[blocks32];
+        GK_UNROLL
+        for (int i = 0; i < blocks32; i++) y[i] = v[lane + 32 * i];
+        GK_UNROLL
+        for (int i = 0; i < blocks32; i++) {
+            const uint32_t x = narrowed<half>(y[i]);
+            place.new_value[lane + 32 * i] = x | x << 16;
+            static_cast<uint16_t*>(a.pages.v)[page + value_at(true, slot, lane + 32 * i, dim)] = uint16_t(x);
+        }
+    }
+}
+
+// The end of a softmax of one head, a warp its channels lane, lane + 32, ...
+template <int blocks32>
+DEVICE void finish_row(const AttentionArgs& a, const RopeArgs& rope, const RowPlace<blocks32>& place, int64_t row, int64_t head, float largest,
+                       float total, const float (&sums)[blocks32]) {
+    constexpr int dim = 32 * blocks32;
+    float share = 1.0f;
+    if (a.sinks) {
+        const float sink = a.sinks[head] * 1.44269504f, all = max(sink, largest);
+        share = gk::exp2(largest - all);
+        total = total * share + gk::exp2(sink - all);
+    }
+    share = share / total;
+    float* out = a.out + row * a.out_stride + head * dim;
+    GK_UNROLL
+    for (int c = 0; c < blocks32; c++) out[gk::lane() + 32 * c] = sums[c] * share;
+    if (!rope.x) return;
+    float* q = rope.x + row * rope.x_stride + head * dim;  // nobody has yet to read it: all blocks of this head have arrived
+    GK_UNROLL
+    for (int c = 0; c < blocks32; c++) q[gk::lane() + 32 * c] = place.turned[gk::thread() / 32][gk::lane() + 32 * c];
+    gk::sync_warp();  // the next unit's come there
+}
+
+// Partials of a head's chunks, in order.
+template <int blocks32>
+DEVICE void merge_chunks(const float* sums, const float* ends, int chunks, float& largest, float& total, float (&sum)[blocks32]) {
+    constexpr int dim = 32 * blocks32, merge_loads = blocks32 > 4 ? 4 : 8;  // partials on their way at once
+    const int lane = gk::lane();
+    float most[2], part[2], next[merge_loads][blocks32];
+    auto load = [&](int first) {
+        GK_UNROLL
+        for (int e = 0; e < merge_loads; e++)
+            GK_UNROLL
+            for (int c = 0; c < blocks32; c++) next[e][c] = first + e < chunks ? gk::load_fresh(sums + (first + e) * dim + lane + 32 * c) : 0.0f;
+    };
+    GK_UNROLL
+    for (int k = 0; k < 2; k++) {
+        const int c = lane + 32 * k;
+        most[k] = c < chunks ? gk::load_fresh(ends + 2 * c) : -infinity;
+        part[k] = c < chunks ? gk::load_fresh(ends + 2 * c + 1) : 0.0f;
+    }
+    load(0);
+    largest = max(most[0], most[1]);
+    GK_UNROLL
+    for (int d = 16; d > 0; d /= 2) largest = max(gk::shuffle_xor(largest, d), largest);
+    float factor[2];
+    GK_UNROLL
+    for (int k = 0; k < 2; k++) factor[k] = lane + 32 * k < chunks ? gk::exp2(most[k] - largest) : 0.0f;
+    total = part[0] * factor[0] + part[1] * factor[1];
+    GK_UNROLL
+    for (int d = 16; d > 0; d /= 2) total += gk::shuffle_xor(total, d);
+    GK_UNROLL
+    for (int c = 0; c < blocks32; c++) sum[c] = 0.0f;
+    GK_ROLLED
+    for (int first = 0; first < chunks; first += merge_loads) {
+        GK_UNROLL
+        for (int e = 0; e < merge_loads; e++) {
+            const float f = gk::shuffle(first < 32 ? factor[0] : factor[1], (first + e) % 32);
+            GK_UNROLL
+            for (int c = 0; c < blocks32; c++) sum[c] = gk::fma(next[e][c], f, sum[c]);
+        }
+        if (first + merge_loads < chunks) load(first + merge_loads);
+    }
+}
+
+// The warps' softmaxes of a unit put together, a head a warp; then the chunks' where this is the last one to arrive.
+template <int blocks32>
+DEVICE void end_unit(const AttentionArgs& a, const RopeArgs& rope, const RowUnits& u, const RowPlace<blocks32>& place, const RowUnit& unit,
+                     int head0, int heads) {
+    constexpr int dim = 32 * blocks32;
+    const int head = gk::thread() / 32, lane = gk::lane();
+    if (head >= heads) return;
+    const float most = place.ends[lane % row_warps][head][0], part = place.ends[lane % row_warps][head][1];
+    float largest = most;
+    GK_UNROLL
+    for (int d = row_warps / 2; d > 0; d /= 2) largest = max(gk::shuffle_xor(largest, d), largest);
+    const float factor = part != 0.0f ? gk::exp2(most - largest) : 0.0f;
+    float total = part * factor, sums[blocks32] = {};
+    GK_UNROLL
+    for (int d = row_warps / 2; d > 0; d /= 2) total += gk::shuffle_xor(total, d);
+    const uint32_t any = gk::ballot(part != 0.0f);  // of warps without keys nothing was written
+    GK_UNROLL
+    for (int w = 0; w < row_warps; w++) {
+        const float f = gk::shuffle(factor, w);
+        GK_UNROLL
+        for (int c = 0; c < blocks32; c++) {
+            const float x = place.sums[w][head][lane + 32 * c];
+            sums[c] = gk::fma(any >> w & 1 ? x : 0.0f, f, sums[c]);
+        }
+    }
+    if (unit.chunks > 1) {
+        const int64_t index = (int64_t(unit.row) * u.tiles + unit.tile) * u.heads + head, first = index * u.chunks;
+        float* mine = u.sums + (first + unit.chunk) * dim;
+        GK_UNROLL
+        for (int c = 0; c < blocks32; c++) mine[lane + 32 * c] = sums[c];
+        if (lane < 2) u.ends[(first + unit.chunk) * 2 + lane] = lane ? total : largest;
+        gk::sync_warp();
+        uint32_t arrived = 0;
+        if (lane == 0) arrived = gk::arrive_global(u.counters + index);
+        if (gk::shuffle(arrived, 0) != uint32_t(unit.chunks - 1)) return;
+        if (lane == 0) u.counters[index] = 0;
+        merge_chunks<blocks32>(u.sums + first * dim, u.ends + first * 2, unit.chunks, largest, total, sums);
+    }
+    finish_row<blocks32>(a, rope, place, u.first_row + unit.row, head0 + head, largest, total, sums);
+}
