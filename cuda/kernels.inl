@@ -18,6 +18,7 @@
 #include "packed_many.inl"
 #include "dense_few.inl"
 #include "dense_many.inl"
+#include "dense_tiles.inl"
 #include "linear.inl"
 #include "rope.inl"
 #include "attention.inl"

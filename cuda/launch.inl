@@ -93,11 +93,24 @@ void dense_few(const DenseChain& chain, const LinearArgs& a, int64_t begin, int6
     if (a.dtype == DType::f16) resident ? dense_few<true, true>(chain, a, begin, end) : dense_few<true, false>(chain, a, begin, end);
     else resident ? dense_few<false, true>(chain, a, begin, end) : dense_few<false, false>(chain, a, begin, end);
 }
-template <bool half, int m_tiles, int n_tiles>
+template <int m_tiles, int n_tiles>
 void dense_many(const LinearArgs& a, int64_t row0, int64_t rows, int64_t begin, int64_t end) {
-    const int64_t units = up(end - begin, dense_tile_outputs(m_tiles)) * up(rows, dense_tile_rows(n_tiles));
-    GK_LAUNCH((dense_many_kernel<half, m_tiles, n_tiles>), units, 1, dense_warps * 32, dense_many_bytes(half, m_tiles, n_tiles), a, row0, rows,
+    const int64_t tiles = up(end - begin, dense_tile_outputs(m_tiles)) * up(rows, dense_tile_rows(n_tiles));
+    GK_LAUNCH((dense_many_kernel<m_tiles, n_tiles>), tiles, 1, dense_warps * 32, dense_many_bytes(m_tiles, n_tiles), a, row0, rows,
               workspace().scratch, begin, end);
+}
+template <class Tile>
+void dense_tiles(const LinearArgs& a, int64_t row0, int64_t rows, int64_t begin, int64_t end) {
+    GK_LAUNCH(dense_tile_kernel<Tile>, up(end - begin, Tile::outputs) * up(rows, Tile::rows), 1, dense_warps * 32, Tile::bytes, a, row0, rows,
+              reinterpret_cast<const uint16_t*>(workspace().scratch), begin, end);
+}
+void dense_tiles(const LinearArgs& a, int64_t row0, int64_t rows, int64_t begin, int64_t end) {
+    switch (dense_tile(rows, end - begin, workspace().processors)) {
+        case 0: return dense_tiles<DenseLarge>(a, row0, rows, begin, end);
+        case 1: return dense_tiles<DenseMiddle>(a, row0, rows, begin, end);
+        case 2: return dense_tiles<DenseFlat>(a, row0, rows, begin, end);
+        default: return dense_tiles<DenseSmall>(a, row0, rows, begin, end);
+    }
 }
 // Whether it did. The rows are rounded already.
 bool by_library(const LinearArgs& a, int64_t row0, int64_t rows) {
@@ -108,22 +121,23 @@ bool by_library(const LinearArgs& a, int64_t row0, int64_t rows) {
     if (a.bias) GK_LAUNCH(product_bias_kernel, rows, 1, row_threads, 0, a, row0);
     return true;
 }
-template <bool half>
 void dense_many(const LinearArgs& a, int64_t begin, int64_t end) {
-    const int64_t at_once = dense_rows_at_once(a.k, half);
+    const bool half = a.dtype == DType::f16;
+    const int64_t at_once = dense_rows_at_once(a.rows, a.k, half);
     for (int64_t row0 = 0; row0 < a.rows; row0 += at_once) {
         const int64_t rows = std::min(at_once, a.rows - row0);
         round_x(a, row0, rows);
         if (!half && !a.region && begin == 0 && end == a.n && by_library(a, row0, rows)) continue;
-        if (dense_many_large(half, rows, end - begin, workspace().processors)) dense_many<half, 4, dense_large_n(half)>(a, row0, rows, begin, end);
-        else dense_many<half, 1, 2>(a, row0, rows, begin, end);
+        if (!half) dense_tiles(a, row0, rows, begin, end);
+        else if (dense_many_large(rows, end - begin, workspace().processors)) dense_many<4, 2>(a, row0, rows, begin, end);
+        else dense_many<1, 2>(a, row0, rows, begin, end);
     }
 }
 
 SLOT(linear, LinearArgs) {
     if (!is_dense(a)) GK_LAUNCH(linear_kernel, up(end - begin, 8), up(a.rows, linear_rows), row_threads, 0, a, begin, end);
-    else if (a.rows <= dense_few_most || dense_rows_at_once(a.k, a.dtype == DType::f16) < 1) dense_few({}, a, begin, end);
-    else if (begin < end) a.dtype == DType::f16 ? dense_many<true>(a, begin, end) : dense_many<false>(a, begin, end);
+    else if (a.rows <= dense_few_most || dense_rows_most(a.k, a.dtype == DType::f16) < 1) dense_few({}, a, begin, end);
+    else if (begin < end) dense_many(a, begin, end);
 }
 
 template <Packing packing, bool by16, int rows>

@@ -1,4 +1,4 @@
-// Products with weights of 16 bits as the device makes them (cuda/dense_few.inl, dense_many.inl), on a processor: how work is split, sums
+// Products with weights of 16 bits as the device makes them (cuda/dense_few.inl, dense_many.inl, dense_tiles.inl), on a processor: how work is split, sums
 // beside float64 on fresh numbers and awkward sizes, and that a row has the same bits whatever is beside it, among few rows and among many:
 // cuda_dense_check SEED [part]. Prints what is wrong; exit 1.
 #include <cmath>
@@ -62,43 +62,69 @@ void check_few_places() {
     expect(dense_few_bytes(dense_few_most, 1 << 20, true, false) <= 99 << 10, "shared memory without rows");
 }
 
+// Tiles of bf16: each 16 bytes of a stage has a place of its own, and the eight rows of a matrix lie in all banks.
+template <class Tile>
+void check_tile() {
+    expect(Tile::bytes <= 99 << 10 && Tile::clocks > 0, "shared memory of tiles");
+    std::set<int> places;
+    for (int line = 0; line < Tile::lines; line++)
+        for (int piece = 0; piece < Tile::pieces; piece++) {
+            const int at = Tile::at(line, piece);
+            expect(at % 16 == 0 && at >= line * Tile::line_bytes && at < (line + 1) * Tile::line_bytes && places.insert(at).second, "a line's place in a stage");
+        }
+    for (int line = 0; line < Tile::lines; line += 8)
+        for (int piece = 0; piece < Tile::pieces; piece++) {
+            std::set<int> banks;
+            for (int i = 0; i < 8; i++) banks.insert(Tile::at(line + i, piece) / 16 % 8);
+            expect(banks.size() == 8, "banks of a matrix");
+        }
+}
+
 void check_plans() {
-    for (int64_t k = 1; k < 70000; k += k < 4200 ? 1 : 517) {
-        const int64_t part = dense_part(k);
-        expect(part % dense_unit == 0 && part > 0 && part * dense_parts >= k, "parts of k " + std::to_string(k));
-        for (bool half : {false, true}) {
-            const int64_t rows = dense_rows_at_once(k, half);
-            expect(rows % 128 == 0 && (rows >= 128 || (half && k > 65536)) && rows * round_up(k, dense_unit) * dense_x_bytes(half) <= workspace_bytes,
-                   "rows rounded at once, k " + std::to_string(k));
-        }
-    }
-    for (int64_t rows = 1; rows <= 300; rows++)
+    for (int64_t k = 8; k < 70000; k += k < 4200 ? 8 : 520)
+        for (bool half : {false, true})
+            for (int64_t all : {17, 300, 2048, 9000}) {
+                const int64_t most = dense_rows_most(k, half);
+                if (most < 1) continue;
+                const int64_t rows = dense_rows_at_once(all, k, half);
+                expect(most * round_up(k, dense_unit) * dense_x_bytes(half) <= workspace_bytes && rows <= most && rows >= 128 && rows % 128 == 0 &&
+                           (all + rows - 1) / rows == (all + most - 1) / most, "rows rounded at once, k " + std::to_string(k));
+            }
+    for (int64_t rows = 17; rows <= 300; rows++)
         for (int64_t outputs : {1, 16, 100, 2048, 4096, 28672, 128256})
-            for (int64_t count : {1, 80, 132})
-                for (bool half : {false, true})
-                    if (dense_many_large(half, rows, outputs, count))
-                        expect(rows > 64 && (outputs + 127) / 128 * ((rows + (half ? 63 : 127)) / (half ? 64 : 128)) >= count, "large tiles");
+            for (int64_t count : {1, 80, 132}) {
+                if (dense_many_large(rows, outputs, count)) expect(rows > 64 && (outputs + 127) / 128 * ((rows + 63) / 64) >= count, "large tiles");
+                expect(dense_tile(rows, outputs, count) >= 0 && dense_tile(rows, outputs, count) < 4, "a tile");
+            }
+    expect(dense_tile(2048, 28672, 132) == 0 && dense_tile(2048, 4096, 132) == 0 && dense_tile(64, 4096, 132) == 3, "tiles of a model of eight billion");
     check_few_places();
-    for (bool half : {false, true})
-        for (auto [m, n] : {std::pair(4, dense_large_n(half)), std::pair(1, 2)}) {
-            expect(dense_many_bytes(half, m, n) <= 100 << 10 && dense_stages(half, m, n) >= 3, "shared memory of tiles");
-            const int rows = 32 * n, lines = half ? 16 : 8;
-            std::set<int> seen;
-            for (int row = 0; row < rows; row++)
-                for (int line = 0; line < lines; line++) {
-                    const int at = dense_row_at(half, rows, row, line);
-                    expect(at >= 0 && at % 16 == 0 && at + 16 <= rows * lines * 16 && seen.insert(at).second, "a line's place in a stage");
+    check_tile<DenseLarge>(), check_tile<DenseMiddle>(), check_tile<DenseFlat>(), check_tile<DenseSmall>();
+    for (auto [m, n] : {std::pair(4, 2), std::pair(1, 2)}) {
+        expect(dense_many_bytes(m, n) <= 100 << 10 && dense_stages(m, n) >= 3, "shared memory of tiles of f16");
+        const int rows = 32 * n, outputs = 32 * m;
+        std::set<int> seen;
+        for (int row = 0; row < rows; row++)
+            for (int piece = 0; piece < 16; piece++) {
+                const int at = dense_row_at(rows, row, piece);
+                expect(at >= 0 && at % 16 == 0 && at + 16 <= rows * 256 && seen.insert(at).second, "a row's place in a stage");
+            }
+        seen.clear();
+        for (int output = 0; output < outputs; output++)
+            for (int piece = 0; piece < 8; piece++) {
+                const int at = dense_output_at(outputs, output, piece);
+                expect(at >= 0 && at % 16 == 0 && at + 16 <= outputs * 128 && seen.insert(at).second, "an output's place in a stage");
+            }
+        expect(dense_stage_bytes(m, n) == outputs * 128 + rows * 256, "a stage");
+        for (int step = 0; step < 2; step++)  // what eight lanes read at once, rows g and g + 1: all 32 banks
+            for (int g = 0; g < 8; g += 2) {
+                std::set<int> banks[3];
+                for (int lane = 0; lane < 8; lane++) {
+                    for (int four = 0; four < 2; four++) banks[four].insert(dense_row_at(rows, g + lane / 4, (step * 4 + lane % 4) * 2 + four) / 16 % 8);
+                    banks[2].insert(dense_output_at(outputs, g + lane / 4, step * 4 + lane % 4) / 16 % 8);
                 }
-            expect(dense_stage_bytes(half, m, n) == 32 * m * 128 + rows * lines * 16, "a stage");
-            for (int step = 0; step < 2; step++)  // what eight lanes read at once, rows g and g + 1: all 32 banks
-                for (int which = 0; which < (half ? 2 : 1); which++)
-                    for (int g = 0; g < 8; g += 2) {
-                        std::set<int> banks;
-                        for (int lane = 0; lane < 8; lane++)
-                            banks.insert(dense_row_at(half, rows, g + lane / 4, half ? (step * 4 + lane % 4) * 2 + which : step * 4 + lane % 4) / 16 % 8);
-                        expect(banks.size() == 8, "banks of a stage");
-                    }
-        }
+                for (const auto& of : banks) expect(of.size() == 8, "banks of a stage");
+            }
+    }
 }
 
 // ---- products --------------------------------------------------------------------------------------------------------
@@ -112,6 +138,8 @@ float taken(float x, DType dtype, bool dense) {  // what a product takes of x
 }
 float number(uint16_t bits, DType dtype) { return dtype == DType::f16 ? widen(f16{bits}) : widen(bf16{bits}); }
 
+std::set<int> tiles;  // that were taken
+
 struct Problem {
     int64_t rows, n, k;
     DType dtype;
@@ -120,7 +148,7 @@ struct Problem {
 };
 
 void check_product(const Problem& p) {
-    processors = 1 + below(3);
+    processors = below(2) ? 1 + below(3) : 4 + below(20);
     shared = below(2) ? 227 << 10 : dense_few_bytes(dense_few_most, 0, false, false) + below(2000);
     const int64_t rows = p.rows, n = p.n, k = p.k, experts = p.experts ? p.experts : 1;
     const bool bias = below(2), residual = !p.experts && below(2), shifted = below(8) == 0;  // weights that are not aligned
@@ -152,8 +180,9 @@ void check_product(const Problem& p) {
     fast.linear(a, 0, split);
     fast.linear(a, split, n);
     const bool many = a.rows > 16;
+    if (many && p.dtype == DType::bf16) tiles.insert(dense_tile(a.rows, n - split, processors));
     for (const std::string& kernel : started) {
-        const bool product = kernel.find(many ? "dense_many_kernel" : "dense_few_kernel") != std::string::npos;
+        const bool product = kernel.find(!many ? "dense_few_kernel" : p.dtype == DType::f16 ? "dense_many_kernel" : "dense_tile_kernel") != std::string::npos;
         expect(dense ? product || (kernel == "round_x_kernel" && (many || !dense_resident(a))) : kernel == "linear_kernel", what + ": by " + kernel);
     }
 
@@ -183,7 +212,7 @@ void check_product(const Problem& p) {
         std::vector<float> alone(before.begin() + from * out_stride, before.begin() + (from + count) * out_stride);
         LinearArgs b{x0 + from * x_stride, weight + expert * n * k, bias ? biases.data() + expert * n : nullptr, residual ? alone.data() : nullptr,
                      alone.data(), count, n, k, x_stride, out_stride, p.dtype};
-        processors = 1 + below(3);
+        processors = 1 + below(20);
         shared = below(2) ? 227 << 10 : 99 << 10;
         fast.linear(b, 0, n);
         for (size_t e = 0; e < alone.size(); e++)
@@ -206,11 +235,13 @@ void check_few() {
 void check_many() {
     for (int i = 0; i < 32; i++)
         check_product({17 + below(i % 3 ? 60 : 180), 1 + below(i % 4 ? 60 : 400), some_k() * (i % 5 ? 1 : 2), i % 2 ? DType::bf16 : DType::f16, below(4) ? 0 : 2 + below(2), 1});
+    for (int i = 0; i < 60 && tiles.size() < 4; i++) check_product({65 + below(i % 2 ? 200 : 60), 65 + below(i % 2 ? 400 : 60), some_k(), DType::bf16, 0, 1});
+    expect(tiles.size() == 4, "not every tile was taken");
 }
 
 // More rows than are rounded at once.
 void check_pieces() {
-    const int64_t k = 129000, rows = dense_rows_at_once(k, false) + 5;
+    const int64_t k = 129000, rows = dense_rows_most(k, false) + 5;
     std::vector<uint16_t> weight(size_t(k + 8), 0);
     uint16_t* w = weight.data() + (16 - reinterpret_cast<uintptr_t>(weight.data()) % 16) % 16 / 2;
     w[k - 1] = 0x3f80, w[3] = 0x4000;
