@@ -132,3 +132,9 @@ GK_KERNEL void attention_merge_kernel(AttentionArgs a, int64_t first_unit) {
     }
     finish(a, head, merged, place.merged, a.out + row * a.out_stride + head * dim);
 }
+
+// Whether tensor cores do it (attention_rows.inl, attention_prompt.inl).
+static bool has_tiles(const AttentionArgs& a) {
+    const int64_t dim = a.pages.head_dim;
+    return (a.pages.dtype == DType::f16 || a.pages.dtype == DType::bf16) && dim % 32 == 0 && dim / 32 <= 8 && dim / 32 != 5 && dim / 32 != 7;
+}

@@ -257,6 +257,13 @@ DEVICE float exp2(float x) {  // within 2 ulp; 0 where that is denormal
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+DEVICE float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE float larger(float a, float b) { return fmaxf(a, b); }  // the number where the other is none
+DEVICE int first_bit(uint32_t x) { return __ffs(int(x)) - 1; }
 
 }  // namespace gk
 #endif

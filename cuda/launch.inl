@@ -213,12 +213,24 @@ void attend_rows(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t r
                   int(sizeof(RowPlace<blocks32>)), a, chain, units);
     }
 }
+// Rows [row, row + rows) of KV heads [kv, kv + kvs), of a launch of more rows than are split.
+template <bool half, int blocks32>
+void attend_prompt(const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
+    const int64_t group = a.heads / a.pages.kv_heads;
+    const PromptUnits units{int32_t(row), int32_t(rows), int32_t(kv), int32_t(kvs), int32_t(group),
+                            reinterpret_cast<uintptr_t>(a.q) % 16 == 0 && a.q_stride % 4 == 0};
+    auto go = [&](auto extras) {
+        constexpr int m_tiles = prompt_m_tiles(blocks32, extras());
+        GK_LAUNCH((attention_prompt_kernel<half, blocks32, extras()>), up(rows * group, prompt_places(m_tiles)) * kvs, 1, prompt_threads,
+                  int(sizeof(PromptPlace<blocks32, m_tiles>)), a, units);
+    };
+    if (a.alibi_slopes || a.softcap > 0) go(std::true_type());
+    else go(std::false_type());
+}
 template <bool half, int blocks32>
 void attend_tiles(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
-    if (rows <= split_rows_most) return attend_rows<half, blocks32>(chain, a, row, rows, kv, kvs);
-    const int64_t group = a.heads / a.pages.kv_heads, heads = std::min<int64_t>(group, tile_places), head_tiles = up(group, heads), tile_rows = tile_places / heads;
-    const TileUnits units{row, rows, kv, kvs, tile_rows, heads, head_tiles};
-    GK_LAUNCH((attention_tile_kernel<half, blocks32>), up(rows, tile_rows) * kvs * head_tiles, 1, tile_threads, int(sizeof(TilePlace<blocks32>)), a, units);
+    if (a.rows <= split_rows_most) attend_rows<half, blocks32>(chain, a, row, rows, kv, kvs);
+    else attend_prompt<half, blocks32>(a, row, rows, kv, kvs);
 }
 template <bool half>
 void attend_tiles(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {

@@ -85,38 +85,47 @@ void check_rows_of_attention() {
         }
 }
 
-// What a lane of attention_tiles.inl takes: 4 keys x 2 channels of K, 4 channels x 2 keys of V, and which key or channel an
-// element of a product is (mma's columns are 2 t and 2 t + 1: column c of product i is 4 c + i).
-void check_tiles_of_attention() {
-    for (int64_t dim = 32; dim <= 256; dim += 32) {
-        Places keys(page_keys * dim), values(page_keys * dim);
+// Pages of attention_prompt_page.inl: where a lane finds in shared memory what was copied there, and that the eight lanes which a load
+// of 16 bytes serves at once meet in no bank.
+void check_tiles_of_prompts() {
+    for (int dim : {32, 64, 96, 128, 192, 256}) {
+        const int units = int(page_keys) * dim / 8;
+        std::vector<int> key_of(size_t(units), -1), value_of(size_t(units), -1);  // place in shared memory -> unit of the page
+        Places keys(units), values(units), keys_read(units), values_read(units);
         bool right = true;
-        for (int g = 0; g < 8; g++) {
-            for (int half = 0; half < 2; half++)
-                for (int64_t pair = 0; pair < dim / 2; pair++)
-                    for (int e = 0; e < 8; e++) {
-                        const int64_t at = key_words(g, half, pair, dim) + e;
-                        keys.take(at);
-                        right = right && key_words(g, half, pair, dim) % 8 == 0 && at == key_at(true, 32 * half + 4 * g + e / 2, 2 * pair + e % 2, dim);
-                    }
-            for (int64_t pair = 0; pair < page_keys / 2; pair++)
-                for (int64_t channels = 0; channels < dim; channels += 32)
-                    for (int e = 0; e < 8; e++) {
-                        const int64_t at = value_words(g, pair, channels, dim) + e;
-                        values.take(at);
-                        right = right && value_words(g, pair, channels, dim) % 8 == 0 && at == value_at(true, 2 * pair + e % 2, channels + 4 * g + e / 2, dim);
-                    }
+        for (int unit = 0; unit < units; unit++) {
+            const int thread = unit % prompt_threads, at = prompt_key_swizzle(unit), value_at = prompt_value_swizzle(unit, dim);
+            right = right && at == unit - thread + prompt_key_swizzle(thread);
+            keys.take(at), values.take(value_at);
+            key_of[size_t(at)] = value_of[size_t(value_at)] = unit;
         }
-        expect(right && keys.all() && values.all(), "lanes' keys and values" + of(dim));
-    }
-    Places scores(32), channels(32);
-    for (int t = 0; t < 4; t++)
-        for (int product = 0; product < 4; product++)
-            for (int second = 0; second < 2; second++) {
-                scores.take(score_key(t, product, second)), channels.take(out_channel(t, product, second));
-                expect(score_key(t, product, second) == 4 * (2 * t + second) + product, "a score's key" + of(t, product));
+        // The lanes' units lie where unit_of says; of lanes 0..7, 8..15, ... each in banks of its own.
+        auto read = [&](Places& places, auto unit_of, auto right_unit) {
+            for (int first = 0; first < 32; first += 8) {
+                int banks = 0;
+                for (int lane = first; lane < first + 8; lane++) {
+                    const int at = unit_of(lane / 4, lane % 4);
+                    banks |= 1 << at % 8;
+                    places.take(at);
+                    right = right && right_unit(lane / 4, lane % 4, at);
+                }
+                right = right && banks == 0xff;
             }
-    expect(scores.all() && channels.all(), "columns of keys and channels");
+        };
+        for (int half = 0; half < 2; half++)
+            for (int second = 0; second < 2; second++) {
+                for (int step = 0; step < dim / 16; step++)
+                    read(keys_read, [&](int g, int t) { return prompt_key_unit(g, t, half, step, second, dim); }, [&](int g, int t, int at) {
+                        return key_of[size_t(at)] * 8 == key_at(true, 32 * half + 4 * g, 16 * step + 4 * t + 2 * second, dim);
+                    });
+                for (int j = 0; j < 2; j++)
+                    for (int c = 0; c < dim / 32; c++)
+                        read(values_read, [&](int g, int t) { return prompt_value_unit(g, t, half, j, second, c, dim); }, [&](int g, int t, int at) {
+                            return value_of[size_t(at)] * 8 == value_at(true, 32 * half + 8 * t + 4 * j + 2 * second, 32 * c + 4 * g, dim);
+                        });
+            }
+        expect(right && keys.all() && values.all() && keys_read.all() && values_read.all(), "units of pages in shared memory" + of(dim));
+    }
 }
 
 void check_codes() {
@@ -333,7 +342,7 @@ void check_fragments() {
 int main(int, char** arguments) {
     using namespace genkit;
     rng.seed(uint64_t(atoll(arguments[1])));
-    check_pages(), check_tiles_of_attention(), check_rows_of_attention(), check_codes(), check_pieces(), check_orders(), check_regions(), check_fragments();
+    check_pages(), check_tiles_of_prompts(), check_rows_of_attention(), check_codes(), check_pieces(), check_orders(), check_regions(), check_fragments();
     if (wrong) printf("%d are wrong\n", wrong);
     return wrong != 0;
 }

@@ -421,4 +421,7 @@ DEVICE void store_8(void* p, uint32_t a, uint32_t b) {
 }
 DEVICE uint32_t pack_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) { return (a & 255) | (b & 255) << 8 | (c & 255) << 16 | d << 24; }
 DEVICE float exp2(float x) { return exp2f(x); }
+DEVICE float reciprocal(float x) { return 1.0f / x; }
+DEVICE float larger(float a, float b) { return fmaxf(a, b); }
+DEVICE int first_bit(uint32_t x) { return __builtin_ctz(x); }
 }  // namespace gk

@@ -129,6 +129,7 @@ int main(int count, char** names) {
             }
             for (int64_t dim : {64, 192, 256}) check_attention(97, 2, 4, dim, 700, 0, false, dtype, 3, true);
             check_attention(70, 1, 5, 32, 700, 300, true, dtype);
+            for (int64_t dim : {96, 128}) check_attention(86, 2, 3, dim, 330, dim == 96 ? 0 : 90, false, dtype);
             check_attention(3, 1, 3, 16, 2100, 0, false, dtype);
             check_attention(3, 1, 1, 16, 2100, 1100, false, dtype);
             check_attention(3, 1, 3, 32, 2100, 0, false, dtype, 0, true);
