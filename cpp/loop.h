@@ -5,15 +5,15 @@
 
 namespace genkit {
 
-constexpr int64_t loop_ahead = 4;       // steps on their way at most that the host has not read
-constexpr int32_t loop_stop_ids = 64;   // with more of them the host looks at each step itself
+constexpr int64_t loop_ahead = 4;        // steps on their way at most that the host has not read
+constexpr int64_t loop_stop_ids = 8192;  // with more of them the host looks at each step itself
 
+// Behind it the ids that stop: stop_room of them, -1 where there are fewer.
 struct LoopState {
     int64_t steps;    // taken so far, of all loops of a plan
-    int32_t stopped;  // whether a step ended the loop: those after it recompute the same place
-    int32_t stops;    // how many stop_ids there are
-    int32_t stop_ids[loop_stop_ids];
+    int64_t stopped;  // whether a step ended the loop: those after it recompute the same place
 };
+constexpr int64_t loop_state_bytes(int64_t stop_room) { return int64_t(sizeof(LoopState)) + 4 * stop_room; }
 
 struct AdvanceArgs {
     int32_t* token_ids;
@@ -24,12 +24,19 @@ struct AdvanceArgs {
     int64_t rows;
     LoopState* state;
     char* ring;
+    int64_t stop_room;
 };
 
-// A place in the ring: the number of the step it holds, counted from 1, written last; tokens; their nonfinite counts. Two
-// steps that may be on their way at once have different places.
-constexpr int64_t ring_place_bytes(int64_t rows) { return (8 + 8 * rows + 63) / 64 * 64; }
+// A place in the ring: a word a row, each written at once and good as soon as it has the step's number, counted from 1. Two steps
+// that may be on their way at once have different places.
+constexpr int64_t ring_place_bytes(int64_t rows) { return (8 * rows + 63) / 64 * 64; }
 constexpr int64_t ring_bytes(int64_t rows) { return loop_ahead * ring_place_bytes(rows); }
 constexpr int64_t ring_place(int64_t step, int64_t rows) { return step % loop_ahead * ring_place_bytes(rows); }
+// The token is the low half.
+constexpr uint64_t ring_word(int64_t step, int32_t token, bool nonfinite) {
+    return uint64_t(step) << 33 | uint64_t(nonfinite) << 32 | uint32_t(token);
+}
+constexpr bool ring_word_is_of(uint64_t word, int64_t step) { return word >> 33 == uint64_t(step) << 33 >> 33; }
+constexpr bool ring_word_nonfinite(uint64_t word) { return (word >> 32 & 1) != 0; }
 
 }  // namespace genkit

@@ -58,6 +58,7 @@ struct Plan::Loop {
         if (ring != nullptr) device_plugin().unshare(ring);
     }
     const Rows rows;
+    int64_t stop_room = 0;
     int64_t steps = 0;  // the host has read
     std::shared_ptr<char> state;
     void* graph = nullptr;
@@ -81,24 +82,26 @@ void* Plan::make_graph(const AdvanceArgs* last) const {
     return graph;
 }
 
-Plan::Loop& Plan::loop(const Rows& rows) {
+Plan::Loop& Plan::loop(const Rows& rows, int64_t stops) {
     const AdvanceArgs args{rows.token_ids.data<int32_t>(), rows.positions.data<int32_t>(), rows.draw_positions.data<int64_t>(),
-                           rows.tokens.data<int32_t>(), rows.nonfinite.data<int32_t>(), rows.token_ids.count(), nullptr, nullptr};
+                           rows.tokens.data<int32_t>(), rows.nonfinite.data<int32_t>(), rows.token_ids.count(), nullptr, nullptr, 0};
     if (loop_ != nullptr) {
         const Rows& now = loop_->rows;
         if (now.token_ids.data<int32_t>() == args.token_ids && now.positions.data<int32_t>() == args.positions &&
             now.draw_positions.data<int64_t>() == args.draw_positions && now.tokens.data<int32_t>() == args.tokens &&
-            now.nonfinite.data<int32_t>() == args.nonfinite && now.token_ids.count() == args.rows)
+            now.nonfinite.data<int32_t>() == args.nonfinite && now.token_ids.count() == args.rows && stops <= loop_->stop_room)
             return *loop_;
     }
     loop_.reset();
     auto made = std::make_shared<Loop>(rows);
-    made->state = allocate_on_device(sizeof(LoopState), false);
+    for (made->stop_room = 8; made->stop_room < stops;) made->stop_room *= 2;
+    made->state = allocate_on_device(size_t(loop_state_bytes(made->stop_room)), false);
     made->ring = static_cast<char*>(device_plugin().share(size_t(ring_bytes(args.rows))));
     if (made->ring == nullptr) throw std::bad_alloc();
     AdvanceArgs last = args;
     last.state = reinterpret_cast<LoopState*>(made->state.get());
     last.ring = made->ring;
+    last.stop_room = made->stop_room;
     made->graph = make_graph(&last);
     loop_ = std::move(made);
     return *loop_;
@@ -188,10 +191,12 @@ std::vector<int32_t> Plan::decode_ahead(const Rows& rows, const std::vector<int3
     auto* positions = reinterpret_cast<int32_t*>(rows.positions.lend());
     auto* draw_positions = reinterpret_cast<int64_t*>(rows.draw_positions.lend());
     check_ranges();
-    Loop& loop = this->loop(rows);
-    LoopState state{loop.steps, 0, int32_t(stop_ids.size()), {}};
-    std::copy(stop_ids.begin(), stop_ids.end(), state.stop_ids);
-    check_device("copying to the device", device.upload(loop.state.get(), &state, sizeof state));
+    Loop& loop = this->loop(rows, int64_t(stop_ids.size()));
+    const LoopState begin{loop.steps, 0};
+    std::vector<char> state(size_t(loop_state_bytes(loop.stop_room)), char(0xff));  // -1
+    std::memcpy(state.data(), &begin, sizeof begin);
+    if (!stop_ids.empty()) std::memcpy(state.data() + sizeof begin, stop_ids.data(), stop_ids.size() * sizeof(int32_t));
+    check_device("copying to the device", device.upload(loop.state.get(), state.data(), state.size()));
     arena_->send_inputs();
 
     // The host's copy of the positions is that of the step checked last; at the end that of the step that comes next.
@@ -210,6 +215,7 @@ std::vector<int32_t> Plan::decode_ahead(const Rows& rows, const std::vector<int3
         return true;
     };
     std::vector<int32_t> taken;
+    std::vector<uint64_t> words(static_cast<size_t>(n));  // of a step
     int64_t sent = 0, read = 0;
     const auto start = std::chrono::steady_clock::now();
     bool within = true, late = false, ended = false;
@@ -222,8 +228,12 @@ std::vector<int32_t> Plan::decode_ahead(const Rows& rows, const std::vector<int3
             }
             if (read == sent) break;
             const int64_t step = loop.steps + 1;
-            const char* place = loop.ring + ring_place(step, n);
-            auto filled = [&] { return __atomic_load_n(reinterpret_cast<const int64_t*>(place), __ATOMIC_ACQUIRE) == step; };
+            const auto* place = reinterpret_cast<const uint64_t*>(loop.ring + ring_place(step, n));
+            int64_t come = 0;  // rows
+            auto filled = [&] {
+                while (come < n && ring_word_is_of(words[size_t(come)] = __atomic_load_n(place + come, __ATOMIC_ACQUIRE), step)) come++;
+                return come == n;
+            };
             for (int looks = 1; !filled(); looks++) {
                 if (looks % 64 != 0) continue;
                 bool idle = false;
@@ -231,12 +241,13 @@ std::vector<int32_t> Plan::decode_ahead(const Rows& rows, const std::vector<int3
                 if (idle && !filled()) check_device("running a plan", "it has ended without its tokens");
             }
             loop.steps++;
-            const auto* said = reinterpret_cast<const int32_t*>(place + 8);
-            for (int64_t r = 0; r < n; r++) ended = ended || said[n + r] != 0 || said[r] < 0;
+            for (uint64_t word : words) ended = ended || ring_word_nonfinite(word) || int32_t(word) < 0;
             if (ended) break;
-            for (int64_t r = 0; r < n; r++) ended = ended || std::find(stop_ids.begin(), stop_ids.end(), said[r]) != stop_ids.end();
-            taken.insert(taken.end(), said, said + n);
-            std::copy(said, said + n, ids);
+            for (int64_t r = 0; r < n; r++) {
+                ids[r] = int32_t(words[size_t(r)]);
+                ended = ended || std::find(stop_ids.begin(), stop_ids.end(), ids[r]) != stop_ids.end();
+            }
+            taken.insert(taken.end(), ids, ids + n);
             read++;
             late = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() > seconds;
         }

@@ -60,7 +60,7 @@ private:
     void* make_graph(const AdvanceArgs* last) const;
     void run();
     struct Loop;
-    Loop& loop(const Rows& rows);
+    Loop& loop(const Rows& rows, int64_t stops);
     std::vector<int32_t> decode_ahead(const Rows& rows, const std::vector<int32_t>& stop_ids, int64_t count, double seconds);
 
     struct Range {

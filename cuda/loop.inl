@@ -1,37 +1,43 @@
 // The last kernel of a step of the token loop, one block: tells the host what was drawn, and makes it what is fed next.
 
+// Shared memory: the ids that stop, then how many rows end the loop. All of memory that is looked at is asked for at once.
 GK_KERNEL void advance_kernel(AdvanceArgs a) {
-    gk::wait_for_previous();
-    gk::let_next_start();
-    auto* ends = reinterpret_cast<uint32_t*>(gk::shared());
+    gk::let_next_start(), gk::wait_for_previous();
+    auto* stop_ids = reinterpret_cast<int32_t*>(gk::shared());
+    auto* ends = reinterpret_cast<uint32_t*>(stop_ids + a.stop_room);
+    struct Row {
+        int32_t token, nonfinite, position;
+        int64_t draw_position;
+    };
+    auto row = [&](int64_t r) { return Row{a.tokens[r], a.nonfinite[r], a.positions[r], a.draw_positions[r]}; };
     const bool stopped = a.state->stopped != 0;
     const int64_t step = a.state->steps + 1;
+    Row first{};
+    if (gk::thread() < a.rows) first = row(gk::thread());
+    for (int i = gk::thread(); i < int(a.stop_room); i += gk::threads()) stop_ids[i] = reinterpret_cast<const int32_t*>(a.state + 1)[i];
     if (gk::thread() == 0) *ends = 0;
     gk::sync();
     if (stopped) return;
-    char* place = a.ring + ring_place(step, a.rows);
-    auto* said = reinterpret_cast<int32_t*>(place + 8);
+    auto* said = reinterpret_cast<volatile uint64_t*>(a.ring + ring_place(step, a.rows));
     for (int64_t r = gk::thread(); r < a.rows; r += gk::threads()) {
-        const int32_t token = a.tokens[r], nonfinite = a.nonfinite[r];
-        bool stop = token < 0 || nonfinite != 0;
-        for (int32_t i = 0; i < a.state->stops; i++) stop = stop || token == a.state->stop_ids[i];
+        const Row now = r == gk::thread() ? first : row(r);
+        bool stop = now.token < 0 || now.nonfinite != 0;
+        for (int i = 0; i < int(a.stop_room); i++) stop |= now.token == stop_ids[i];
+        said[r] = ring_word(step, now.token, now.nonfinite != 0);
         if (stop) gk::add_shared(ends, 1u);
-        said[r] = token;
-        said[a.rows + r] = nonfinite;
     }
-    gk::fence_system();
     gk::sync();
     const bool stop = *ends != 0;
     for (int64_t r = gk::thread(); r < a.rows && !stop; r += gk::threads()) {
-        a.token_ids[r] = a.tokens[r];
-        a.positions[r]++;
-        a.draw_positions[r]++;
+        const Row now = r == gk::thread() ? first : row(r);
+        a.token_ids[r] = now.token;
+        a.positions[r] = now.position + 1;
+        a.draw_positions[r] = now.draw_position + 1;
     }
-    if (gk::thread() == 0) {
-        a.state->steps = step;
-        a.state->stopped = stop;
-        *reinterpret_cast<volatile int64_t*>(place) = step;
-    }
+    if (gk::thread() == 0) a.state->steps = step, a.state->stopped = stop;
 }
 
-void advance(const AdvanceArgs& a) { GK_LAUNCH(advance_kernel, 1, 1, a.rows < 32 ? 32 : row_threads, int(sizeof(uint32_t)), a); }
+void advance(const AdvanceArgs& a) {
+    const int64_t threads = std::min<int64_t>(round_up(a.rows, 32), 1024);
+    GK_LAUNCH(advance_kernel, 1, 1, int(threads), int((a.stop_room + 1) * sizeof(uint32_t)), a);
+}

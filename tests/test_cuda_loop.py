@@ -70,7 +70,7 @@ for rows in (1, 3, 40, 300):
             positions[rng.integers(rows)] = LIMIT - int(rng.integers(1, 9))
         stops = rng.integers(0, 90, int(rng.integers(0, 4 if rows < 40 else 2))).tolist() if trial % 2 else []
         if trial == 4:
-            stops = list(range(100, 200))  # more than a device holds
+            stops += range(100, int(rng.choice([200, 9000])))  # more of them, or more than a device holds
         count = int(rng.integers(1, 17))
         want, got = (chain.decode(ids, positions, stops, count) for chain in (cpu, cuda))
         cases += 1
