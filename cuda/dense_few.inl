@@ -10,9 +10,10 @@ constexpr int dense_step = 32;            // of k: 16 bytes a lane and output
 constexpr int dense_unit = 64;            // of k: 128 bytes of an output, which are copied together
 constexpr int dense_few_most = 16;        // rows of dense_few_kernel
 constexpr int dense_few_outputs = 16;     // of a unit
-constexpr int dense_few_stages = 5;       // of a warp's ring, to be varied: what is on its way, beside what the next kernel asks for ahead
+constexpr int dense_few_stages = 5;       // of a warp's ring, so that a block has less than half of a multiprocessor's shared memory
+constexpr int dense_few_longer = 7;       // and more than half
 constexpr int dense_few_stage = dense_few_outputs * dense_unit * 2;
-constexpr int dense_few_ring = dense_warps * dense_few_stages * dense_few_stage;
+static constexpr int dense_few_ring(int stages) { return dense_warps * stages * dense_few_stage; }
 constexpr int dense_parts_stride = dense_few_outputs + 4;  // columns of a product lie in different banks
 
 // Whether the tensor cores can: else linear.inl. Not a matter of rows. Sixteen rows of so many k fit the workspace.
@@ -27,8 +28,8 @@ static constexpr int64_t dense_x_stride(int64_t k, bool half) {
 }
 // Shared memory of a block: the ring, the warps' parts of sums, rows.
 static constexpr int64_t dense_parts_bytes(int64_t rows) { return dense_warps * rows * dense_parts_stride * 4; }
-static constexpr int64_t dense_few_bytes(int64_t rows, int64_t k, bool half, bool resident) {
-    return dense_few_ring + dense_parts_bytes(rows) + (resident ? rows * dense_x_stride(k, half) : 0);
+static constexpr int64_t dense_few_bytes(int64_t rows, int64_t k, bool half, bool resident, int stages = dense_few_stages) {
+    return dense_few_ring(stages) + dense_parts_bytes(rows) + (resident ? rows * dense_x_stride(k, half) : 0);
 }
 
 struct alignas(16) Floats4 {
@@ -221,7 +222,7 @@ DEVICE void dense_keep_normed(const RmsNormArgs& norm, int rows, int k, DenseEig
 // eight lanes read all banks. Rows lie rounded in shared memory (`resident`), with what the norm of the chain gives, which the last
 // block writes down; else they are in the workspace (round_x) and are asked for a step ahead.
 // Grid: at most the units; shared memory dense_few_bytes. Rows row0 .. row0 + 8 row_tiles.
-template <bool half, int row_tiles, bool resident>
+template <bool half, int row_tiles, bool resident, int stages>
 GK_KERNEL void GK_BOUNDS(dense_warps * 32, 2)
     dense_few_kernel(LinearArgs a, DenseChain chain, int64_t row0, const char* rounded, int64_t begin, int64_t end) {
     const int warp = gk::thread() / 32, lane = gk::lane(), g = lane / 4, t = lane % 4, k = int(a.k);
@@ -231,7 +232,7 @@ GK_KERNEL void GK_BOUNDS(dense_warps * 32, 2)
     const int first = warp * dense_unit;
     constexpr int steps_apart = dense_warps * dense_unit;
 
-    char* ring = gk::shared() + warp * (dense_few_stages * dense_few_stage);
+    char* ring = gk::shared() + warp * (stages * dense_few_stage);
     const int copied_row = lane / 8, copied_k = lane % 8 * 8;
     char* const copy_to = ring + copied_row * 128 + (lane % 8 ^ copied_row % 2 * 4) * 16;
     const int64_t four_rows = 4 * a.k, to_ups = gated ? (a.n / 2 - 8) * a.k : 0;
@@ -250,12 +251,12 @@ GK_KERNEL void GK_BOUNDS(dense_warps * 32, 2)
             if (copied >= k) copied = first, copied_unit += next_unit, copy_from += next_unit * a.k;
         }
         gk::copy_commit();
-        if (++copied_stage == dense_few_stages) copied_stage = 0;
+        if (++copied_stage == stages) copied_stage = 0;
     };
     auto fill = [&] {
         copy_from = static_cast<const uint16_t*>(a.weight) + (first_unit + copied_row) * a.k + copied_k;
         GK_ROLLED
-        for (int i = 0; i < dense_few_stages; i++) copy_next();
+        for (int i = 0; i < stages; i++) copy_next();
     };
     if (!a.region) fill();
     float norm_weight[dense_norm_eights][8];
@@ -271,10 +272,10 @@ GK_KERNEL void GK_BOUNDS(dense_warps * 32, 2)
     }
 
     const int rows = int(least_of(a.rows - row0, int64_t(8 * row_tiles)));
-    auto* parts = reinterpret_cast<float*>(gk::shared() + dense_few_ring);
+    auto* parts = reinterpret_cast<float*>(gk::shared() + dense_few_ring(stages));
     const char* x_at[row_tiles];  // of the lane
     {
-        char* kept = gk::shared() + dense_few_ring + dense_parts_bytes(rows);
+        char* kept = gk::shared() + dense_few_ring(stages) + dense_parts_bytes(rows);
         const int64_t stride = resident ? dense_x_stride(k, half) : round_up(k, dense_unit) * dense_x_bytes(half);
         GK_UNROLL
         for (int r = 0; r < row_tiles; r++)
@@ -321,7 +322,7 @@ GK_KERNEL void GK_BOUNDS(dense_warps * 32, 2)
                 memcpy(&x, &ahead, sizeof x);
                 read_rows(at + steps_apart < k ? at + steps_apart : first, ahead);
             }
-            gk::copy_wait<dense_few_stages - 1>();
+            gk::copy_wait<stages - 1>();
             gk::sync_warp();
             gk::Words4 w[2][2];
             GK_UNROLL
@@ -332,7 +333,7 @@ GK_KERNEL void GK_BOUNDS(dense_warps * 32, 2)
             if constexpr (resident) read_rows(at, x);
             gk::sync_warp();  // all have read the stage, which the next copy takes
             copy_next();
-            if (++stage == dense_few_stages) stage = 0;
+            if (++stage == stages) stage = 0;
             GK_UNROLL
             for (int step = 0; step < 2; step++) {
                 GK_UNROLL

@@ -75,18 +75,33 @@ bool dense_resident(const LinearArgs& a) {
 void round_x(const LinearArgs& a, int64_t row0, int64_t rows) {
     GK_LAUNCH(round_x_kernel, rows, 1, row_threads, 0, a, row0, reinterpret_cast<uint32_t*>(workspace().scratch));
 }
+// Whether the kernel started last is attention's, whose blocks are few and leave memory idle. A product after it has the longer ring:
+// more is asked for ahead, and no two of its blocks take one multiprocessor, as they might while others are full. After another
+// product, whose blocks take all multiprocessors alike, it has the shorter one, for which there is room beside that.
+thread_local bool after_attention = false;
+constexpr int64_t dense_longer_most = 124 << 10;  // bytes: as much is left beside a shorter one
+
 template <bool half, bool resident>
 void dense_few(const DenseChain& chain, const LinearArgs& a, int64_t begin, int64_t end) {
     const int64_t units = chain.gated.x ? up(a.n / 2, dense_few_outputs / 2) : up(end - begin, dense_few_outputs);
     const int64_t grid = std::min(units, workspace().processors);
+    const char* rounded = workspace().scratch;
     for (int64_t row0 = 0; row0 < a.rows; row0 += dense_few_most) {
         const int64_t rows = std::min<int64_t>(a.rows - row0, dense_few_most);
         const int bytes = int(dense_few_bytes(rows, a.k, half, resident));
+        const int longer = int(dense_few_bytes(rows, a.k, half, resident, dense_few_longer));
         if (!resident && grid > 0) round_x(a, row0, rows);
-        const char* rounded = workspace().scratch;
-        if (rows <= 8) GK_LAUNCH((dense_few_kernel<half, 1, resident>), grid, 1, dense_warps * 32, bytes, a, chain, row0, rounded, begin, end);
-        else GK_LAUNCH((dense_few_kernel<half, 2, resident>), grid, 1, dense_warps * 32, bytes, a, chain, row0, rounded, begin, end);
+        const int threads = dense_warps * 32;
+        if constexpr (resident) {
+            if (after_attention && rows <= 8 && longer <= std::min(dense_longer_most, workspace().shared)) {
+                GK_LAUNCH((dense_few_kernel<half, 1, true, dense_few_longer>), grid, 1, threads, longer, a, chain, row0, rounded, begin, end);
+                continue;
+            }
+        }
+        if (rows <= 8) GK_LAUNCH((dense_few_kernel<half, 1, resident, dense_few_stages>), grid, 1, threads, bytes, a, chain, row0, rounded, begin, end);
+        else GK_LAUNCH((dense_few_kernel<half, 2, resident, dense_few_stages>), grid, 1, threads, bytes, a, chain, row0, rounded, begin, end);
     }
+    after_attention = false;
 }
 void dense_few(const DenseChain& chain, const LinearArgs& a, int64_t begin, int64_t end) {
     const bool resident = dense_resident(a);
@@ -212,6 +227,7 @@ void attend_rows(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t r
         GK_LAUNCH((attention_rows_kernel<half, blocks32>), std::min(now * tiles * chunks, workspace().processors), 1, row_block,
                   int(sizeof(RowPlace<blocks32>)), a, chain, units);
     }
+    after_attention = true;
 }
 // Rows [row, row + rows) of KV heads [kv, kv + kvs), of a launch of more rows than are split.
 template <bool half, int blocks32>

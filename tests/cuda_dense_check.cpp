@@ -59,6 +59,8 @@ void check_few_places() {
         }
     expect(dense_few_bytes(dense_few_most, 4096, false, true) <= 227 << 10, "sixteen rows in shared memory");
     expect(dense_few_bytes(1, 14336, false, true) <= 113 << 10, "a row in half the shared memory");
+    const int64_t longer = dense_few_bytes(1, 4096, false, true, dense_few_longer);
+    expect(longer > 114 << 10 && longer <= dense_longer_most && longer + dense_few_bytes(1, 4096, false, true) <= 225 << 10, "a longer ring beside a shorter one");
     expect(dense_few_bytes(dense_few_most, 1 << 20, true, false) <= 99 << 10, "shared memory without rows");
 }
 
@@ -176,6 +178,7 @@ void check_product(const Problem& p) {
     const Region region{int32_t(expert), int32_t(first), int32_t(rows)};
     if (p.experts) a.region = &region, a.rows = places + below(40);
     started.clear();
+    after_attention = below(2);
     const int64_t split = below(3) ? 0 : below(n + 1);
     fast.linear(a, 0, split);
     fast.linear(a, split, n);
