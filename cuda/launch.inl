@@ -157,7 +157,7 @@ SLOT(linear, LinearArgs) {
 
 template <Packing packing, bool by16, int rows>
 void packed_few(const FewPlan& p, const FewSource& source, const PackedLinearArgs& a, int64_t begin, int64_t end) {
-    GK_LAUNCH((packed_few_kernel<packing, by16, rows>), p.slots * p.row_tiles, 1, few_warps * 32, p.bytes, a, p, source, begin, end);
+    GK_LAUNCH((packed_few_kernel<packing, by16, rows>), p.slots * p.row_tiles, 1, p.warps * 32, p.bytes, a, p, source, begin, end);
 }
 template <Packing packing, bool by16>
 void packed_few(const FewPlan& p, const FewSource& source, const PackedLinearArgs& a, int64_t begin, int64_t end) {
@@ -176,7 +176,7 @@ bool packed_product(const FewSource& source, const PackedLinearArgs& a, int64_t 
     const int64_t processors = workspace().processors;
     const FewPlan p = few_plan(a, end - begin, processors, workspace().shared);
     const bool few = a.rows <= few_rows_most || (a.rows <= 2 * few_rows_most && end - begin < 2 * processors);
-    if (few && p.rows > 0 && (!source.rounding.x || few_makes(source, a.rows, p.blocks))) {
+    if (few && p.rows > 0 && (!source.rounding.x || few_makes(source, a.rows, p))) {
         packed_few<packing, by16>(p, source, a, begin, end);
         return true;
     }

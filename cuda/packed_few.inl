@@ -28,9 +28,10 @@ DEVICE float few_add(float acc, const float* terms, int row, int count, const fl
     return acc;
 }
 
-// Grid: p.slots of the panels [begin, end) at once, the tiles of rows of one beside each other; 256 threads; shared memory p.bytes.
+// Grid: p.slots of the panels [begin, end) at once, the tiles of rows of one beside each other; 32 p.warps threads; shared memory
+// p.bytes.
 template <Packing packing, bool by16, int rows>
-GK_KERNEL void GK_BOUNDS(few_warps * 32, few_resident)
+GK_KERNEL void GK_BOUNDS(few_warps(rows, by16) * 32, few_bound)
 packed_few_kernel(PackedLinearArgs a, FewPlan p, FewSource source, int64_t begin, int64_t end) {
     gk::let_next_start();
     const WeightFormat& f = a.format;
@@ -45,23 +46,22 @@ packed_few_kernel(PackedLinearArgs a, FewPlan p, FewSource source, int64_t begin
     GK_ROLLED
     for (int i = 0; i < p.stages; i++) gk::copy_barrier(barriers + i);
     gk::sync_warp();
-    int copied_panel = warp < p.cut && warp < p.blocks ? slot : panels, copied_block = warp, copied_stage = 0;
-    auto copy_next = [&] {
+    int copied_panel = warp < p.cut && warp < p.blocks ? slot : panels, copied_block = warp;
+    auto copy_next = [&](int to) {
         if (copied_panel >= panels) return;
         const int bytes = copied_block + 1 < p.blocks ? p.slot : p.last;
         const uint8_t* from = weight + copied_panel * p.panel_bytes + int64_t(copied_block) * p.slot;
-        gk::copy_bulk(ring + copied_stage * p.slot, from, bytes, barriers + copied_stage);
-        if (++copied_stage == p.stages) copied_stage = 0;
+        gk::copy_bulk(ring + to * p.slot, from, bytes, barriers + to);
         copied_block += p.cut;
         if (copied_block >= p.blocks) copied_block = warp, copied_panel += p.slots;
     };
     auto fill = [&] {
         GK_ROLLED
-        for (int i = 0; i < p.stages; i++) copy_next();
+        for (int i = 0; i < p.stages; i++) copy_next(i);
     };
     if (!a.region) fill();
-    float norm_weight[made_eights][8] = {};
-    if (source.norm.x) load_norm_weight(source.norm, norm_weight);
+    if (rows <= few_normed_most && source.norm.x)
+        for (int at = gk::thread() * 32; at < int(source.norm.dim); at += p.warps * 32 * 32) gk::fetch(source.norm.weight + at);
     gk::wait_for_previous();
     if (a.region) {  // which weights, only the kernel before knows
         if (row0 >= a.region->rows) return;
@@ -71,19 +71,22 @@ packed_few_kernel(PackedLinearArgs a, FewPlan p, FewSource source, int64_t begin
         if (bias) bias += a.region->expert * a.n;
         fill();
     }
-    if (source.rounding.x) few_make(source, p, norm_weight, row0, last, shared, slot == 0);
+    if (source.rounding.x) few_make<rows>(source, p, row0, last, shared, slot == 0);
     else few_load(a, p, row0, last, shared);
     gk::sync();
 
-    const int64_t n = a.gated ? a.n / 2 : a.n;
+    const int n = int(a.gated ? a.n / 2 : a.n);
     int stage = 0, parity = 0, buffer = 0, turn = warp;
     GK_ROLLED
-    for (int panel = slot; panel < panels; panel += p.slots, turn = (turn + few_warps - 1) % few_warps) {
+    for (int panel = slot; panel < panels; panel += p.slots, turn = turn > 0 ? turn - 1 : p.warps - 1) {
         const int row = row0 + turn, column = a.gated ? lane % 16 : lane;  // of the warp that adds a row's terms: another one each time
         const bool adds = turn < rows && row <= last;
-        const int64_t i = (begin + panel) * (a.gated ? 16 : panel_outputs) + column, at = row * a.out_stride + i;
+        const int i = (int(begin) + panel) * (a.gated ? 16 : int(panel_outputs)) + column;
         const bool writes = adds && i < n;
-        const float more = bias && writes ? bias[i + (lane != column ? n : 0)] : 0.0f, residual = a.residual && writes ? a.residual[at] : 0.0f;
+        auto* more = reinterpret_cast<float*>(shared + p.more_at) + warp * 64 + lane;  // the bias and the residual, asked for in good time
+        if (bias && writes) gk::copy_async_word(more, bias + i + (lane != column ? n : 0));
+        if (a.residual && writes) gk::copy_async_word(more + 32, a.residual + row * a.out_stride + i);
+        gk::copy_commit();
         float acc = 0.0f;
         GK_ROLLED
         for (int round = 0; round < p.rounds; round++) {
@@ -98,7 +101,7 @@ packed_few_kernel(PackedLinearArgs a, FewPlan p, FewSource source, int64_t begin
                 const FewRows x{shared + b * int(block_depth), sums, scales, p.x_stride, p.blocks * p.sums};
                 few_block<packing, by16, rows>(f, p, ring + stage * p.slot, x, terms + d * p.terms * few_term_floats(rows));
                 gk::sync_warp();
-                copy_next();
+                copy_next(stage);
                 if (++stage == p.stages) stage = 0, parity ^= 1;
             }
             gk::sync();
@@ -110,12 +113,14 @@ packed_few_kernel(PackedLinearArgs a, FewPlan p, FewSource source, int64_t begin
             if (p.buffers == 1) gk::sync();
             else buffer ^= 1;
         }
-        if (bias) acc += more;
+        gk::copy_wait<0>();
+        if (bias && writes) acc += *more;
+        float* out = a.out + row * a.out_stride + i;
         if (a.gated) {
             const float up = gk::shuffle_xor(acc, 16);
-            if (writes && lane < 16) with_kind(a.kind, [&](auto kind) { a.out[at] = gate<decltype(kind)::value>(acc, up); });
+            if (writes && lane < 16) with_kind(a.kind, [&](auto kind) { *out = gate<decltype(kind)::value>(acc, up); });
         } else if (writes) {
-            a.out[at] = a.residual ? acc + residual : acc;
+            *out = a.residual ? acc + more[32] : acc;
         }
     }
 }

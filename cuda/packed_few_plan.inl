@@ -1,18 +1,25 @@
 // Products of a few rows with integer weights: 1 to 8. The time is that of reading the weights, so as many bytes as the memory
 // needs are on their way to shared memory at any moment, the first of them before the kernel waits for the one ahead of it.
 //
-// A block of threads goes through panels, with up to 8 rows of x whose codes, scales and sums it keeps in shared memory. Its eight warps
-// cut a panel along k: warp w has the blocks of 256 w, w + 8, .., each one copy (gk::copy_bulk) into a ring of stages that it fills and
+// A block of threads goes through panels, with up to 8 rows of x whose codes, scales and sums it keeps in shared memory. Its 8 or 16
+// warps cut a panel along k: warp w has the blocks of 256 w, w + 16, .., each one copy (gk::copy_bulk) into a ring of stages that it fills and
 // empties by itself, from one panel on into the next. What a warp finds are exact: integers, handed over as floats, each with the scale
 // of its output (a term). A warp a row then adds the terms in the order of k, so the bits are those of a processor.
 //
 // A column of the tensor cores' second operand is a row of x in one group of 16 or 32 along k, zeros elsewhere, so that eight columns
 // have the sums of several groups apart, and nobody looks at them before the last one: `few_columns`.
 
-constexpr int few_warps = 8;
 constexpr int few_rows_most = 8;
 constexpr int few_columns = 8;
+// Warps of a block of threads at most: a warp's way from its loads to its terms is long, so the more warps the better where registers allow.
+static constexpr int few_warps(int rows, bool by16) { return rows == 1 && !by16 ? 16 : 8; }
 constexpr int few_resident = 2;         // blocks of threads a multiprocessor is to have, or one where shared memory is not enough
+// As many as registers are to be enough for: one where shared memory has no room for two.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int few_bound = 1;
+#else
+constexpr int few_bound = few_resident;
+#endif
 constexpr int few_reserved = 1 << 10;    // bytes of shared memory of each block, by CUDA
 constexpr int few_stages_most = 3;      // of a warp's ring; two where there are two such blocks
 constexpr int few_terms_most = 24 << 10;  // bytes of terms, where a round of fewer blocks of 256 is possible
@@ -31,11 +38,11 @@ static constexpr int few_term_floats(int rows) { return rows * few_term_row(rows
 struct FewPlan {
     int rows, row_tiles;  // rows of x in a block of threads: 1, 2, 4 or 8
     int slots;            // panels at work at once
-    int cut;              // warps that share a panel's depth
+    int warps, cut;       // of a block of threads, and those of them that share a panel's depth
     int stages;           // of a warp's ring
     int depth, rounds;    // blocks of 256 of a warp in a round, rounds of a panel
     int buffers;          // of terms: with two, warps go on while terms are added
-    int x_stride, scales_at, sums_at, barriers_at, ring_at, terms_at, buffer, bytes;  // shared memory: first the codes
+    int x_stride, scales_at, sums_at, barriers_at, more_at, ring_at, terms_at, buffer, bytes;  // shared memory: first the codes
     // Of the format and the depth, found once:
     int blocks, last_tiles;  // along k; tiles of the last one
     int sums;                // of a block and row
@@ -64,21 +71,23 @@ static constexpr FewPlan few_plan(const PackedLinearArgs& a, int64_t panels, int
         const int64_t rows = p.rows;
         const int64_t scales = rows * p.x_stride, sums = scales + round_up(rows * blocks * 4, 16);
         const int64_t barriers = sums + round_up(rows * blocks * p.sums * 2, 16);
-        const int64_t ring = round_up(barriers + few_warps * few_stages_most * 8, 128);
-        for (int way = 0; way < 2 * few_resident; way++) {
-            const int resident = few_resident - way / 2, cut = way % 2 ? few_warps / 2 : few_warps;
+        p.warps = blocks <= 8 ? 8 : few_warps(p.rows, f.group == 16);
+        p.row_tiles = int((a.rows + rows - 1) / rows);
+        const int64_t more = barriers + p.warps * few_stages_most * 8, ring = round_up(more + p.warps * 64 * 4, 128);
+        for (int way = 0; way < 3 * few_resident; way++) {
+            const int resident = few_resident - way / 3, cut = p.warps >> way % 3;
+            const int64_t at_once = resident * processors / p.row_tiles, slots = at_once < 1 ? 1 : at_once < panels ? at_once : panels;
             const int64_t turn = cut * p.terms * few_term_floats(p.rows) * 4, each = (blocks + cut - 1) / cut;
-            for (int stages = resident == 1 ? few_stages_most : 2; stages > 0; stages--) {
+            const int64_t copies = (panels + slots - 1) / slots * each, stages_most = resident == 1 ? few_stages_most : 2;
+            for (int stages = int(copies < stages_most ? copies : stages_most); stages > 0; stages--) {
                 for (int buffers = 2; buffers > 0; buffers--) {
                     const int64_t most = few_terms_most / (buffers * turn), turns = most < 1 ? 1 : most < each ? most : each;
                     p.rounds = int((each + turns - 1) / turns), p.depth = int((each + p.rounds - 1) / p.rounds);
                     const int64_t terms = ring + cut * stages * p.slot, bytes = terms + buffers * p.depth * turn;
                     if (bytes > (shared + few_reserved) / resident - few_reserved) continue;
-                    p.row_tiles = int((a.rows + rows - 1) / rows), p.cut = cut, p.stages = stages, p.buffers = buffers;
-                    p.scales_at = int(scales), p.sums_at = int(sums), p.barriers_at = int(barriers), p.ring_at = int(ring), p.terms_at = int(terms);
+                    p.slots = int(slots), p.cut = cut, p.stages = stages, p.buffers = buffers;
+                    p.scales_at = int(scales), p.sums_at = int(sums), p.barriers_at = int(barriers), p.more_at = int(more), p.ring_at = int(ring), p.terms_at = int(terms);
                     p.buffer = int(p.depth * turn), p.bytes = int(bytes);
-                    const int64_t slots = resident * processors / p.row_tiles;
-                    p.slots = int(slots < 1 ? 1 : slots < panels ? slots : panels);
                     return p;
                 }
             }

@@ -74,16 +74,16 @@ void check_plans() {
                         }
                         expect(p.bytes <= shared && (p.slots <= count || 2 * p.bytes + 1024 <= shared), "too many at once: " + what);
                         const int64_t ends[] = {p.rows * p.x_stride, p.scales_at + p.rows * blocks * 4, p.sums_at + p.rows * blocks * 256 / sum_depth(f) * 2,
-                                                p.barriers_at + few_warps * p.stages * 8, p.ring_at + p.cut * p.stages * block_bytes(f),
+                                                p.barriers_at + p.warps * few_stages_most * 8, p.more_at + p.warps * 256, p.ring_at + p.cut * p.stages * block_bytes(f),
                                                 p.terms_at + p.buffers * p.depth * p.cut * few_terms(f, 4) * few_term_floats(p.rows) * 4};
-                        const int64_t begins[] = {p.scales_at, p.sums_at, p.barriers_at, p.ring_at, p.terms_at, p.bytes};
-                        for (int i = 0; i < 6; i++) expect(ends[i] <= begins[i] && begins[i] % 4 == 0, "shared memory: " + what);
+                        const int64_t begins[] = {p.scales_at, p.sums_at, p.barriers_at, p.more_at, p.ring_at, p.terms_at, p.bytes};
+                        for (int i = 0; i < 7; i++) expect(ends[i] <= begins[i] && begins[i] % 4 == 0, "shared memory: " + what);
                         expect(p.barriers_at % 8 == 0 && p.ring_at % 16 == 0 && p.terms_at % 16 == 0 && p.buffer % 16 == 0 && p.slot % 16 == 0 && p.last % 16 == 0 &&
                                    p.x_stride % 128 == 16 && p.x_stride >= blocks * 256 && (p.stages >= 1 && p.stages <= few_stages_most), "alignment: " + what);
                         expect(p.slot == block_bytes(f) && (blocks - 1) * p.slot + p.last == panel_bytes(f, k), "bytes of a panel: " + what);
                         expect((p.rows == 1 || p.rows == 2 || p.rows == 4 || p.rows == 8) && p.rows < 2 * rows && p.rows * p.row_tiles >= rows &&
                                    p.rows * (p.row_tiles - 1) < rows && p.slots >= 1 && p.slots <= panels, "plan: " + what);
-                        expect(p.rounds * p.depth * p.cut >= blocks && (p.rounds - 1) * p.depth * p.cut < blocks, "rounds: " + what);
+                        expect(p.cut <= p.warps && p.warps <= few_warps(p.rows, f.group == 16) && p.rounds * p.depth * p.cut >= blocks && (p.rounds - 1) * p.depth * p.cut < blocks, "rounds: " + what);
                         expect(1 << p.term_shift == p.terms && (of_k(f.packing) || 32 << p.group_shift == f.group), "logarithms: " + what);
                     }
 }
@@ -250,7 +250,8 @@ void check_made(int64_t rows, int64_t n, int64_t k, const WeightFormat& f, bool 
             fast.packed_linear(product, 0, w.count);
         } else {
             const bool makes = packed_product({norm, rounding}, product, 0, w.count);
-            expect(makes == (rows * blocks <= few_made_most && (!normed || rows <= few_normed_most) && p.rows > 0), "whether codes are made: " + what);
+            expect(makes == (p.rows > 0 && few_makes({norm, rounding}, rows, p)), "whether codes are made: " + what);
+            expect(makes || rows > 1 || (normed ? k > 2048 : blocks > few_made_most), "codes of one row that are not made: " + what);
             if (!makes) return;
         }
     }
