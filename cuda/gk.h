@@ -206,6 +206,35 @@ DEVICE void copy_bulk_wait(uint64_t* barrier, int parity) {
     }
 }
 
+// One barrier for the copies of many threads: barrier_make, of one thread, before sync(); for each phase one thread says by copy_expect how
+// many bytes copy_piece copies, all threads' together, each a whole number of 16; barrier_wait(b, 0) waits for those of the first
+// phase, (b, 1) of the second, .. Before 9.0 a piece is copy_async's, so copy_wait and sync() are wanted as well.
+DEVICE void barrier_make(uint64_t* barrier) {
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;" :: "r"(uint32_t(__cvta_generic_to_shared(barrier))) : "memory");
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+DEVICE void copy_expect(uint64_t* barrier, int bytes) {
+    const uint32_t b = uint32_t(__cvta_generic_to_shared(barrier));
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(b), "r"(bytes) : "memory");
+#else
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" :: "r"(b) : "memory");
+#endif
+}
+DEVICE void copy_piece(void* to, const void* from, int bytes, uint64_t* barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 :: "r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from), "r"(bytes), "r"(uint32_t(__cvta_generic_to_shared(barrier))) : "memory");
+#else
+    for (int at = 0; at < bytes; at += 16) copy_async(static_cast<char*>(to) + at, static_cast<const char*>(from) + at);
+#endif
+}
+DEVICE void barrier_wait(uint64_t* barrier, int parity) { copy_bulk_wait(barrier, parity); }
+// Of some of a block's threads, whole warps; id 1 .. 15 is theirs.
+DEVICE void sync_some(int id, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
+
 // Blocks that hand work to one another: what was there before the addition; what was written before fence() is seen by who
 // sees what is written after it; load_fresh reads what other blocks wrote during this kernel.
 DEVICE uint32_t add_global(uint32_t* p, uint32_t x) { return atomicAdd(p, x); }

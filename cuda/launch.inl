@@ -168,6 +168,12 @@ void packed_few(const FewPlan& p, const FewSource& source, const PackedLinearArg
         case 8: return packed_few<packing, by16, 8>(p, source, a, begin, end);
     }
 }
+template <Packing packing, bool by16, int way>
+void packed_many(const ManyPlan& p, const PackedLinearArgs& a, int64_t begin, int64_t end) {
+    const int64_t grid = std::min(up(end - begin, p.panels) * up(a.rows, p.rows), p.resident * workspace().processors);
+    if constexpr (many_has(packing, way))
+        GK_LAUNCH((packed_many_kernel<packing, by16, way>), grid, 1, 32 * p.panels * p.sharers, p.bytes, a, p, begin, end);
+}
 // Whether it was started: not where the kernel was to make the codes and is none that does. 9 to 16 rows of few panels: packed_few_kernel
 // cuts k among its warps, so its tiles of 8 rows read the weights twice, of which once from the second-level cache.
 template <Packing packing, bool by16>
@@ -182,12 +188,13 @@ bool packed_product(const FewSource& source, const PackedLinearArgs& a, int64_t 
     }
     if (source.rounding.x) return false;
     const ManyPlan m = many_plan(a, end - begin, processors, workspace().shared);
-    const int64_t grid = std::min(up(end - begin, m.panels) * up(a.rows, m.rows), m.resident * processors);
-    const int threads = 32 * m.panels * m.sharers;
-    if (m.way == 0) GK_LAUNCH((packed_many_kernel<packing, by16, 0>), grid, 1, threads, m.bytes, a, m, begin, end);
-    if (m.way == 1) GK_LAUNCH((packed_many_kernel<packing, by16, 1>), grid, 1, threads, m.bytes, a, m, begin, end);
-    if constexpr (many_ways(packing) == 3)
-        if (m.way == 2) GK_LAUNCH((packed_many_kernel<packing, by16, 2>), grid, 1, threads, m.bytes, a, m, begin, end);
+    switch (m.way) {
+        case 0: packed_many<packing, by16, 0>(m, a, begin, end); break;
+        case 1: packed_many<packing, by16, 1>(m, a, begin, end); break;
+        case 2: packed_many<packing, by16, 2>(m, a, begin, end); break;
+        case 3: packed_many<packing, by16, 3>(m, a, begin, end); break;
+        case 4: packed_many<packing, by16, 4>(m, a, begin, end); break;
+    }
     return true;
 }
 bool packed_product(const FewSource& source, const PackedLinearArgs& a, int64_t begin, int64_t end) {

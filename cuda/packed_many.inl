@@ -3,15 +3,17 @@
 //
 // A block of threads has some panels and some rows of x, its warps a panel, or half of one, and 16 to 64 rows each; a lane keeps the
 // floats of its outputs in registers from the first block of 256 along k to the last, so they are added in the order of k: a
-// processor's bits. Weights, codes, scales and sums of a block of 256 come into a stage of shared memory that all warps read, while
-// they are at the stages before; the first stages' weights are asked for before the kernel waits for the one ahead. Blocks of threads go
-// from unit to unit, and the copies go on across them.
+// processor's bits. Weights, codes, scales and sums of a block of 256 come into a stage of shared memory that all these warps read, while
+// they are at the stages before: by bulk copies, so that asking for them is little work; the first stages' weights are asked for before
+// the kernel waits for the one ahead. Blocks of threads go from unit to unit, and the copies go on across them. Where panels are few, k is
+// cut among two or four warps: each takes a block of 256 of a stage, shows its exact sums, and adds those of all for some of the rows, in
+// the order of k.
 //
 // What is exact in integers is left to the tensor cores: of int4_two_level u c is a u8, and minima times sums of codes are a product of
 // their own, so an accumulator is looked at once in 256 of k, of int4 and int8 once in a group.
 //
-// A stage: each panel's block as it lies (packed.h), but quarters of lines 2 and 3, 6 and 7 .. change places by twos, so that lanes read
-// from different banks; codes of the rows, a row of 256 in 272 bytes, so that eight rows' 16 bytes lie in different banks; their sums; their scales.
+// A piece of a stage: each panel's block as it lies (packed.h); codes of the rows, a row of 256 in 272 bytes, so that eight rows' 16 bytes lie
+// in different banks; their sums; their scales.
 
 // A warp writes its outputs: rows [row0, row0 + rows), of which there may be fewer than it has.
 template <int count, int parts>
@@ -76,134 +78,152 @@ DEVICE void many_store(const PackedLinearArgs& a, int64_t panel, int half, int e
     }
 }
 
+// What a launch is of: rows, or those of a region of all places, which only the kernel before knows.
+struct ManyWork {
+    int rows, from_row, expert, panels, row_tiles, units;
+    int64_t first_panel;
+};
+DEVICE ManyWork many_work(const PackedLinearArgs& a, const ManyPlan& p, int64_t begin, int panels, const Region* region) {
+    const int rows = region ? region->rows : int(a.rows), row_tiles = (rows + p.rows - 1) / p.rows, expert = region ? region->expert : 0;
+    const int64_t all = a.gated ? (a.n / 2 + 15) / 16 : (a.n + panel_outputs - 1) / panel_outputs;  // panels of an expert
+    return {rows, region ? region->first : 0, expert, panels, row_tiles, (panels + p.panels - 1) / p.panels * row_tiles, begin + expert * all};
+}
+
 // Units: p.panels of the panels [begin, end), with the tiles of p.rows rows of the same panels beside each other. Grid: at most as many
 // blocks of threads as there are at once; 32 p.panels p.sharers threads; shared memory p.bytes.
 template <Packing packing, bool by16, int way>
 GK_KERNEL void GK_BOUNDS(many_warps * 32, many_at_once(packing, way) / many_warps)
     packed_many_kernel(PackedLinearArgs a, ManyPlan p, int64_t begin, int64_t end) {
     gk::let_next_start();
-    constexpr int count = many_tiles(way), parts = many_parts(way), sums_stride = int(block_depth) / (by16 ? 16 : 32);
+    constexpr int count = many_tiles(way), parts = many_parts(way), cuts = many_cuts(way), own = count / cuts;  // own: tiles of rows to add up
+    constexpr int sums_stride = int(block_depth) / (by16 ? 16 : 32);
     const WeightFormat& f = a.format;
-    const int threads = gk::threads(), warp = gk::thread() / 32, mine = warp / p.sharers, sub = warp % p.sharers;
-    const int half = parts == 1 ? sub % 2 : 0, my_row = (parts == 1 ? sub / 2 : sub) * count * 8;
-    const bool with_sums = !eight_bits(packing) || f.zero != Zero::none;
-    const uint8_t* weight = a.weight + begin * p.panel_bytes;
-    char* shared = gk::shared();
-    int all_rows = int(a.rows), from_row = 0, expert = 0, row_tiles = 0, units = 0;
-    auto lay_out = [&] {
-        row_tiles = (all_rows + p.rows - 1) / p.rows;
-        units = (int(end - begin) + p.panels - 1) / p.panels * row_tiles;
-    };
+    const int warp = gk::thread() / 32, panels = int(end - begin);
     auto tiles_of = [&](int b) { return b + 1 < p.blocks ? 4 : p.last_tiles; };
-    auto first_of = [&](int unit) { return unit / row_tiles * p.panels; };
-    auto row_of = [&](int unit) { return unit % row_tiles * p.rows; };
-    // The next block of 256 to be asked for: of which unit, and where a thread finds its share.
-    constexpr int words = sums_stride / 2;
-    const int chunk = gk::thread() % 16, chunk_row = gk::thread() / 16, piece = gk::thread() % words, piece_row = gk::thread() / words;
-    int copied = 0, copied_unit = 0, copied_stage = 0, copied_rows = 0;
-    const uint8_t* from_weight = nullptr;
-    const int8_t* from_codes = nullptr;
-    uint32_t from_sums = 0, from_scales = 0;
+    char* shared = gk::shared();
+    auto* barriers = reinterpret_cast<uint64_t*>(shared + p.barriers_at);
+    if (gk::thread() == 0)
+        for (int i = 0; i < p.stages; i++) gk::barrier_make(barriers + i);
+    gk::sync();
+    const int mine = warp / p.sharers, sub = warp % p.sharers;
+    ManyWork work;
+    // What a block of threads copies: stage after stage, `cuts` blocks of 256 each, of unit after unit. A panel is asked for by the first lane
+    // of its first warp, rows by a thread each.
+    int copied_unit = 0, copied = 0, copied_stage = 0, copied_panels = 0, copied_rows = 0, copied_row0 = 0;
+    const uint8_t* from = nullptr;
     auto find = [&] {
-        const int panel = first_of(copied_unit) + mine, row0 = row_of(copied_unit) + from_row;
-        from_weight = copied_unit < units && panel < int(end - begin) ? weight + int64_t(panel) * p.panel_bytes : nullptr;
-        copied_rows = copied_unit < units ? min_of(p.rows, all_rows - row_of(copied_unit)) : 0;
-        from_codes = a.codes + int64_t(row0 + chunk_row) * p.codes_stride + chunk * 16;
-        from_sums = uint32_t(row0 + piece_row) * p.sums_stride + piece * 2, from_scales = uint32_t(row0 + gk::thread()) * p.blocks;
+        const int first = copied_unit / work.row_tiles * p.panels, tile0 = copied_unit % work.row_tiles * p.rows;
+        const bool there = copied_unit < work.units;
+        copied_panels = there ? min_of(p.panels, panels - first) : 0, copied_rows = there ? min_of(p.rows, work.rows - tile0) : 0;
+        copied_row0 = work.from_row + tile0;
+        from = a.weight + (work.first_panel + first + mine) * p.panel_bytes;
     };
-    auto begin_copies = [&] { copied = 0, copied_unit = int(gk::block()), copied_stage = 0, find(); };
-    auto move_on = [&] {
-        if (++copied_stage == p.stages) copied_stage = 0;
-        if (from_weight) from_weight += p.block_bytes;
-        from_codes += block_depth, from_sums += sums_stride, from_scales++;
-        if (++copied == p.blocks) copied = 0, copied_unit += int(gk::blocks()), find();
-    };
-    auto copy_weights = [&] {
-        if (!from_weight) return;
-        const uint8_t* from = from_weight + gk::lane() * 16;
-        char* to = shared + copied_stage * p.stage + mine * p.slot;
+    auto copy_rows = [&](int tiles, char* to, uint64_t* barrier) {
+        constexpr int words = sums_stride / 2;  // of two sums each
+        const bool with_sums = !eight_bits(packing) || f.zero != Zero::none;
         GK_ROLLED
-        for (int at = sub * 512; at < p.header; at += p.sharers * 512)
-            if (at + gk::lane() * 16 < p.header) gk::copy_async(to + at + gk::lane() * 16, from + at);
-        const int pieces = tiles_of(copied) * int(tile_bytes(packing) / 512), share = (pieces + p.sharers - 1) >> p.sharers_shift;
-        int left = min_of(share, pieces - sub * share);
-        from += p.header + sub * share * 512, to += p.header + sub * share * 512 + many_chunk(gk::lane()) * 16;
-        GK_ROLLED
-        for (; left >= 4; left -= 4, from += 4 * 512, to += 4 * 512)
-            GK_UNROLL
-            for (int i = 0; i < 4; i++) gk::copy_async(to + i * 512, from + i * 512);
-        GK_ROLLED
-        for (; left > 0; left--, from += 512, to += 512) gk::copy_async(to, from);
-    };
-    auto copy_rows = [&] {
-        const int tiles = tiles_of(copied);
-        char* to = shared + copied_stage * p.stage;
-        if (chunk < tiles * 4) {
-            const int8_t* from = from_codes;
-            char* at = to + p.codes_at + chunk_row * many_x_stride + chunk * 16;
-            const int turn = threads / 16;
-            const int64_t step = int64_t(turn) * p.codes_stride;
-            int r = chunk_row;
-            GK_ROLLED
-            for (; r + 3 * turn < copied_rows; r += 4 * turn)
+        for (int r = gk::thread(); r < copied_rows; r += gk::threads()) {
+            const int64_t row = copied_row0 + r;
+            const int8_t* codes = a.codes + row * p.codes_stride + copied * int(block_depth);
+            gk::copy_piece(to + p.codes_at + r * many_x_stride, codes, tiles * int(tile_depth), barrier);
+            gk::copy_async_word(to + p.scales_at + r * 4, a.scales + row * p.blocks + copied);
+            if (!with_sums) continue;
+            const int16_t* sums = a.sums + row * p.sums_stride + copied * sums_stride;
+            char* sums_to = to + p.sums_at + r * words * 4;
+            if (tiles == 4 && reinterpret_cast<uintptr_t>(sums) % 16 == 0) {
                 GK_UNROLL
-                for (int i = 0; i < 4; i++, from += step, at += turn * many_x_stride) gk::copy_async(at, from);
-            GK_ROLLED
-            for (; r < copied_rows; r += turn, from += step, at += turn * many_x_stride) gk::copy_async(at, from);
+                for (int i = 0; i < words; i += 4) gk::copy_async(sums_to + i * 4, sums + i * 2);
+            } else {
+                GK_ROLLED
+                for (int i = 0; i < tiles * (words / 4); i++) gk::copy_async_word(sums_to + i * 4, sums + i * 2);
+            }
         }
-        if (with_sums && piece < tiles * (words / 4)) {
-            const int16_t* from = a.sums + from_sums;
-            GK_ROLLED
-            for (int r = piece_row; r < copied_rows; r += threads / words, from += threads / words * p.sums_stride)
-                gk::copy_async_word(to + p.sums_at + (r * words + piece) * 4, from);
+    };
+    // Asks for the next stage, of weights and rows or one of them; a stage is whole once its rows have been asked for.
+    auto fill = [&](bool weights, bool rows) {
+        char* to = shared + copied_stage * p.stage;
+        uint64_t* barrier = barriers + copied_stage;
+        int bytes = 0;
+        GK_ROLLED
+        for (int left = cuts; left > 0; left--, to += p.piece) {
+            const int tiles = tiles_of(copied), size = p.header + tiles * int(tile_bytes(packing));
+            if (weights && sub == 0 && gk::lane() == 0 && mine < copied_panels) gk::copy_piece(to + mine * p.slot, from, size, barrier);
+            if (rows) copy_rows(tiles, to, barrier);
+            bytes += copied_panels * size + copied_rows * tiles * int(tile_depth);
+            from += p.block_bytes;
+            if (++copied < p.blocks) continue;
+            copied = 0, copied_unit += int(gk::blocks()), find();
+            break;
         }
-        const float* from = a.scales + from_scales;
-        GK_ROLLED
-        for (int r = gk::thread(); r < copied_rows; r += threads, from += threads * p.blocks) gk::copy_async_word(to + p.scales_at + r * 4, from);
+        if (rows && gk::thread() == 0) gk::copy_expect(barrier, bytes);
+        if (rows) gk::copy_commit();
+        if (++copied_stage == p.stages) copied_stage = 0;
     };
-    auto first_weights = [&] {
-        lay_out();
-        begin_copies();
+    auto first_fills = [&](bool weights, bool rows) {
+        copied_unit = int(gk::block()), copied = 0, copied_stage = 0, find();
         GK_ROLLED
-        for (int i = 0; i < p.stages - 1; i++, move_on()) copy_weights();
+        for (int i = 0; i < p.stages - 1; i++) fill(weights, rows);
     };
-    if (!a.region) first_weights();
+    if (!a.region) {
+        work = many_work(a, p, begin, panels, nullptr);
+        first_fills(true, false);
+    }
     gk::wait_for_previous();
     if (a.region) {  // which weights, only the kernel before knows
-        all_rows = a.region->rows, from_row = a.region->first, expert = a.region->expert;
-        if (all_rows <= 0) return;
-        weight += int64_t(expert) * (a.gated ? (a.n / 2 + 15) / 16 : (a.n + panel_outputs - 1) / panel_outputs) * p.panel_bytes;
-        first_weights();
+        work = many_work(a, p, begin, panels, a.region);
+        if (work.rows <= 0) return;
     }
-    begin_copies();
-    GK_ROLLED
-    for (int i = 0; i < p.stages - 1; i++, move_on()) {
-        copy_rows();
-        gk::copy_commit();
-    }
+    first_fills(a.region != nullptr, true);
 
-    int stage = 0;
+    const int half = parts == 1 ? sub % 2 : 0, slice = sub % cuts, my_row = sub / (parts == 1 ? 2 : cuts) * count * 8;
+    int stage = 0, parity = 0, turn = 0;
     GK_ROLLED
-    for (int unit = int(gk::block()); unit < units; unit += int(gk::blocks())) {
-        const int panel = first_of(unit) + mine, row0 = row_of(unit) + my_row;
-        const bool works = panel < int(end - begin) && row0 < all_rows;
-        float acc[count][parts][4] = {};
+    for (int unit = int(gk::block()); unit < work.units; unit += int(gk::blocks())) {
+        const int panel = unit / work.row_tiles * p.panels + mine, row0 = unit % work.row_tiles * p.rows + my_row;
+        const bool works = panel < panels && row0 < work.rows;
+        float acc[own][parts][4] = {};
         GK_ROLLED
-        for (int b = 0; b < p.blocks; b++) {
+        for (int b = 0; b < p.blocks; b += cuts) {
             if (p.stages == 2) gk::copy_wait<0>();
             else if (p.stages == 3) gk::copy_wait<1>();
             else gk::copy_wait<2>();
+            gk::barrier_wait(barriers + stage, parity);
             gk::sync();  // the stage is everyone's, and that of the round before free
-            copy_weights(), copy_rows(), move_on();
-            gk::copy_commit();
-            const char* at = shared + stage * p.stage;
-            if (works) {
-                const ManyRows x{at + p.codes_at + my_row * many_x_stride, reinterpret_cast<const int16_t*>(at + p.sums_at) + my_row * sums_stride,
-                                 reinterpret_cast<const float*>(at + p.scales_at) + my_row};
-                many_block<packing, by16, count, parts>(f, p, at + mine * p.slot, half, tiles_of(b), x, acc);
+            fill(true, true);
+            const char *at = shared + stage * p.stage, *mine_at = at + slice * p.piece;
+            const ManyRows x{mine_at + p.codes_at + my_row * many_x_stride,
+                             reinterpret_cast<const int16_t*>(mine_at + p.sums_at) + my_row * sums_stride,
+                             reinterpret_cast<const float*>(mine_at + p.scales_at) + my_row};
+            if constexpr (cuts == 1) {
+                if (works) many_block<packing, by16, count, parts>(f, p, at + mine * p.slot, half, tiles_of(b), x, acc);
+            } else if (works) {  // what a warp finds goes to those that add up its rows
+                float none[count][parts][4];
+                constexpr int share = count * parts * 32;  // of a warp
+                auto* terms = reinterpret_cast<ManyFloats<4>*>(shared + p.terms_at) + gk::lane();
+                terms += (turn * (gk::threads() / 32) + warp - slice) * share;
+                auto show = [&](const float(&)[parts][2], const int32_t(&d)[count][parts][4]) {
+                    GK_UNROLL
+                    for (int i = 0; i < count * parts; i++) {
+                        const int32_t(&v)[4] = d[i / parts][i % parts];
+                        terms[(slice * count * parts + i) * 32] = {float(v[0]), float(v[1]), float(v[2]), float(v[3])};
+                    }
+                };
+                if (b + slice < p.blocks)
+                    many_block<packing, by16, count, parts, true>(f, p, mine_at + mine * p.slot, 0, tiles_of(b + slice), x, none, show);
+                gk::sync_some(1 + warp / cuts, 32 * cuts);  // terms have two places, by turns
+                GK_UNROLL
+                for (int c = 0; c < cuts; c++) {
+                    if (b + c >= p.blocks) continue;
+                    float s[parts][2];
+                    const bool bf = packing == Packing::int8 && f.scale_dtype == DType::bf16;
+                    many_scales(at + c * p.piece + mine * p.slot, gk::lane() / 4 * 4, bf, false, s);
+                    many_add<own, parts>(s, reinterpret_cast<const float*>(at + c * p.piece + p.scales_at) + my_row + slice * own * 8,
+                                         terms + (c * count + slice * own) * parts * 32, acc);
+                }
+                turn ^= 1;
             }
-            if (++stage == p.stages) stage = 0;
+            if (++stage == p.stages) stage = 0, parity ^= 1;
         }
-        if (works) many_store(a, begin + panel, half, expert, from_row + row0, all_rows - row0, acc);
+        if (works) many_store(a, begin + panel, half, work.expert, work.from_row + row0 + slice * own * 8, work.rows - row0 - slice * own * 8, acc);
     }
 }

@@ -86,18 +86,33 @@ DEVICE void many_fold(const float (&s)[parts][2], const ManyRows& x, int32_t (&d
     }
 }
 
-// Adds a stage's block of 256 to a warp's outputs: acc [tile of eight rows][part][output 4 g + 2 part + i / 2, row 2 t + i % 2 of element i];
-// with one part those of half `half`.
-template <Packing packing, bool by16, int count, int parts>
+// The same of terms that a warp has shown, its fragments one after the other.
+template <int count, int parts>
+DEVICE void many_add(const float (&s)[parts][2], const float* x_scales, const ManyFloats<4>* terms, float (&acc)[count][parts][4]) {
+    GK_UNROLL
+    for (int n = 0; n < count; n++) {
+        const auto two = *reinterpret_cast<const ManyFloats<2>*>(x_scales + n * 8 + 2 * (gk::lane() % 4));
+        GK_UNROLL
+        for (int part = 0; part < parts; part++) {
+            const ManyFloats<4> term = terms[(n * parts + part) * 32];
+            GK_UNROLL
+            for (int i = 0; i < 4; i++) acc[n][part][i] = gk::fma(term.x[i], s[part][i / 2] * two.x[i % 2], acc[n][part][i]);
+        }
+    }
+}
+
+// A stage's block of 256: fold(scales, d) gets a warp's sums of integers once for each scale, and leaves zeros; what has other zeros than
+// int4's adds them to acc itself, and is not cut.
+template <Packing packing, bool by16, int count, int parts, bool cut, class Fold>
 DEVICE void many_block(const WeightFormat& f, const ManyPlan& p, const char* block, int half, int tiles, const ManyRows& x,
-                       float (&acc)[count][parts][4]) {
+                       float (&acc)[count][parts][4], Fold fold) {
     constexpr bool eight = eight_bits(packing), two_level = packing == Packing::int4_two_level, k_scales = of_k(packing);
     constexpr bool plain = !two_level && !k_scales;
     constexpr int sums_stride = int(block_depth) / (by16 ? 16 : 32);
     using Line = ManyWords<2 * parts>;
     const int lane = gk::lane(), g = lane / 4, t = lane % 4, column = 4 * g + 2 * half;
     const bool real_zeros = f.zero == Zero::real, bf = plain && f.scale_dtype == DType::bf16;
-    const char* codes = block + p.header + g / 4 * int(tile_bytes(packing) / 2) + many_chunk(t * 4 + g % 4) * 16 + half * 8;
+    const char* codes = block + p.header + g / 4 * int(tile_bytes(packing) / 2) + t * 64 + g % 4 * 16 + half * 8;
     const char* x_codes = x.codes + (lane % 8 + lane / 16 * 8) * many_x_stride + lane / 8 % 2 * 16;
     int32_t d[count][parts][4] = {};
     float s[parts][2];
@@ -169,7 +184,7 @@ DEVICE void many_block(const WeightFormat& f, const ManyPlan& p, const char* blo
             if (!plain || (++group_steps < p.group_steps && done < 2 * tiles)) continue;
             const char* scales = block + group * 64;
             many_scales(scales, column, bf, false, s);
-            if (f.zero != Zero::none && (eight || real_zeros)) {
+            if (!cut && f.zero != Zero::none && (eight || real_zeros)) {
                 float low[parts][2];  // real zeros
                 if (real_zeros) many_scales(scales + p.groups * 64, column, bf, false, low);
                 const uint32_t z = real_zeros ? 0 : word(block + p.groups * 64 + group * 32 + 4 * g) >> 16 * half;
@@ -191,16 +206,26 @@ DEVICE void many_block(const WeightFormat& f, const ManyPlan& p, const char* blo
                         }
                     }
             } else {
-                many_fold(s, x, d, acc);
+                fold(s, d);
             }
             group++, group_steps = 0;
         }
     }
     if (plain) return;
     many_scales(block, column, bf, false, s);
-    many_fold(s, x, d, acc);
+    fold(s, d);
     if (!k_scales || !real_zeros) return;
     many_lows<by16, false>(block + k_minima_at(f), column, tiles, 0, x, d);
     many_scales(block + 64, column, bf, true, s);
-    many_fold(s, x, d, acc);
+    fold(s, d);
+}
+
+// Adds a stage's block of 256 to a warp's outputs: acc [tile of eight rows][part][output 4 g + 2 part + i / 2, row 2 t + i % 2 of element i];
+// with one part those of half `half`.
+template <Packing packing, bool by16, int count, int parts>
+DEVICE void many_block(const WeightFormat& f, const ManyPlan& p, const char* block, int half, int tiles, const ManyRows& x,
+                       float (&acc)[count][parts][4]) {
+    many_block<packing, by16, count, parts, false>(f, p, block, half, tiles, x, acc, [&](const float(&s)[parts][2], int32_t(&d)[count][parts][4]) {
+        many_fold(s, x, d, acc);
+    });
 }

@@ -30,6 +30,7 @@ Workspace workspace() {
     return w;
 }
 
+std::set<int> ways_taken;  // by products of many rows
 std::mt19937_64 rng;
 int wrong = 0;
 Kernels plain, fast;
@@ -88,15 +89,8 @@ void check_plans() {
                     }
 }
 
-// Of packed_many.inl: where codes lie in a stage, and how the work is split.
+// Of packed_many.inl: where things lie in a stage, and how the work is split.
 void check_many() {
-    std::set<int> seen;
-    for (int i = 0; i < 128; i++) expect(many_chunk(i) / 4 == i / 4 && seen.insert(many_chunk(i)).second, "a chunk's place in a stage");
-    for (int g = 0; g < 8; g += 2) {  // what eight lanes read at once, 16 bytes each: all 32 banks
-        std::set<int> banks;
-        for (int lane = 0; lane < 8; lane++) banks.insert((g / 4 * 32 + many_chunk(lane % 4 * 4 + (g + lane / 4) % 4)) % 8);
-        expect(banks.size() == 8, "lanes that read codes from the same banks");
-    }
     std::set<int> banks;
     for (int row = 0; row < 8; row++) banks.insert(row * many_x_stride / 16 % 8);
     expect(banks.size() == 8, "rows of a matrix in the same banks");
@@ -110,18 +104,21 @@ void check_many() {
                     const int64_t shared = shared_of_devices[below(3)];
                     const ManyPlan p = many_plan(a, panels, 1 + below(200), shared);
                     const std::string what = name_of(f) + " rows " + std::to_string(rows) + " panels " + std::to_string(panels);
-                    const int halves = 2 / many_parts(p.way), warps = p.panels * p.sharers, sums = int(block_depth / sum_depth(f)) * 2;
+                    const int cuts = many_cuts(p.way), share = cuts * 2 / many_parts(p.way), warps = p.panels * p.sharers, sums = int(block_depth / sum_depth(f)) * 2;
                     ways.insert(p.way);
-                    expect(p.way < many_ways(f.packing), "way: " + what);
-                    expect(p.panels >= 1 && p.sharers % halves == 0 && warps <= many_warps && p.rows == p.sharers / halves * many_tiles(p.way) * 8, "warps: " + what);
+                    expect(many_has(f, p.way) && cuts <= p.blocks, "way: " + what);
+                    expect(p.panels >= 1 && p.sharers % share == 0 && warps <= many_warps &&
+                               p.rows == p.sharers / share * many_tiles(p.way) * 8, "warps: " + what);
                     expect(p.resident >= 1 && p.resident * warps <= many_at_once(f.packing, p.way) && p.resident * (p.bytes + 1024) <= shared + 1024, "at once: " + what);
-                    expect(p.stages >= 2 && p.stages <= many_stages_most && p.bytes == p.stages * p.stage, "stages: " + what);
+                    expect(p.stages >= 2 && p.stages <= many_stages_most && p.barriers_at == p.stages * p.stage && p.stage == cuts * p.piece &&
+                               p.terms_at == p.barriers_at + 8 * many_stages_most &&
+                               p.bytes == p.terms_at + (cuts > 1 ? 2 * warps * many_tiles(p.way) * many_parts(p.way) * 512 : 0), "stages: " + what);
                     expect(p.codes_at == p.panels * p.slot && p.slot == block_bytes(f) && p.sums_at == p.codes_at + p.rows * many_x_stride &&
-                               p.scales_at == p.sums_at + p.rows * sums && p.stage == p.scales_at + p.rows * 4, "shared memory: " + what);
-                    expect(p.slot % 16 == 0 && p.codes_at % 16 == 0 && p.sums_at % 16 == 0 && p.stage % 16 == 0, "alignment: " + what);
+                               p.scales_at == p.sums_at + p.rows * sums && p.piece == p.scales_at + p.rows * 4, "shared memory: " + what);
+                    expect(p.slot % 16 == 0 && p.codes_at % 16 == 0 && p.sums_at % 16 == 0 && p.piece % 16 == 0, "alignment: " + what);
                     expect(int64_t(p.blocks) * 256 >= k && int64_t(p.blocks - 1) * 256 + p.last_tiles * 64 == round_up(k, 64), "depth: " + what);
                 }
-    expect(ways.size() == 3, "a way that no plan takes");
+    expect(ways.size() == many_ways, "a way that no plan takes");
 }
 
 // ---- products --------------------------------------------------------------------------------------------------------
@@ -212,6 +209,7 @@ void check_product(int64_t rows, int64_t n, int64_t k, const WeightFormat& f, bo
     const int64_t split = below(3) ? 0 : below(w.count + 1);
     fast.packed_linear(a, 0, split);
     fast.packed_linear(a, split, w.count);
+    if (a.rows > 2 * few_rows_most && split < w.count) ways_taken.insert(many_plan(a, w.count - split, processors, block_shared).way);
     for (size_t i = 0; i < want.size(); i++) {
         const bool nan = want[i] != want[i];
         const bool right = nan ? got[i] != got[i] : gated ? std::fabs(got[i] - want[i]) <= 1e-5f * (1 + std::fabs(want[i])) : same_bits(got[i], want[i]);
@@ -292,12 +290,15 @@ int main(int count, char** words) {
         }
         check_products(9, 16, 2);
     }
-    started.clear();
+    ways_taken.clear();
     if (part.empty() || part == "many") {
         check_products(9, 130, 6);
         check_products(17, 64, 3);
-        for (int way = 0; way < 3; way++)
-            expect(started.count("(packed_many_kernel<packing, by16, " + std::to_string(way) + ">)"), "many rows not by all kernels");
+        for (int i = 0; i < 30; i++)  // k cut among warps
+            check_product(17 + below(50), 1 + below(i % 3 ? 200 : 40), 512 + below(i % 2 ? 600 : 3000),
+                          {i % 3 == 2 ? Packing::int8 : Packing::int4_two_level, 256, Zero::none, i % 6 == 2 ? DType::bf16 : DType::f16}, below(3) == 0,
+                          below(4) == 0 ? 2 : 0);
+        for (int way = 0; way < many_ways; way++) expect(ways_taken.count(way), "many rows never in way " + std::to_string(way));
     }
     if (wrong) printf("%d wrong\n", wrong);
     return wrong ? 1 : 0;

@@ -81,8 +81,17 @@ struct CopyBarrier {
     int bytes, asked, done;
 };
 
+// A barrier for the copies of many threads.
+struct Phases {
+    bool told = false;
+    int64_t expected = 0, asked = 0, passed = 0;
+    std::vector<Fiber::Copy> copies;
+};
+
 struct Block {
     std::vector<Fiber> fibers;
+    std::map<uint64_t*, Phases> phases;
+    std::map<int, Meeting> some;
     std::map<uint64_t*, CopyBarrier> barriers;
     Meeting all;
     std::vector<Meeting> warps;
@@ -346,6 +355,45 @@ DEVICE void copy_bulk_wait(uint64_t* barrier, int parity) {
         if (i == 1000) throw std::runtime_error("a wait for a copy that nobody asked for");
         switch_away();
     }
+}
+
+inline Phases& phases_of(uint64_t* barrier) {
+    if (!running->phases.count(barrier)) throw std::runtime_error("a barrier that nobody made");
+    return running->phases[barrier];
+}
+inline void look(Phases& b) {
+    if (!b.told || b.asked < b.expected) return;
+    if (b.asked > b.expected) throw std::runtime_error("more bytes than expected");
+    for (auto& copy : b.copies) std::memcpy(copy.to, copy.from, copy.bytes);
+    b.copies.clear(), b.told = false, b.expected = b.asked = 0, b.passed++;
+}
+DEVICE void barrier_make(uint64_t* barrier) {
+    if (reinterpret_cast<uintptr_t>(barrier) % 8) throw std::runtime_error("a barrier that is not aligned");
+    running->phases[barrier] = {};
+}
+DEVICE void copy_expect(uint64_t* barrier, int bytes) {
+    Phases& b = phases_of(barrier);
+    if (b.told) throw std::runtime_error("two phases of a barrier at once");
+    b.told = true, b.expected = bytes;
+    look(b);
+}
+DEVICE void copy_piece(void* to, const void* from, int bytes, uint64_t* barrier) {
+    if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16 || bytes < 16)
+        throw std::runtime_error("a copy of many bytes that is not aligned");
+    Phases& b = phases_of(barrier);
+    b.asked += bytes, b.copies.push_back({to, from, size_t(bytes)});
+    look(b);
+}
+DEVICE void barrier_wait(uint64_t* barrier, int parity) {
+    Phases& b = phases_of(barrier);
+    for (int i = 0; b.passed % 2 == parity; i++) {
+        if (i == 1000000) throw std::runtime_error("a wait for copies that nobody asked for");
+        switch_away();
+    }
+}
+inline void sync_some(int id, int threads) {
+    running->some[id].alive = threads;
+    meet(running->some[id]);
 }
 
 // Blocks run one after the other here.
