@@ -180,7 +180,8 @@ DEVICE void prompt_attend(const AttentionArgs& a, const PromptUnits& u, PromptPl
     prompt_write(a, u, place, first, head0, reference, total, o);
 }
 
-// Grid: tiles x KV heads, the last rows first, which see the most keys. extras: softcap or alibi.
+// Grid: (tiles x KV heads, the last rows first, which see the most keys) x blocks that share a tile of several sequences. extras: softcap
+// or alibi.
 template <bool half, int blocks32, bool extras>
 GK_KERNEL void GK_BOUNDS(prompt_threads, blocks32 == 1 ? 3 : 2) attention_prompt_kernel(AttentionArgs a, PromptUnits u) {
     gk::let_next_start(), gk::wait_for_previous();
@@ -191,21 +192,24 @@ GK_KERNEL void GK_BOUNDS(prompt_threads, blocks32 == 1 ? 3 : 2) attention_prompt
     if (gk::lane() < warp_places) place.row[at] = linear < u.rows * u.group ? u.first_row + linear / u.group : -1;
     for (;;) {  // the places of one sequence after the other
         const int32_t row = gk::lane() < warp_places ? place.row[at] : -1;
-        const bool waits = row >= 0;
-        const int32_t own = waits ? a.pages.sequences[row] : -1, own_position = waits ? a.pages.positions[row] : -1;
-        const uint32_t waiting = gk::ballot(waits);
-        const int32_t offered = gk::shuffle(own, waiting ? gk::first_bit(waiting) : 0);
-        if (gk::lane() == 0) place.sequence[warp] = waiting ? offered : -1;
+        const uint32_t waiting = gk::ballot(row >= 0);
+        if (gk::lane() == 0) place.next[warp] = waiting ? warp * warp_places + gk::first_bit(waiting) : places;
         gk::sync();
-        int32_t sequence = -1;
+        int next = places;
         GK_UNROLL
-        for (int w = prompt_warps - 1; w >= 0; w--) sequence = place.sequence[w] >= 0 ? place.sequence[w] : sequence;
-        if (sequence < 0) return;
-        const bool used = waits && own == sequence;
+        for (int w = 0; w < prompt_warps; w++) next = std::min(next, place.next[w]);
+        if (next == places) return;
+        const int32_t sequence = a.pages.sequences[u.first_row + (first + next) / u.group];
+        const bool used = row >= 0 && a.pages.sequences[row] == sequence;
+        if (used) place.row[at] = -1;
+        if (next / u.group % u.sharing != int(gk::block_y())) {
+            gk::sync();
+            continue;
+        }
+        const int32_t own_position = used ? a.pages.positions[row] : -1;
         const int32_t low = used && a.window > 0 && own_position >= a.window ? own_position - int32_t(a.window) + 1 : 0;
         if (gk::lane() < warp_places) {
             place.position[at] = used ? own_position : -1, place.low[at] = low;
-            if (used) place.row[at] = -1;
             if (extras) place.slope[at] = used && a.alibi_slopes ? a.alibi_slopes[int64_t(kv) * u.group + linear % u.group] : 0.0f;
         }
         PromptRange range{used ? low : INT32_MAX, used ? own_position : -1, used ? low : -1, used ? own_position : INT32_MAX};

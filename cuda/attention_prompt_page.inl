@@ -44,6 +44,7 @@ HOST_DEVICE constexpr int prompt_value_unit(int g, int t, int half, int j, int s
 
 struct PromptUnits {
     int32_t first_row, rows, first_kv, kvs, group;  // of the launch; query heads of a KV head
+    int32_t sharing;                                // blocks of a tile, which take its sequences in turn
     bool aligned;                                   // queries may be read by 16 bytes
 };
 
@@ -60,7 +61,7 @@ struct alignas(16) PromptPlace {
     float unscale[places], slope[places];
     int32_t position[places], low[places];  // keys low .. position; position -1: nobody now
     int32_t row[places];                    // -1: nobody any more
-    int32_t sequence[prompt_warps];
+    int32_t next[prompt_warps];  // the first place of somebody
     PromptRange range[prompt_warps];
 };
 

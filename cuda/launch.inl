@@ -240,12 +240,14 @@ void attend_rows(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t r
 template <bool half, int blocks32>
 void attend_prompt(const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
     const int64_t group = a.heads / a.pages.kv_heads;
-    const PromptUnits units{int32_t(row), int32_t(rows), int32_t(kv), int32_t(kvs), int32_t(group),
-                            reinterpret_cast<uintptr_t>(a.q) % 16 == 0 && a.q_stride % 4 == 0};
     auto go = [&](auto extras) {
-        constexpr int m_tiles = prompt_m_tiles(blocks32, extras());
-        GK_LAUNCH((attention_prompt_kernel<half, blocks32, extras()>), up(rows * group, prompt_places(m_tiles)) * kvs, 1, prompt_threads,
-                  int(sizeof(PromptPlace<blocks32, m_tiles>)), a, units);
+        // Of a launch that has fewer blocks than there are places to run, more of them share a tile: its rows may be of as many sequences.
+        constexpr int m_tiles = prompt_m_tiles(blocks32, extras()), places = prompt_places(m_tiles);
+        const int64_t tiles = up(rows * group, places) * kvs, sharing = std::clamp<int64_t>(2 * workspace().processors / tiles, 1, up(places, group));
+        const PromptUnits units{int32_t(row), int32_t(rows), int32_t(kv), int32_t(kvs), int32_t(group), int32_t(sharing),
+                                reinterpret_cast<uintptr_t>(a.q) % 16 == 0 && a.q_stride % 4 == 0};
+        GK_LAUNCH((attention_prompt_kernel<half, blocks32, extras()>), tiles, sharing, prompt_threads, int(sizeof(PromptPlace<blocks32, m_tiles>)), a,
+                  units);
     };
     if (a.alibi_slopes || a.softcap > 0) go(std::true_type());
     else go(std::false_type());
