@@ -13,28 +13,12 @@
 //                  pair 1   ...                                 lane (g, t): keys 4 g .. 4 g + 3, pairs 8 s + t and 8 s + t + 4 of step s
 //   V              keys 0 1  channel 0  1  2  3 | 4 ...         lane (g, t): channels 4 g .. 4 g + 3 of 32, key pairs 4 t .. 4 t + 3
 //
-// Loads: a round's keys and values are asked for while the round before (of this unit or of the one before) is at work.
+// A round's keys are copied to shared memory as soon as those of the round before (of this unit or of the one before) have been used, its
+// values likewise.
 
-template <int loads>
-DEVICE void load_keys(gk::Words4 (&w)[loads], const uint16_t* from) {
-    GK_UNROLL
-    for (int e = 0; e < loads; e++) w[e] = gk::load_once(from + e * 128);
-}
-template <int dim, int blocks>
-DEVICE void load_values(gk::Words4 (&v)[blocks][4], const uint16_t* from) {
-    GK_UNROLL
-    for (int e = 0; e < blocks * 4; e++) v[e / 4][e % 4] = gk::load_once(from + e / 4 * 64 + e % 4 * 2 * dim);
-}
-
-// Softmax and sums of the keys a warp has had: head g's largest score and its sum of p; sums of channels 4 g + .. and heads 2 t, 2 t + 1.
 struct alignas(16) Channels {
     float x[4];
 };
-template <int blocks32>
-struct RowState {
-    float sums[blocks32][2][4], largest, total;
-};
-
 // Scores of 32 keys to weights, in place: of head g, keys 8 t + 4 j + i in s[i][j].
 template <bool half>
 DEVICE float weigh(const AttentionArgs& a, float unscale, float slope, int key, int low, int position, float (&s)[4][4], float& largest,
@@ -77,8 +61,8 @@ DEVICE float weigh(const AttentionArgs& a, float unscale, float slope, int key, 
     return shrink;
 }
 
-template <bool half, int blocks32>
-GK_KERNEL void GK_BOUNDS(row_block, 1) attention_rows_kernel(AttentionArgs a, RopeKvWriteArgs chain, RowUnits u) {
+template <bool half, int blocks32, bool wide>
+GK_KERNEL void GK_BOUNDS(row_block, blocks32 <= 4 ? 2 : 1) attention_rows_kernel(AttentionArgs a, RopeKvWriteArgs chain, RowUnits u) {
     gk::let_next_start();
     if (gk::thread() < u.rows) {  // on its way to the second-level cache already
         const int row = u.first_row + gk::thread();
@@ -86,160 +70,137 @@ GK_KERNEL void GK_BOUNDS(row_block, 1) attention_rows_kernel(AttentionArgs a, Ro
         if (a.pages.apart) gk::fetch(a.pages.page_table + row * a.pages.max_pages);  // row's sequence is not below row
     }
     gk::wait_for_previous();
-    constexpr int dim = 32 * blocks32, parts = blocks32 > 6 ? 8 : blocks32 > 4 ? 2 : 1, steps = dim / 16 / parts, blocks = blocks32 / parts;
-    auto& place = *reinterpret_cast<RowPlace<blocks32>*>(gk::shared());
+    using Place = RowPlace<blocks32, wide>;
+    constexpr int dim = Place::dim, parts = Place::parts, steps = dim / 16 / parts, blocks = blocks32 / parts;
+    auto& place = *reinterpret_cast<Place*>(gk::shared());
     const int lane = gk::lane(), warp = gk::thread() / 32, g = lane / 4, t = lane % 4;
-    if (warp == 0) {
-        int before = 0;
-        GK_ROLLED
-        for (int r = lane; r - lane < u.rows; r += 32) {
-            int units = 0;
-            if (r < u.rows) {
-                const int position = a.pages.positions[u.first_row + r], sequence = a.pages.sequences[u.first_row + r];
-                const int low = a.window > 0 && a.window <= position ? position - int(a.window) + 1 : 0;
-                const int chunk = chunk_of(position - low + 1, u.wanted), first = chunk_at(low, chunk), chunks = chunk_at(position, chunk) - first + 1;
-                place.position[r] = position, place.low[r] = low, place.sequence[r] = sequence;
-                place.chunk[r] = chunk, place.first[r] = first, place.chunks[r] = chunks;
-                units = chunks * u.tiles;
-            }
-            GK_UNROLL
-            for (int d = 1; d < 32; d *= 2) {
-                const int other = gk::shuffle_up(units, d);
-                if (lane >= d) units += other;
-            }
-            if (r < u.rows) place.begin[r + 1] = before + units;
-            before += gk::shuffle(units, 31);
-        }
-        if (lane == 0) place.begin[0] = 0;
-    }
+    list_units(a, u, place);
     gk::sync();
     int number = int(gk::block());
     RowUnit unit = find_unit(a, u, place, number);
     if (unit.row < 0) return;
     auto kv_of = [&](const RowUnit& unit) { return u.head_tiles == 1 ? u.first_tile + unit.tile : (u.first_tile + unit.tile) / u.head_tiles; };
-    auto keys_at = [&](int kv, int page, int key) {
-        return static_cast<const uint16_t*>(a.pages.k) + page_at<dim>(a, kv, page) + lane_key(g, t, key / warp_keys % 2, dim);
+    // A group of copies each, of one part; a lane copies to its own 16 bytes of each load and reads them back, so no two meet.
+    auto copy_keys = [&](bool wanted, int kv, int page, int key, int part) {
+        const uint16_t* from = static_cast<const uint16_t*>(a.pages.k) + page_at<dim>(a, kv, page) + lane_key(g, t, key / warp_keys % 2, dim);
+        if (wanted) {
+            GK_UNROLL
+            for (int e = 0; e < 2 * steps; e++) gk::copy_async(place.keys[warp][e][lane], from + (2 * steps * part + e) * 128);
+        }
+        gk::copy_commit();
     };
-    auto values_at = [&](int kv, int page, int key) {
-        return static_cast<const uint16_t*>(a.pages.v) + page_at<dim>(a, kv, page) + lane_value(g, t, key / warp_keys % 2, dim);
+    auto copy_values = [&](bool wanted, int kv, int page, int key, int part) {
+        const uint16_t* from = static_cast<const uint16_t*>(a.pages.v) + page_at<dim>(a, kv, page) + lane_value(g, t, key / warp_keys % 2, dim);
+        if (wanted) {
+            GK_UNROLL
+            for (int e = 0; e < 4 * blocks; e++) gk::copy_async(place.values[warp][e][lane], from + (part * blocks + e / 4) * 64 + e % 4 * 2 * dim);
+        }
+        gk::copy_commit();
+    };
+    auto words = [](const uint32_t (&slot)[4]) {
+        gk::Words4 w;
+        memcpy(&w, __builtin_assume_aligned(slot, 16), 16);
+        return w;
     };
     int kv = kv_of(unit), page = 0;
-    gk::Words4 w[2 * steps], v[blocks][4];  // keys by pair of channels; values of 32 channels by pair of keys
     if (unit.key < unit.end) {
         page = unit.pages[unit.key / int(page_keys)];
-        load_keys(w, keys_at(kv, page, unit.key));
-        load_values<dim>(v, values_at(kv, page, unit.key));
+        copy_keys(true, kv, page, unit.key, 0), copy_values(true, kv, page, unit.key, 0);
     }
     while (true) {
         const int within = (u.first_tile + unit.tile - kv * u.head_tiles) * u.heads, head0 = kv * u.group + within;
         const int heads = u.group - within < u.heads ? u.group - within : u.heads;
-        begin_unit<half, blocks32>(a, chain, u, place, unit, kv, head0, heads);
+        begin_unit<half>(a, chain, u, place, unit, kv, head0, heads);
         const float slope = a.alibi_slopes && g < heads ? a.alibi_slopes[head0 + g] * 1.44269504f : 0.0f;
         number += int(gk::blocks());
         const RowUnit next = find_unit(a, u, place, number);
         const bool next_any = next.row >= 0 && next.key < next.end, any = unit.key < unit.end;
         const int next_page = next_any ? next.pages[next.key / int(page_keys)] : 0, next_kv = kv_of(next);
         gk::sync();
-        RowState<blocks32> state;
-        state.largest = -infinity, state.total = 0.0f;
+        float sums[blocks32][2][4], largest = -infinity, total = 0.0f;  // of channels 4 g + .. and heads 2 t, 2 t + 1; of head g
         GK_UNROLL
-        for (int e = 0; e < blocks32 * 8; e++) state.sums[e / 8][e / 4 % 2][e % 4] = 0.0f;
+        for (int e = 0; e < blocks32 * 8; e++) sums[e / 8][e / 4 % 2][e % 4] = 0.0f;
         GK_ROLLED
         for (int key = unit.key; key < unit.end; key += round_keys) {
             const bool more = key + round_keys < unit.end;
-            const int page_then = more ? unit.pages[(key + round_keys) / int(page_keys)] : 0;
+            const int page_then = more ? unit.pages[(key + round_keys) / int(page_keys)] : next_page;
+            const int kv_then = more ? kv : next_kv, key_then = more ? key + round_keys : next.key;
             // Which of these keys is the new one, which the page may not have yet.
             const int fresh = chain.rope.x && unit.position < key + warp_keys ? unit.position - key : -1;
             float s[4][4] = {};
             GK_ROLLED
             for (int part = 0; part < parts; part++) {
-                if (part) load_keys(w, keys_at(kv, page, key) + part * steps * 256);
-                if (fresh >= 0) {
-                    GK_UNROLL
-                    for (int e = 0; e < 2 * steps; e++) {
-                        const uint32_t word = place.new_key[4 * (2 * steps * part + e) + t];
-                        GK_UNROLL
-                        for (int i = 0; i < 4; i++)
-                            if (4 * g + i == fresh) w[e].x[i] = word;
-                    }
-                }
+                if (part) copy_keys(true, kv, page, key, part), gk::copy_wait<0>();
+                else gk::copy_wait<1>();
+                if (fresh >= 0 && g == fresh / 4)
+                    GK_ROLLED
+                    for (int e = 0; e < 2 * steps; e++) place.keys[warp][e][lane][fresh % 4] = place.new_key[4 * (2 * steps * part + e) + t];
                 GK_UNROLL
                 for (int step = 0; step < steps; step++) {
+                    const gk::Words4 one = words(place.keys[warp][2 * step][lane]), two = words(place.keys[warp][2 * step + 1][lane]);
                     const uint32_t(&q)[2] = place.q[part * steps + step][lane];
                     GK_UNROLL
                     for (int i = 0; i < 4; i++) {
-                        if constexpr (half) gk::mma_f16(s[i], {q[0], 0, q[1], 0}, {w[2 * step].x[i], w[2 * step + 1].x[i]});
-                        else gk::mma_bf16(s[i], {q[0], 0, q[1], 0}, {w[2 * step].x[i], w[2 * step + 1].x[i]});
+                        if constexpr (half) gk::mma_f16(s[i], {q[0], 0, q[1], 0}, {one.x[i], two.x[i]});
+                        else gk::mma_bf16(s[i], {q[0], 0, q[1], 0}, {one.x[i], two.x[i]});
                     }
                 }
             }
-            if (more && parts == 1) load_keys(w, keys_at(kv, page_then, key + round_keys));
-            const float shrink = weigh<half>(a, half ? place.unscale[g] : 1.0f, slope, key, unit.low, unit.position, s, state.largest, state.total);
+            copy_keys(more || next_any, kv_then, page_then, key_then, 0);
+            const float shrink = weigh<half>(a, half ? place.unscale[g] : 1.0f, slope, key, unit.low, unit.position, s, largest, total);
             if (key != unit.key) {
                 const float first = gk::shuffle(shrink, 8 * t), second = gk::shuffle(shrink, 8 * t + 4);  // of heads 2 t and 2 t + 1
                 GK_UNROLL
-                for (int e = 0; e < blocks32 * 8; e++) state.sums[e / 8][e / 4 % 2][e % 4] *= e % 2 ? second : first;
+                for (int e = 0; e < blocks32 * 8; e++) sums[e / 8][e / 4 % 2][e % 4] *= e % 2 ? second : first;
             }
-            uint32_t p[2][2];  // keys 8 t + 4 j + 2 i, and the next
+            uint32_t p[2][2], seen[4];  // p: keys 8 t + 4 j + 2 i, and the next. What is not seen is no number yet, or another's
             GK_UNROLL
             for (int e = 0; e < 4; e++) {
                 const float low = s[e % 2 * 2][e / 2], high = s[e % 2 * 2 + 1][e / 2];
                 p[e / 2][e % 2] = half ? gk::pack_f16(low, high) : gk::pack_bf16(low, high);
+                const int k = key + 8 * t + 2 * e;
+                seen[e] = (k >= unit.low && k <= unit.position ? 0xffffu : 0u) | (k + 1 >= unit.low && k + 1 <= unit.position ? 0xffff0000u : 0u);
             }
-            const bool whole = key >= unit.low && key + warp_keys <= unit.position + (fresh < 0);
             GK_UNROLL
             for (int part = 0; part < parts; part++) {
-                if (part) load_values<dim>(v, values_at(kv, page, key) + part * blocks * 64);
-                if (!whole) {  // what is not seen is no number yet, or another's; the new value may not be there yet
-                    uint32_t seen[4], put[4];
-                    const int end = unit.position + (fresh < 0);
-                    GK_UNROLL
-                    for (int pair = 0; pair < 4; pair++) {
-                        const int k = key + 8 * t + 2 * pair;
-                        seen[pair] = (k >= unit.low && k < end ? 0xffffu : 0u) | (k + 1 >= unit.low && k + 1 < end ? 0xffff0000u : 0u);
-                        put[pair] = fresh >= 0 && 4 * t + pair == fresh / 2 ? fresh % 2 ? 0xffff0000u : 0xffffu : 0u;
-                    }
-                    GK_UNROLL
-                    for (int c = 0; c < blocks; c++)
-                        GK_UNROLL
-                        for (int i = 0; i < 4; i++) {
-                            const uint32_t word = place.new_value[32 * (part * blocks + c) + 4 * g + i];  // twice
-                            GK_UNROLL
-                            for (int pair = 0; pair < 4; pair++) v[c][pair].x[i] = (v[c][pair].x[i] & seen[pair]) | (word & put[pair]);
-                        }
-                }
+                if (part) copy_values(true, kv, page, key, part), gk::copy_wait<0>();
+                else gk::copy_wait<1>();
+                if (fresh >= 0 && t == fresh / 8)
+                    GK_ROLLED
+                    for (int e = 0; e < 4 * blocks; e++)
+                        reinterpret_cast<uint16_t*>(place.values[warp][e / 4 * 4 + fresh % 8 / 2][lane])[e % 4 * 2 + fresh % 2] =
+                            place.new_value[32 * (part * blocks + e / 4) + 4 * g + e % 4];
                 GK_UNROLL
                 for (int c = 0; c < blocks; c++)
                     GK_UNROLL
-                    for (int e = 0; e < 4; e++) {
-                        const int j = e / 2, i = e % 2;
-                        const gk::Words4 &one = v[c][2 * j], &two = v[c][2 * j + 1];
-                        float(&sums)[4] = state.sums[part * blocks + c][i];
-                        if constexpr (half) gk::mma_f16(sums, {one.x[2 * i], one.x[2 * i + 1], two.x[2 * i], two.x[2 * i + 1]}, p[j]);
-                        else gk::mma_bf16(sums, {one.x[2 * i], one.x[2 * i + 1], two.x[2 * i], two.x[2 * i + 1]}, p[j]);
+                    for (int j = 0; j < 2; j++) {
+                        gk::Words4 one = words(place.values[warp][4 * c + 2 * j][lane]), two = words(place.values[warp][4 * c + 2 * j + 1][lane]);
+                        GK_UNROLL
+                        for (int i = 0; i < 4; i++) one.x[i] &= seen[2 * j], two.x[i] &= seen[2 * j + 1];
+                        GK_UNROLL
+                        for (int i = 0; i < 2; i++) {
+                            float(&d)[4] = sums[part * blocks + c][i];
+                            if constexpr (half) gk::mma_f16(d, {one.x[2 * i], one.x[2 * i + 1], two.x[2 * i], two.x[2 * i + 1]}, p[j]);
+                            else gk::mma_bf16(d, {one.x[2 * i], one.x[2 * i + 1], two.x[2 * i], two.x[2 * i + 1]}, p[j]);
+                        }
                     }
             }
+            copy_values(more || next_any, kv_then, page_then, key_then, 0);
             page = page_then;
-            if (more && parts > 1) load_keys(w, keys_at(kv, page, key + round_keys));  // registers are too few for more at once
-            if (more) load_values<dim>(v, values_at(kv, page, key + round_keys));
         }
         if (any) {
             GK_UNROLL
-            for (int c = 0; c < blocks32; c++)
-                GK_UNROLL
-                for (int i = 0; i < 2; i++) {
-                    const float(&x)[2][4] = state.sums[c];
-                    auto& sums = *reinterpret_cast<Channels*>(&place.sums[warp][2 * t + i][32 * c + 4 * g]);
-                    if (2 * t + i < heads) sums = {{x[0][i], x[0][2 + i], x[1][i], x[1][2 + i]}};
-                }
+            for (int e = 0; e < 2 * blocks32; e++) {
+                const int c = e / 2, i = e % 2;
+                auto& to = *reinterpret_cast<Channels*>(Place::sums(place, warp, 2 * t + i, u.heads) + 32 * c + 4 * g);
+                if (2 * t + i < heads) to = {{sums[c][0][i], sums[c][0][2 + i], sums[c][1][i], sums[c][1][2 + i]}};
+            }
+        } else if (next_any) {
+            copy_keys(true, next_kv, next_page, next.key, 0), copy_values(true, next_kv, next_page, next.key, 0);
         }
-        if (t == 0) place.ends[warp][g][0] = state.largest, place.ends[warp][g][1] = state.total;
-        if (next_any) {
-            load_keys(w, keys_at(next_kv, next_page, next.key));
-            load_values<dim>(v, values_at(next_kv, next_page, next.key));
-        }
+        if (t == 0) place.ends[warp][g][0] = largest, place.ends[warp][g][1] = total;
         gk::sync();
-        end_unit<blocks32>(a, chain.rope, u, place, unit, head0, heads);
+        end_unit(a, chain.rope, u, place, unit, head0, heads);
         if (next.row < 0) return;
         unit = next, kv = next_kv, page = next_page;
     }

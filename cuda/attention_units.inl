@@ -14,30 +14,71 @@ struct RowUnits {
     uint32_t* counters;                      // [rows][tiles][heads]
 };
 
-// Chunks of a row at most, about, by its model's tiles; keys of each, of so many.
+// Chunks of a row at most, about, by its model's tiles; keys of each, of so many: putting chunks together takes as long as three rounds.
+constexpr int chunk_alone = 4 * round_keys, chunk_least = 2 * round_keys;
 HOST_DEVICE int chunks_wanted(int64_t tiles) {
     if (tiles >= row_units) return 1;
     return row_units / tiles < chunks_most - 1 ? int(row_units / tiles) : chunks_most - 1;
 }
 HOST_DEVICE int chunk_of(int keys, int wanted) {
-    return keys <= wanted * round_keys ? round_keys : (keys + wanted * round_keys - 1) / (wanted * round_keys) * round_keys;
+    if (keys <= chunk_alone) return chunk_alone;
+    return keys <= wanted * chunk_least ? chunk_least : (keys + wanted * round_keys - 1) / (wanted * round_keys) * round_keys;
 }
-HOST_DEVICE int chunk_at(int key, int chunk) { return chunk == round_keys ? key / round_keys : key / chunk; }  // divisions take long
+HOST_DEVICE int chunk_at(int key, int chunk) {  // divisions take long
+    return chunk == chunk_alone ? key / chunk_alone : chunk == chunk_least ? key / chunk_least : key / chunk;
+}
 
-template <int blocks32>
+// In how many parts a warp's keys come, and values: one where shared memory has room, two of long heads; else (wide false) one for each
+// 32 channels.
+HOST_DEVICE constexpr int row_parts(int blocks32, bool wide) { return wide ? (blocks32 > 4 ? 2 : 1) : blocks32; }
+
+template <int blocks32, bool wide>
 struct alignas(16) RowPlace {
     static constexpr int dim = 32 * blocks32, stride = dim + 4;  // so that lanes meet no other's bank
-    float sums[row_warps][tile_heads_most][stride];
-    float turned[tile_heads_most][dim];        // queries after rope
-    uint32_t q[dim / 16][32][2];               // words 0 and 2 of the first operand, step by step
+    static constexpr int parts = row_parts(blocks32, wide), loads = dim / 8 / parts;
+    uint32_t keys[row_warps][loads][32][4], values[row_warps][loads][32][4];  // a lane's 16 bytes of each load
+    float turned[tile_heads_most][dim];         // queries after rope
+    uint32_t q[dim / 16][32][2];                // words 0 and 2 of the first operand, step by step
     float ends[row_warps][tile_heads_most][2];  // the largest score, the sum of p
     float unscale[tile_heads_most];
     uint32_t new_key[dim / 2];
-    uint32_t new_value[dim];                   // twice in a word
+    uint16_t new_value[dim];
     int position[split_rows_most], low[split_rows_most], sequence[split_rows_most];  // keys low .. position
     int chunk[split_rows_most], first[split_rows_most], chunks[split_rows_most];     // a chunk's keys, the first chunk, how many
-    int begin[split_rows_most + 1];                                                  // units of the rows before
+    int begin[split_rows_most + 4];             // units of the rows before
+
+    // After it: [row_warps][heads][stride], sums of p v.
+    static constexpr int64_t bytes(int64_t heads) { return int64_t(sizeof(RowPlace)) + row_warps * heads * stride * int64_t(sizeof(float)); }
+    DEVICE float* sums(RowPlace& place, int warp, int head, int heads) { return reinterpret_cast<float*>(&place + 1) + (warp * heads + head) * stride; }
 };
+
+// Which units there are, by the first warp.
+template <class Place>
+DEVICE void list_units(const AttentionArgs& a, const RowUnits& u, Place& place) {
+    const int lane = gk::lane();
+    if (gk::thread() >= 32) return;
+    int before = 0;
+    GK_ROLLED
+    for (int r = lane; r - lane < u.rows; r += 32) {
+        int units = 0;
+        if (r < u.rows) {
+            const int position = a.pages.positions[u.first_row + r], sequence = a.pages.sequences[u.first_row + r];
+            const int low = a.window > 0 && a.window <= position ? position - int(a.window) + 1 : 0;
+            const int chunk = chunk_of(position - low + 1, u.wanted), first = chunk_at(low, chunk), chunks = chunk_at(position, chunk) - first + 1;
+            place.position[r] = position, place.low[r] = low, place.sequence[r] = sequence;
+            place.chunk[r] = chunk, place.first[r] = first, place.chunks[r] = chunks;
+            units = chunks * u.tiles;
+        }
+        GK_UNROLL
+        for (int d = 1; d < 32; d *= 2) {
+            const int other = gk::shuffle_up(units, d);
+            if (lane >= d) units += other;
+        }
+        if (r < u.rows) place.begin[r + 1] = before + units;
+        before += gk::shuffle(units, 31);
+    }
+    if (lane == 0) place.begin[0] = 0;
+}
 
 struct RowUnit {
     int row, tile, chunk, chunks;  // row -1: none. chunk 0 has the first key that is seen
@@ -45,8 +86,8 @@ struct RowUnit {
     const int32_t* pages;          // of the sequence
 };
 
-template <int blocks32>
-DEVICE RowUnit find_unit(const AttentionArgs& a, const RowUnits& u, const RowPlace<blocks32>& place, int number) {
+template <class Place>
+DEVICE RowUnit find_unit(const AttentionArgs& a, const RowUnits& u, const Place& place, int number) {
     RowUnit unit{};
     unit.row = -1;
     if (number >= place.begin[u.rows]) return unit;
@@ -120,10 +161,10 @@ DEVICE uint32_t narrowed(float x) {
 }
 
 // The queries of a unit to operands, a head a warp; with the last chunk the new key and value to the page, and to shared memory.
-template <bool half, int blocks32>
-DEVICE void begin_unit(const AttentionArgs& a, const RopeKvWriteArgs& chain, const RowUnits& u, RowPlace<blocks32>& place, const RowUnit& unit,
-                       int kv, int head0, int heads) {
-    constexpr int dim = 32 * blocks32, turns = (dim + 63) / 64;
+template <bool half, class Place>
+DEVICE void begin_unit(const AttentionArgs& a, const RopeKvWriteArgs& chain, const RowUnits& u, Place& place, const RowUnit& unit, int kv, int head0,
+                       int heads) {
+    constexpr int dim = Place::dim, blocks32 = dim / 32, turns = (dim + 63) / 64;
     const int head = gk::thread() / 32, lane = gk::lane();
     const int64_t row = u.first_row + unit.row;
     const float* table = chain.rope.table + row * 2 * chain.rope.half;
@@ -179,17 +220,17 @@ DEVICE void begin_unit(const AttentionArgs& a, const RopeKvWriteArgs& chain, con
         for (int i = 0; i < blocks32; i++) y[i] = v[lane + 32 * i];
         GK_UNROLL
         for (int i = 0; i < blocks32; i++) {
-            const uint32_t x = narrowed<half>(y[i]);
-            place.new_value[lane + 32 * i] = x | x << 16;
-            static_cast<uint16_t*>(a.pages.v)[page + value_at(true, slot, lane + 32 * i, dim)] = uint16_t(x);
+            const uint16_t x = uint16_t(narrowed<half>(y[i]));
+            place.new_value[lane + 32 * i] = x;
+            static_cast<uint16_t*>(a.pages.v)[page + value_at(true, slot, lane + 32 * i, dim)] = x;
         }
     }
 }
 
 // The end of a softmax of one head, a warp its channels lane, lane + 32, ...
-template <int blocks32>
-DEVICE void finish_row(const AttentionArgs& a, const RopeArgs& rope, const RowPlace<blocks32>& place, int64_t row, int64_t head, float largest,
-                       float total, const float (&sums)[blocks32]) {
+template <class Place, int blocks32>
+DEVICE void finish_row(const AttentionArgs& a, const RopeArgs& rope, const Place& place, int64_t row, int64_t head, float largest, float total,
+                       const float (&sums)[blocks32]) {
     constexpr int dim = 32 * blocks32;
     float share = 1.0f;
     if (a.sinks) {
@@ -251,10 +292,9 @@ DEVICE void merge_chunks(const float* sums, const float* ends, int chunks, float
 }
 
 // The warps' softmaxes of a unit put together, a head a warp; then the chunks' where this is the last one to arrive.
-template <int blocks32>
-DEVICE void end_unit(const AttentionArgs& a, const RopeArgs& rope, const RowUnits& u, const RowPlace<blocks32>& place, const RowUnit& unit,
-                     int head0, int heads) {
-    constexpr int dim = 32 * blocks32;
+template <class Place>
+DEVICE void end_unit(const AttentionArgs& a, const RopeArgs& rope, const RowUnits& u, Place& place, const RowUnit& unit, int head0, int heads) {
+    constexpr int dim = Place::dim, blocks32 = dim / 32;
     const int head = gk::thread() / 32, lane = gk::lane();
     if (head >= heads) return;
     const float most = place.ends[lane % row_warps][head][0], part = place.ends[lane % row_warps][head][1];
@@ -271,7 +311,7 @@ DEVICE void end_unit(const AttentionArgs& a, const RopeArgs& rope, const RowUnit
         const float f = gk::shuffle(factor, w);
         GK_UNROLL
         for (int c = 0; c < blocks32; c++) {
-            const float x = place.sums[w][head][lane + 32 * c];
+            const float x = Place::sums(place, w, head, u.heads)[lane + 32 * c];
             sums[c] = gk::fma(any >> w & 1 ? x : 0.0f, f, sums[c]);
         }
     }
@@ -288,5 +328,5 @@ DEVICE void end_unit(const AttentionArgs& a, const RopeArgs& rope, const RowUnit
         if (lane == 0) u.counters[index] = 0;
         merge_chunks<blocks32>(u.sums + first * dim, u.ends + first * 2, unit.chunks, largest, total, sums);
     }
-    finish_row<blocks32>(a, rope, place, u.first_row + unit.row, head0 + head, largest, total, sums);
+    finish_row(a, rope, place, u.first_row + unit.row, head0 + head, largest, total, sums);
 }

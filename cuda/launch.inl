@@ -222,7 +222,7 @@ template <bool half, int blocks32>
 void attend_rows(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
     const int64_t group = a.heads / a.pages.kv_heads, head_tiles = up(group, tile_heads_most), heads = up(group, head_tiles), tiles = kvs * head_tiles;
     const int64_t keys = a.pages.max_pages * page_keys, wanted = chunks_wanted(a.pages.kv_heads * head_tiles);
-    const int64_t chunks = std::min(up(keys, round_keys), wanted + 1), floats = tiles * heads * chunks * (32 * blocks32 + 2);
+    const int64_t chunks = keys <= chunk_alone ? 1 : std::min(up(keys, chunk_least), wanted + 1), floats = tiles * heads * chunks * (32 * blocks32 + 2);
     const int64_t most = std::min({split_rows_most, workspace_bytes / int64_t(sizeof(float)) / floats, workspace_counters / (tiles * heads)});
     const int64_t at_once = up(rows, up(rows, most));
     float* sums = reinterpret_cast<float*>(workspace().scratch);

@@ -81,7 +81,7 @@ void check_rows_of_attention() {
     for (int64_t tiles : {1, 2, 3, 8, 32, 100, 200})
         for (int keys = 1; keys < 300000; keys += 1 + int(below(900))) {
             const int wanted = chunks_wanted(tiles), chunk = chunk_of(keys, wanted), low = int(below(100000));
-            expect(chunk % round_keys == 0 && (low + keys - 1) / chunk - low / chunk + 1 <= wanted + 1 && wanted < chunks_most, "chunks" + of(tiles, keys));
+            expect(chunk % round_keys == 0 && (low + keys - 1) / chunk - low / chunk + 1 <= wanted + 1 && wanted < chunks_most && chunk_at(low, chunk) == low / chunk, "chunks" + of(tiles, keys));
         }
 }
 

@@ -43,8 +43,8 @@ float norm_weight[512];
 template <class T = float>
 T* some() { return reinterpret_cast<T*>(memory + below(buffers - 1) * buffer_floats + (one_in(8) ? buffer_floats / 2 : 0)); }
 
-// Keys and values of 3 sequences of up to 5 pages, 32 channels a head, of up to 2 KV heads; none of the buffers above.
-constexpr int64_t cache_pages = 15, cache_dim = 32;
+// Keys and values of 3 sequences of up to 18 pages, more than one chunk, 32 channels a head, of up to 2 KV heads; none of the buffers above.
+constexpr int64_t cache_pages = 54, cache_dim = 32;
 struct Cache {
     uint16_t k[2 * cache_pages * page_keys * cache_dim], v[2 * cache_pages * page_keys * cache_dim];
 };
@@ -137,7 +137,7 @@ Step rope_step() {
     const bool together = one_in(4), half = one_in(2);
     const int64_t stride = width + (one_in(3) ? below(8) : 0);
     float* x = rows * stride <= buffer_floats ? some() : memory;
-    const KvPages pages{cache.k, cache.v, nullptr, nullptr, page_table, sequences[together], positions[below(8)], kvs, cache_pages, cache_dim, 5,
+    const KvPages pages{cache.k, cache.v, nullptr, nullptr, page_table, sequences[together], positions[below(8)], kvs, cache_pages, cache_dim, cache_pages / 3,
                         half ? DType::f16 : DType::bf16, !together};
     last.rope = {{x, some(), heads + kvs, cache_dim, one_in(3) ? 8 : 16, stride, one_in(3)},
                  {x + heads * cache_dim, one_in(6) ? some() : x + (heads + kvs) * cache_dim, stride, pages}};
@@ -202,7 +202,7 @@ int64_t round_of(const Kernels& plain, const Kernels& queued) {
     for (float& x : before) x = float(below(2001) - 1000) / 500.0f;
     last = {some(), some(), 1, 64, 64, {}, one_of::look, 2, 2, {}};
     for (auto& some : positions)
-        for (int32_t& x : some) x = int32_t(below(5 * page_keys));
+        for (int32_t& x : some) x = int32_t(below(one_in(3) ? cache_pages / 3 * page_keys : 300));
     for (size_t i = 0; i < sizeof cache / 2; i++) reinterpret_cast<uint16_t*>(&cache_before)[i] = uint16_t(below(0x3c00) | below(2) << 15);
     std::vector<Step> steps;
     while (steps.size() < 12) steps.push_back(some_step());
