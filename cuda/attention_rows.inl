@@ -192,7 +192,7 @@ GK_KERNEL void GK_BOUNDS(row_block, blocks32 <= 4 ? 2 : 1) attention_rows_kernel
             GK_UNROLL
             for (int e = 0; e < 2 * blocks32; e++) {
                 const int c = e / 2, i = e % 2;
-                auto& to = *reinterpret_cast<Channels*>(Place::sums(place, warp, 2 * t + i, u.heads) + 32 * c + 4 * g);
+                auto& to = *reinterpret_cast<Channels*>(warp_sums(place, warp, 2 * t + i, u.heads) + 32 * c + 4 * g);
                 if (2 * t + i < heads) to = {{sums[c][0][i], sums[c][0][2 + i], sums[c][1][i], sums[c][1][2 + i]}};
             }
         } else if (next_any) {

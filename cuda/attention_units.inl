@@ -28,6 +28,8 @@ HOST_DEVICE int chunk_at(int key, int chunk) {  // divisions take long
     return chunk == chunk_alone ? key / chunk_alone : chunk == chunk_least ? key / chunk_least : key / chunk;
 }
 
+// Heads of a tile at most: those of 256 channels take much shared memory.
+HOST_DEVICE constexpr int64_t tile_heads(int64_t dim) { return dim > 192 ? tile_heads_most / 2 : tile_heads_most; }
 // In how many parts a warp's keys come, and values: one where shared memory has room, two of long heads; else (wide false) one for each
 // 32 channels.
 HOST_DEVICE constexpr int row_parts(int blocks32, bool wide) { return wide ? (blocks32 > 4 ? 2 : 1) : blocks32; }
@@ -49,8 +51,9 @@ struct alignas(16) RowPlace {
 
     // After it: [row_warps][heads][stride], sums of p v.
     static constexpr int64_t bytes(int64_t heads) { return int64_t(sizeof(RowPlace)) + row_warps * heads * stride * int64_t(sizeof(float)); }
-    DEVICE float* sums(RowPlace& place, int warp, int head, int heads) { return reinterpret_cast<float*>(&place + 1) + (warp * heads + head) * stride; }
 };
+template <class Place>
+DEVICE float* warp_sums(Place& place, int warp, int head, int heads) { return reinterpret_cast<float*>(&place + 1) + (warp * heads + head) * Place::stride; }
 
 // Which units there are, by the first warp.
 template <class Place>
@@ -311,7 +314,7 @@ DEVICE void end_unit(const AttentionArgs& a, const RopeArgs& rope, const RowUnit
         const float f = gk::shuffle(factor, w);
         GK_UNROLL
         for (int c = 0; c < blocks32; c++) {
-            const float x = Place::sums(place, w, head, u.heads)[lane + 32 * c];
+            const float x = warp_sums(place, w, head, u.heads)[lane + 32 * c];
             sums[c] = gk::fma(any >> w & 1 ? x : 0.0f, f, sums[c]);
         }
     }

@@ -220,19 +220,20 @@ SLOT(group_rows, GroupRowsArgs) {
 // Rows [row, row + rows) of KV heads [kv, kv + kvs). chain: rope and the cache's writing ahead of it.
 template <bool half, int blocks32>
 void attend_rows(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
-    const int64_t group = a.heads / a.pages.kv_heads, head_tiles = up(group, tile_heads_most), heads = up(group, head_tiles), tiles = kvs * head_tiles;
+    constexpr int dim = 32 * blocks32;
+    const int64_t group = a.heads / a.pages.kv_heads, head_tiles = up(group, tile_heads(dim)), heads = up(group, head_tiles), tiles = kvs * head_tiles;
     const int64_t keys = a.pages.max_pages * page_keys, wanted = chunks_wanted(a.pages.kv_heads * head_tiles);
-    const int64_t chunks = keys <= chunk_alone ? 1 : std::min(up(keys, chunk_least), wanted + 1), floats = tiles * heads * chunks * (32 * blocks32 + 2);
+    const int64_t chunks = keys <= chunk_alone ? 1 : std::min(up(keys, chunk_least), wanted + 1), floats = tiles * heads * chunks * (dim + 2);
     const int64_t most = std::min({split_rows_most, workspace_bytes / int64_t(sizeof(float)) / floats, workspace_counters / (tiles * heads)});
     const int64_t at_once = up(rows, up(rows, most));
     float* sums = reinterpret_cast<float*>(workspace().scratch);
     for (int64_t done = 0; done < rows; done += at_once) {
-        const int64_t now = std::min(at_once, rows - done);
-        const RowUnits units{int(row + done), int(now), int(kv * head_tiles), int(tiles), int(group), int(head_tiles), int(heads), int(wanted), int(chunks),
-                             1.0f / float(tiles), sums,
-                             sums + now * tiles * heads * chunks * 32 * blocks32, workspace().counters};
-        GK_LAUNCH((attention_rows_kernel<half, blocks32>), std::min(now * tiles * chunks, workspace().processors), 1, row_block,
-                  int(sizeof(RowPlace<blocks32>)), a, chain, units);
+        const int64_t now = std::min(at_once, rows - done), grid = std::min(now * tiles * chunks, workspace().processors);
+        const RowUnits units{int(row + done), int(now), int(kv * head_tiles), int(tiles), int(group), int(head_tiles), int(heads), int(wanted),
+                             int(chunks), 1.0f / float(tiles), sums, sums + now * tiles * heads * chunks * dim, workspace().counters};
+        const int bytes = int(RowPlace<blocks32, true>::bytes(heads));
+        if (bytes <= workspace().shared) GK_LAUNCH((attention_rows_kernel<half, blocks32, true>), grid, 1, row_block, bytes, a, chain, units);
+        else GK_LAUNCH((attention_rows_kernel<half, blocks32, false>), grid, 1, row_block, int(RowPlace<blocks32, false>::bytes(heads)), a, chain, units);
     }
     after_attention = true;
 }

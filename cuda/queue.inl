@@ -124,7 +124,7 @@ bool takes(const AttentionArgs& a, const RopeKvWriteArgs& w) {
                             p.kv_heads == q.kv_heads && p.pages == q.pages && p.head_dim == q.head_dim && p.max_pages == q.max_pages && p.dtype == q.dtype;
     const bool same_rows = w.rope.x == a.q && w.rope.x_stride == a.q_stride && w.rope.head_dim == p.head_dim && w.rope.heads == a.heads + p.kv_heads &&
                            w.write.k == a.q + width && w.write.kv_stride == a.q_stride;
-    if (!same_pages || !same_rows || a.heads / p.kv_heads > tile_heads_most || !(p.apart || a.rows == 1)) return false;
+    if (!same_pages || !same_rows || a.heads / p.kv_heads > tile_heads(p.head_dim) || !(p.apart || a.rows == 1)) return false;
     const Span x = rows_span(a.q, a.rows, a.q_stride, width + kv_width), v = rows_span(w.write.v, a.rows, w.write.kv_stride, kv_width);
     const int64_t page_bytes = p.kv_heads * p.pages * page_keys * p.head_dim * 2;
     const Span keys(static_cast<const char*>(p.k), page_bytes), values(static_cast<const char*>(p.v), page_bytes), out = rows_span(a.out, a.rows, a.out_stride, width);
