@@ -57,14 +57,15 @@ SLOT(quantize, QuantizeArgs) {
 SLOT(rms_norm, RmsNormArgs) {
     const int64_t rows = end - begin;
     if (a.dim <= norm_warp_most) GK_LAUNCH(rms_norm_heads_kernel, up(rows, row_threads / 32), 1, row_threads, 0, a, begin, end);
-    else if (a.dim <= norm_most_of(few_eights)) GK_LAUNCH(rms_norm_kernel<few_eights>, rows, 1, row_threads, place_bytes, a, begin);
-    else if (a.dim <= norm_most_of(most_eights)) GK_LAUNCH(rms_norm_kernel<most_eights>, rows, 1, row_threads, place_bytes, a, begin);
+    else if (norm_fits(a, few_eights)) GK_LAUNCH(rms_norm_kernel<few_eights>, rows, 1, row_threads, place_bytes, a, begin);
+    else if (norm_fits(a, most_eights)) GK_LAUNCH(rms_norm_kernel<most_eights>, rows, 1, row_threads, place_bytes, a, begin);
     else GK_LAUNCH(rms_norm_long_kernel, rows, 1, row_threads, place_bytes, a, begin);
 }
 SLOT(layer_norm, LayerNormArgs) {
     const int64_t rows = end - begin;
-    if (a.dim <= norm_most_of(few_eights)) GK_LAUNCH(layer_norm_kernel<few_eights>, rows, 1, row_threads, place_bytes, a, begin);
-    else if (a.dim <= norm_most_of(most_eights)) GK_LAUNCH(layer_norm_kernel<most_eights>, rows, 1, row_threads, place_bytes, a, begin);
+    const bool fits = a.weight_stride % 4 == 0 && reinterpret_cast<uintptr_t>(a.bias) % 16 == 0;
+    if (fits && norm_fits(a, few_eights)) GK_LAUNCH(layer_norm_kernel<few_eights>, rows, 1, row_threads, place_bytes, a, begin);
+    else if (fits && norm_fits(a, most_eights)) GK_LAUNCH(layer_norm_kernel<most_eights>, rows, 1, row_threads, place_bytes, a, begin);
     else GK_LAUNCH(layer_norm_long_kernel, rows, 1, row_threads, place_bytes, a, begin);
 }
 

@@ -60,9 +60,9 @@ bool follows(const Call<RmsNormArgs>& norm, const QuantizeArgs& a) {
 
 void norm_quantize(const RmsNormArgs& norm, const QuantizeArgs& rounding) {
     const int64_t rows = last_coded(rounding, rounding.rows);
-    if (norm.dim <= norm_most_of(few_eights)) {
+    if (norm_fits(norm, few_eights)) {
         GK_LAUNCH(norm_quantize_kernel<few_eights>, rows, 1, row_threads, place_bytes, norm, rounding, 0);
-    } else if (norm.dim <= norm_most_of(most_eights)) {
+    } else if (norm_fits(norm, most_eights)) {
         GK_LAUNCH(norm_quantize_kernel<most_eights>, rows, 1, row_threads, place_bytes, norm, rounding, 0);
     } else {
         rms_norm(norm, 0, rounding.rows);

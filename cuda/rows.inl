@@ -62,21 +62,16 @@ DEVICE void store_eight(float* out, int at, int dim, bool wide, const float (&x)
     for (int i = 0; i < 8; i++)
         if (at + i < dim) out[at + i] = x[i];
 }
+// A row that lies as by_eights asks.
 template <int eights>
 DEVICE void load_row(const float* x, int dim, float (&to)[eights][8]) {
-    if (by_eights(x, dim)) {
-        GK_UNROLL
-        for (int j = 0; j < eights; j++) load_eight(x, eight_at(j), dim, true, to[j]);
-    } else {
-        GK_UNROLL
-        for (int j = 0; j < eights; j++) load_eight(x, eight_at(j), dim, false, to[j]);
-    }
+    GK_UNROLL
+    for (int j = 0; j < eights; j++) load_eight(x, eight_at(j), dim, true, to[j]);
 }
 template <int eights>
 DEVICE void store_row(float* out, int dim, const float (&x)[eights][8]) {
-    const bool wide = by_eights(out, dim);
     GK_UNROLL
-    for (int j = 0; j < eights; j++) store_eight(out, eight_at(j), dim, wide, x[j]);
+    for (int j = 0; j < eights; j++) store_eight(out, eight_at(j), dim, true, x[j]);
 }
 
 // The order of sums of a row everywhere: eights as a tree, a thread's eights one after the other, block_sum.
@@ -89,20 +84,21 @@ DEVICE float squares(const float (&x)[8]) {
 }
 DEVICE float rms_of(float sum, int64_t dim, float eps) { return 1.0f / sqrtf(sum / float(dim) + eps); }
 
-// A thread's own part of a row's squares, for block_sum, of row_threads threads.
-DEVICE float row_squares(const float* x, int64_t dim) {
-    const bool wide = by_eights(x, int(dim));
+// The sum of of_eight(eight, its place) over a thread's own part of any row, for block_sum, of row_threads threads.
+template <class OfEight>
+DEVICE float row_eights(const float* x, int dim, OfEight of_eight) {
+    const bool wide = by_eights(x, dim);
     float sum = 0.0f;
-    for (int at = eight_at(0); at < int(dim); at += 8 * row_threads) {
+    for (int at = eight_at(0); at < dim; at += 8 * row_threads) {
         float eight[8];
-        load_eight(x, at, int(dim), wide, eight);
-        sum += squares(eight);
+        load_eight(x, at, dim, wide, eight);
+        sum += of_eight(eight, at);
     }
     return sum;
 }
 // What a row is multiplied with, for any kernel of row_threads threads. `place`: see block_sum.
 DEVICE float rms_scale(const float* x, int64_t dim, float eps, float* place) {
-    return rms_of(block_sum(row_squares(x, dim), place), dim, eps);
+    return rms_of(block_sum(row_eights(x, int(dim), [](auto& eight, int) { return squares(eight); }), place), dim, eps);
 }
 
 // Where row r lies: r = token * inner + head.
@@ -113,24 +109,23 @@ DEVICE int64_t norm_at(const Args& a, int64_t r, int64_t stride) {
     return token * stride + (uint32_t(r) - token * uint32_t(a.inner)) * a.dim;
 }
 
-// A row whose elements are all in registers, `eights` a thread; the weights are asked for before the kernel waits for the one
-// ahead. -> what the norm gives.
+// Rows whose elements are all in registers, `eights` a thread, and which lie so (norm_fits); the weights are asked for before the
+// kernel waits for the one ahead.
 template <int eights>
 DEVICE void load_norm_weight(const RmsNormArgs& a, float (&weight)[eights][8]) {
-    const bool wide = by_eights(a.weight, int(a.dim));
     GK_UNROLL
     for (int j = 0; j < eights; j++) {
         gk::Words4 low{}, high{};
-        if (wide && eight_at(j) < a.dim) low = gk::load_stream(a.weight + eight_at(j)), high = gk::load_stream(a.weight + eight_at(j) + 4);
+        if (eight_at(j) < a.dim) low = gk::load_stream(a.weight + eight_at(j)), high = gk::load_stream(a.weight + eight_at(j) + 4);
         GK_UNROLL
         for (int i = 0; i < 4; i++) weight[j][i] = from_bits(low.x[i]), weight[j][4 + i] = from_bits(high.x[i]);
     }
 }
+// -> what the norm gives.
 template <int eights>
-DEVICE void rms_norm_row(const RmsNormArgs& a, int64_t r, float (&weight)[eights][8], float (&x)[eights][8], float* place) {
+DEVICE void rms_norm_row(const RmsNormArgs& a, int64_t r, const float (&weight)[eights][8], float (&x)[eights][8], float* place) {
     const int dim = int(a.dim);
     load_row(a.x + norm_at(a, r, a.x_stride), dim, x);
-    if (!by_eights(a.weight, dim)) load_row(a.weight, dim, weight);
     float sum = 0.0f;
     GK_UNROLL
     for (int j = 0; j < eights; j++) sum += squares(x[j]);
@@ -143,7 +138,12 @@ DEVICE void rms_norm_row(const RmsNormArgs& a, int64_t r, float (&weight)[eights
     store_row(a.out + norm_at(a, r, a.out_stride), dim, x);
 }
 constexpr int few_eights = 2, most_eights = 8;  // a thread of a row has in registers
-static constexpr int64_t norm_most_of(int eights) { return int64_t(eights) * 8 * row_threads; }
+template <class Args>
+bool norm_fits(const Args& a, int eights) {
+    auto aligned = [](const float* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+    return a.dim <= int64_t(eights) * 8 * row_threads && a.dim % 8 == 0 && a.x_stride % 4 == 0 && a.out_stride % 4 == 0 && aligned(a.x) &&
+           aligned(a.out) && aligned(a.weight);
+}
 
 template <int eights>
 GK_KERNEL void rms_norm_kernel(RmsNormArgs a, int64_t first) {
@@ -170,7 +170,7 @@ GK_KERNEL void rms_norm_heads_kernel(RmsNormArgs a, int64_t first, int64_t last)
     for (int i = 0; i < 8; i++) eight[i] = eight[i] * scale * weight[i];
     store_eight(out, at, dim, by_eights(out, dim), eight);
 }
-// Longer rows than registers hold, read twice.
+// Any row, read twice.
 GK_KERNEL void rms_norm_long_kernel(RmsNormArgs a, int64_t first) {
     gk::let_next_start(), gk::wait_for_previous();
     const int64_t r = first + gk::block();
@@ -180,7 +180,7 @@ GK_KERNEL void rms_norm_long_kernel(RmsNormArgs a, int64_t first) {
     each_column(a.dim, [&](int64_t i) { out[i] = x[i] * scale * a.weight[i]; });
 }
 
-// As rms_norm_kernel; longer rows than registers hold are read again for each look.
+// As rms_norm_kernel. weight_stride and bias are as the weight is: norm_fits.
 template <int eights>
 GK_KERNEL void layer_norm_kernel(LayerNormArgs a, int64_t first) {
     gk::let_next_start(), gk::wait_for_previous();
@@ -223,8 +223,12 @@ GK_KERNEL void layer_norm_long_kernel(LayerNormArgs a, int64_t first) {
     const int64_t r = first + gk::block(), at = int64_t(uint32_t(r) % uint32_t(a.inner)) * a.weight_stride;
     const float* x = a.x + norm_at(a, r, a.x_stride);
     float* out = a.out + norm_at(a, r, a.out_stride);
-    const float mean = row_sum(a.dim, place, [&](int64_t i) { return x[i]; }) / float(a.dim);
-    const float variance = row_sum(a.dim, place, [&](int64_t i) { return (x[i] - mean) * (x[i] - mean); }) / float(a.dim);
+    const float mean = block_sum(row_eights(x, int(a.dim), [](auto& eight, int) { return sum_eight(eight); }), place) / float(a.dim);
+    const float variance = block_sum(row_eights(x, int(a.dim), [&](auto& eight, int at) {
+        GK_UNROLL
+        for (int i = 0; i < 8; i++) eight[i] = at + i < a.dim ? eight[i] - mean : 0.0f;
+        return squares(eight);
+    }), place) / float(a.dim);
     const float scale = 1.0f / sqrtf(variance + a.eps);
     each_column(a.dim, [&](int64_t i) { out[i] = (x[i] - mean) * scale * a.weight[at + i] + (a.bias ? a.bias[at + i] : 0.0f); });
 }
