@@ -1,6 +1,6 @@
 """What tests/test_cuda_layers.py asks of the engine over the plugin of tests/cuda_plugin.cpp, in a process of its own (a device
 is opened once and for good). Prints a line of JSON for each finding: python cuda_layers.py PLUGIN PART. With "genkit" for PART
-it is the command line, of the arguments that follow."""
+it is the command line, of the arguments that follow; "genkit proven" as if auto might take a GPU."""
 
 import ctypes
 import json
@@ -14,7 +14,7 @@ from cuda_engine import PROMPT, WAYS, distance
 from models_run import random_checkpoint
 
 import genkit
-from genkit import _core, cli, engine, machine, split
+from genkit import _core, cli, devices, engine, machine, split
 from genkit.devices import stepping, using
 from genkit.kv_cache import KVCache, page_bytes, pages_for
 
@@ -140,7 +140,10 @@ def memory() -> None:
 if __name__ == "__main__":
     machine.CUDA_PLUGIN = sys.argv[1]
     if sys.argv[2] == "genkit":
-        sys.argv = ["genkit", *sys.argv[3:]]
+        arguments = sys.argv[3:]
+        if arguments[0] == "proven":
+            devices.PROVEN, arguments = True, arguments[1:]
+        sys.argv = ["genkit", *arguments]
         cli.main()
     tell("device", state=list(machine.cuda_state()))
     {"scopes": scopes, "default": default_model, "architectures": architectures, "memory": memory}[sys.argv[2]]()

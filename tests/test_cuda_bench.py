@@ -113,7 +113,7 @@ def test_kernels_of_every_family(stand_in):  # noqa: F811
 @needs_compiler
 def test_the_kernels_command(stand_in):  # noqa: F811
     small = {"GENKIT_STAND_IN_MEMORY": str(WORKSPACE + (8 << 20)), "GENKIT_CUDA_BLAS": "0"}
-    done = command(*stand_in, "bench", "kernels", "add", "--rows", "1,2", "--device", "auto", "-r", "1", "-q", **small)
+    done = command(*stand_in, "proven", "bench", "kernels", "add", "--rows", "1,2", "--device", "auto", "-r", "1", "-q", **small)
     assert done.returncode == 0, done.stderr
     assert "device cuda" in done.stdout and "us/call" in done.stdout and any(line.startswith("gpu ") for line in done.stdout.splitlines())
     near = command(*stand_in, "bench", "kernels", "add", "--rows", "1", "-t", "1", "-r", "1", "-q", "--json", **small)

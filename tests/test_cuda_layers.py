@@ -120,8 +120,11 @@ def test_layers_that_cannot_be_are_refused(tmp_path, arguments, words):
 @needs_compiler
 def test_auto_takes_the_gpu_or_says_why_not(stand_in, tmp_path):  # noqa: F811
     folder, plugin = stand_in
-    taken = command(folder, plugin, *SHORT, "-v")
+    taken = command(folder, plugin, "proven", *SHORT, "-v")
     assert taken.returncode == 0 and "device cuda" in taken.stderr and "running on" not in taken.stderr
+    unproven = command(folder, plugin, *SHORT)
+    assert unproven.returncode == 0 and unproven.stdout == taken.stdout and unproven.stderr.startswith(
+        "genkit: running on the processor: its CUDA kernels have changed since they last ran on a GPU; --device cuda uses them\n")
     named = command(folder, plugin, *SHORT, "-v", "--device", "cuda")
     assert "device cuda" in named.stderr and named.stdout == taken.stdout
     near = command(folder, plugin, *SHORT, "-v", "--device", "cpu")

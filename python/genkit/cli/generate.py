@@ -168,7 +168,7 @@ def generate(
     ] = False,
     # machine
     device: Annotated[
-        Device, option("--device", "-dev", metavar="auto|cpu|cuda", panel=MACHINE, help="cuda: the GPU. Default: auto, the GPU where one can be used.")
+        Device, option("--device", "-dev", metavar="auto|cpu|cuda", panel=MACHINE, help="cuda: the GPU. Default: auto, the processor until this version's kernels have been proven on a GPU.")
     ] = Device.auto,
     gpu_layers: Annotated[
         Optional[int],
