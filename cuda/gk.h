@@ -241,7 +241,7 @@ DEVICE uint32_t add_global(uint32_t* p, uint32_t x) { return atomicAdd(p, x); }
 DEVICE uint64_t add_global(uint64_t* p, uint64_t x) {
     return atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(x));
 }
-DEVICE void fence() { __threadfence(); }
+DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 // One more, by a thread, of what others of its warp have written before sync_warp: seen by who sees the last one's, from load_fresh on.
 DEVICE uint32_t arrive_global(uint32_t* p) {
     uint32_t before;

@@ -68,17 +68,14 @@ DEVICE void each_of_piece(Piece& p, Body body) {
 // Whether this is the last block of its row: then it sees what the others have written, by load_fresh. `all`: what all threads
 // have written, else thread 0.
 DEVICE bool last_to_arrive(const Split& s, bool all, uint32_t& place) {
-    if (all) {
-        gk::fence();
-        gk::sync();
-    }
+    if (all || gk::thread() == 0) gk::fence();
+    if (all) gk::sync();
     if (gk::thread() == 0) {
-        gk::fence();
         place = gk::add_global(s.arrived + gk::block_y(), 1u) + 1 == uint32_t(gk::blocks());
         if (place) s.arrived[gk::block_y()] = 0;
-        gk::fence();
     }
     gk::sync();
+    if (place) gk::fence();
     return place != 0;
 }
 
@@ -287,9 +284,15 @@ DEVICE uint64_t list_candidates(SplitRow& space, Piece& piece, float largest, bo
 }
 // In the row's last block: the list, sorted. -> how many, more than listed_most where there is no list.
 DEVICE int sorted_candidates(SplitRow& space, ChoosePlace& place) {
+    constexpr int each = int(listed_most) / split_threads;
+    uint64_t own[each];  // asked for ahead of knowing how many there are
     const int count = int(gk::load_fresh(&space.listed));
+    GK_UNROLL
+    for (int j = 0; j < each; j++) own[j] = gk::load_fresh(space.list + gk::thread() + j * split_threads);
     if (count > listed_most) return count;
-    for (int i = gk::thread(); i < count; i += gk::threads()) place.list[i] = gk::load_fresh(space.list + i);
+    GK_UNROLL
+    for (int j = 0; j < each; j++)
+        if (gk::thread() + j * split_threads < count) place.list[gk::thread() + j * split_threads] = own[j];
     sort_list(place.list, count);
     return count;
 }
