@@ -92,7 +92,7 @@ DEVICE ManyWork many_work(const PackedLinearArgs& a, const ManyPlan& p, int64_t 
 // Units: p.panels of the panels [begin, end), with the tiles of p.rows rows of the same panels beside each other. Grid: at most as many
 // blocks of threads as there are at once; 32 p.panels p.sharers threads; shared memory p.bytes.
 template <Packing packing, bool by16, int way>
-GK_KERNEL void GK_BOUNDS(many_warps * 32, many_at_once(packing, way) / many_warps)
+GK_KERNEL void GK_BOUNDS(many_warps(packing, way) * 32, 1)
     packed_many_kernel(PackedLinearArgs a, ManyPlan p, int64_t begin, int64_t end) {
     gk::let_next_start();
     constexpr int count = many_tiles(way), parts = many_parts(way), cuts = many_cuts(way), own = count / cuts;  // own: tiles of rows to add up
@@ -176,7 +176,7 @@ GK_KERNEL void GK_BOUNDS(many_warps * 32, many_at_once(packing, way) / many_warp
     first_fills(a.region != nullptr, true);
 
     const int half = parts == 1 ? sub % 2 : 0, slice = sub % cuts, my_row = sub / (parts == 1 ? 2 : cuts) * count * 8;
-    int stage = 0, parity = 0, turn = 0;
+    int stage = 0, parity = 0;
     GK_ROLLED
     for (int unit = int(gk::block()); unit < work.units; unit += int(gk::blocks())) {
         const int panel = unit / work.row_tiles * p.panels + mine, row0 = unit % work.row_tiles * p.rows + my_row;
@@ -200,7 +200,7 @@ GK_KERNEL void GK_BOUNDS(many_warps * 32, many_at_once(packing, way) / many_warp
                 float none[count][parts][4];
                 constexpr int share = count * parts * 32;  // of a warp
                 auto* terms = reinterpret_cast<ManyFloats<4>*>(shared + p.terms_at) + gk::lane();
-                terms += (turn * (gk::threads() / 32) + warp - slice) * share;
+                terms += (warp - slice) * share;
                 auto show = [&](const float(&)[parts][2], const int32_t(&d)[count][parts][4]) {
                     GK_UNROLL
                     for (int i = 0; i < count * parts; i++) {
@@ -210,7 +210,7 @@ GK_KERNEL void GK_BOUNDS(many_warps * 32, many_at_once(packing, way) / many_warp
                 };
                 if (b + slice < p.blocks)
                     many_block<packing, by16, count, parts, true>(f, p, mine_at + mine * p.slot, 0, tiles_of(b + slice), x, none, show);
-                gk::sync_some(1 + warp / cuts, 32 * cuts);  // terms have two places, by turns
+                gk::sync_some(1 + warp / cuts, 32 * cuts);
                 GK_UNROLL
                 for (int c = 0; c < cuts; c++) {
                     if (b + c >= p.blocks) continue;
@@ -220,7 +220,6 @@ GK_KERNEL void GK_BOUNDS(many_warps * 32, many_at_once(packing, way) / many_warp
                     many_add<own, parts>(s, reinterpret_cast<const float*>(at + c * p.piece + p.scales_at) + my_row + slice * own * 8,
                                          terms + (c * count + slice * own) * parts * 32, acc);
                 }
-                turn ^= 1;
             }
             if (++stage == p.stages) stage = 0, parity ^= 1;
         }

@@ -107,12 +107,12 @@ void check_many() {
                     const int cuts = many_cuts(p.way), share = cuts * 2 / many_parts(p.way), warps = p.panels * p.sharers, sums = int(block_depth / sum_depth(f)) * 2;
                     ways.insert(p.way);
                     expect(many_has(f, p.way) && cuts <= p.blocks, "way: " + what);
-                    expect(p.panels >= 1 && p.sharers % share == 0 && warps <= many_warps &&
+                    expect(p.panels >= 1 && p.sharers % share == 0 && warps <= many_warps(f.packing, p.way) &&
                                p.rows == p.sharers / share * many_tiles(p.way) * 8, "warps: " + what);
-                    expect(p.resident >= 1 && p.resident * warps <= many_at_once(f.packing, p.way) && p.resident * (p.bytes + 1024) <= shared + 1024, "at once: " + what);
+                    expect(p.resident >= 1 && p.resident * warps <= many_warps(f.packing, p.way) && p.resident * (p.bytes + 1024) <= shared + 1024, "at once: " + what);
                     expect(p.stages >= 2 && p.stages <= many_stages_most && p.barriers_at == p.stages * p.stage && p.stage == cuts * p.piece &&
                                p.terms_at == p.barriers_at + 8 * many_stages_most &&
-                               p.bytes == p.terms_at + (cuts > 1 ? 2 * warps * many_tiles(p.way) * many_parts(p.way) * 512 : 0), "stages: " + what);
+                               p.bytes == p.terms_at + (cuts > 1 ? warps * many_tiles(p.way) * many_parts(p.way) * 512 : 0), "stages: " + what);
                     expect(p.codes_at == p.panels * p.slot && p.slot == block_bytes(f) && p.sums_at == p.codes_at + p.rows * many_x_stride &&
                                p.scales_at == p.sums_at + p.rows * sums && p.piece == p.scales_at + p.rows * 4, "shared memory: " + what);
                     expect(p.slot % 16 == 0 && p.codes_at % 16 == 0 && p.sums_at % 16 == 0 && p.piece % 16 == 0, "alignment: " + what);
