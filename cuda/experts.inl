@@ -76,35 +76,73 @@ GK_KERNEL void route_kernel(RouteArgs a, int64_t first) {
     if (gk::thread() == 0) weigh_experts(a, scores, a.ids + r * a.k, a.weights + r * a.k);
 }
 
-// One block does all: counts, a scan over experts, places in ascending order of rows.
-GK_KERNEL void group_rows_kernel(GroupRowsArgs a) {
+// One block does all. Assignments are cut in chunks, a warp each: rows of each expert are counted by chunk, a thread an expert finds the
+// expert's places and in them those of each chunk, and the warps go through their chunks once more, 32 assignments at a time.
+constexpr int group_threads = 1024;
+static_assert(group_threads >= experts_most);
+// As many as there is room for.
+static constexpr int group_chunks(int64_t experts) { return experts <= 256 ? 32 : 8; }
+struct GroupPlace {
+    uint64_t warps[group_threads / 32];
+    uint32_t next[32 * 256];  // [chunks][experts] rows, then the next place
+};
+static_assert(group_chunks(experts_most) * experts_most <= 32 * 256);
+
+GK_KERNEL void GK_BOUNDS(group_threads, 1) group_rows_kernel(GroupRowsArgs a) {
     gk::let_next_start(), gk::wait_for_previous();
-    auto* next = reinterpret_cast<uint32_t*>(gk::shared());  // [experts_most] rows of an expert, then its first place
-    const int64_t assignments = a.rows * a.k;
-    each_column(a.experts, [&](int64_t i) { next[i] = 0; });
-    each_column(a.places, [&](int64_t i) { a.sources[i] = -1; });
+    auto& shared = *reinterpret_cast<GroupPlace*>(gk::shared());
+    const int warp = gk::thread() / 32, experts = int(a.experts), assignments = int(a.rows * a.k), k = int(a.k);
+    const int size = int(round_up((assignments + group_chunks(experts) - 1) / group_chunks(experts), 32)), chunks = (assignments + size - 1) / size;
+    const int begin = min_of(warp * size, assignments), end = min_of(begin + size, assignments);
+    uint32_t* own = shared.next + warp * experts;  // of chunk `warp`, where there is one
+    for (int i = gk::thread(); i < chunks * experts; i += group_threads) shared.next[i] = 0;
+    for (int i = gk::thread(); i < int(a.places); i += group_threads) a.sources[i] = -1;
     gk::sync();
-    each_column(assignments, [&](int64_t i) { gk::add_shared(next + a.ids[i], 1u); });
+    for (int i = begin + gk::lane(); i < end; i += 32) gk::add_shared(own + a.ids[i], 1u);
     gk::sync();
-    if (gk::thread() == 0) {
-        int64_t used = 0, place = 0;
-        for (int64_t expert = 0; expert < a.experts; expert++) {
-            if (next[expert] == 0) continue;
-            a.regions[used] = {int32_t(expert), int32_t(place), int32_t(next[expert])};
-            const int64_t stop = round_up(place + next[expert], region_rows);
-            next[expert] = uint32_t(place);
-            for (; place < stop; place += region_rows) a.tiles[place / region_rows] = int32_t(used);
-            used++;
-        }
-        for (; place < a.places; place += region_rows) a.tiles[place / region_rows] = -1;
-        for (; used < a.region_count; used++) a.regions[used] = {-1, 0, 0};
+
+    const bool is_expert = gk::thread() < experts;
+    uint32_t rows = 0;
+    for (int c = 0; is_expert && c < chunks; c++) rows += shared.next[c * experts + gk::thread()];
+    const int places = int(round_up(rows, region_rows));
+    uint64_t sum = uint64_t(rows > 0) << 32 | uint32_t(places);  // regions and places of the experts up to this one
+    GK_UNROLL
+    for (int d = 1; d < 32; d *= 2) {
+        const uint64_t other = gk::shuffle_up(sum, d);
+        if (gk::lane() >= d) sum += other;
     }
+    if (gk::lane() == 31) shared.warps[warp] = sum;
     gk::sync();
-    each_column(a.experts, [&](int64_t expert) {  // each thread its own experts, their rows in order
-        for (int64_t i = 0; i < assignments; i++) {
-            if (a.ids[i] != expert) continue;
-            a.place_of[i] = int32_t(next[expert]++);
-            a.sources[a.place_of[i]] = int32_t(i / a.k);
-        }
-    });
+    uint64_t before = sum - (uint64_t(rows > 0) << 32 | uint32_t(places)), all = 0;
+    for (int w = 0; w < group_threads / 32; w++) {
+        if (w < warp) before += shared.warps[w];
+        all += shared.warps[w];
+    }
+    const int region = int(before >> 32), place = int(uint32_t(before));
+    if (rows > 0) a.regions[region] = {gk::thread(), place, int32_t(rows)};
+    for (int t = place / int(region_rows); t < (place + places) / int(region_rows); t++) a.tiles[t] = region;
+    uint32_t next = uint32_t(place);
+    for (int c = 0; is_expert && c < chunks; c++) {
+        uint32_t& of_chunk = shared.next[c * experts + gk::thread()];
+        const uint32_t count = of_chunk;
+        of_chunk = next, next += count;
+    }
+    const int regions_used = int(all >> 32), tiles_used = int(uint32_t(all)) / int(region_rows);
+    for (int i = regions_used + gk::thread(); i < int(a.region_count); i += group_threads) a.regions[i] = {-1, 0, 0};
+    for (int i = tiles_used + gk::thread(); i < int(a.places / region_rows); i += group_threads) a.tiles[i] = -1;
+    gk::sync();
+
+    for (int first = begin; first < end; first += 32) {
+        const int i = first + gk::lane();
+        const bool is_there = i < end;
+        const uint32_t expert = is_there ? uint32_t(a.ids[i]) : ~0u, alike = gk::match(expert);
+        const int ahead = gk::count_bits(alike & ((1u << gk::lane()) - 1));
+        const uint32_t at = is_there ? own[expert] + uint32_t(ahead) : 0;
+        gk::sync_warp();
+        if (is_there && ahead == 0) own[expert] += uint32_t(gk::count_bits(alike));
+        gk::sync_warp();
+        if (!is_there) continue;
+        a.place_of[i] = int32_t(at);
+        a.sources[at] = int32_t(uint32_t(i) / uint32_t(k));
+    }
 }

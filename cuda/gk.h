@@ -271,6 +271,8 @@ DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float round_even(float x) { return rintf(x); }
 DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
 DEVICE uint32_t max_together(uint32_t x) { return __reduce_max_sync(0xffffffffu, x); }  // of a warp
+DEVICE uint32_t match(uint32_t x) { return __match_any_sync(0xffffffffu, x); }  // the lanes that have the same
+DEVICE int count_bits(uint32_t x) { return __popc(x); }
 DEVICE uint32_t add_together(uint32_t x) { return __reduce_add_sync(0xffffffffu, x); }
 // 16, or 8, bytes to where they lie so.
 DEVICE void store_16(void* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {

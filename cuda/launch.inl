@@ -215,7 +215,7 @@ SLOT(packed_linear, PackedLinearArgs) { packed_product({}, a, begin, end); }
 
 SLOT(route, RouteArgs) { GK_LAUNCH(route_kernel, end - begin, 1, 32, int(sizeof(RoutePlace)), a, begin); }
 SLOT(group_rows, GroupRowsArgs) {
-    if (begin < end) GK_LAUNCH(group_rows_kernel, 1, 1, row_threads, int(experts_most * sizeof(uint32_t)), a);
+    if (begin < end) GK_LAUNCH(group_rows_kernel, 1, 1, group_threads, int(sizeof(GroupPlace)), a);
 }
 
 // Rows [row, row + rows) of KV heads [kv, kv + kvs). chain: rope and the cache's writing ahead of it.

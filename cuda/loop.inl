@@ -1,7 +1,8 @@
 // The last kernel of a step of the token loop, one block: tells the host what was drawn, and makes it what is fed next.
 
 // Shared memory: the ids that stop, then how many rows end the loop. All of memory that is looked at is asked for at once.
-GK_KERNEL void advance_kernel(AdvanceArgs a) {
+constexpr int advance_threads_most = 1024;
+GK_KERNEL void GK_BOUNDS(advance_threads_most, 1) advance_kernel(AdvanceArgs a) {
     gk::let_next_start(), gk::wait_for_previous();
     auto* stop_ids = reinterpret_cast<int32_t*>(gk::shared());
     auto* ends = reinterpret_cast<uint32_t*>(stop_ids + a.stop_room);
@@ -38,6 +39,6 @@ GK_KERNEL void advance_kernel(AdvanceArgs a) {
 }
 
 void advance(const AdvanceArgs& a) {
-    const int64_t threads = std::min<int64_t>(round_up(a.rows, 32), 1024);
+    const int64_t threads = std::min<int64_t>(round_up(a.rows, 32), advance_threads_most);
     GK_LAUNCH(advance_kernel, 1, 1, int(threads), int((a.stop_room + 1) * sizeof(uint32_t)), a);
 }

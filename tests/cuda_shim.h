@@ -453,6 +453,12 @@ DEVICE uint32_t max_together(uint32_t x) {
     for (int d = 16; d > 0; d /= 2) x = std::max(x, shuffle_xor(x, d));
     return x;
 }
+DEVICE uint32_t match(uint32_t x) {
+    uint32_t all = 0;
+    for (int i = 0; i < 32; i++) all |= uint32_t(exchange(x, i) == x) << i;
+    return all;
+}
+DEVICE int count_bits(uint32_t x) { return __builtin_popcount(x); }
 DEVICE uint32_t add_together(uint32_t x) {
     for (int d = 16; d > 0; d /= 2) x += shuffle_xor(x, d);
     return x;

@@ -140,6 +140,7 @@ int main(int count, char** names) {
     if (part("experts")) {
         for (int64_t rows : {1, 3, 40}) check_experts(rows, 8, 2, 4, 37), check_experts(rows, 60, 7, 1, 130), check_experts(rows, 1, 1, 1, 16);
         check_experts(2, 1024, 33, 16, 5);
+        check_experts(700, 300, 3, 1, 3), check_experts(700, 8, 2, 4, 3);
     }
     if (failures) printf("%d comparisons failed\n", failures);
     return failures ? 1 : 0;
