@@ -31,7 +31,7 @@ DEVICE float few_add(float acc, const float* terms, int row, int count, const fl
 // Grid: p.slots of the panels [begin, end) at once, the tiles of rows of one beside each other; 32 p.warps threads; shared memory
 // p.bytes.
 template <Packing packing, bool by16, int rows>
-GK_KERNEL void GK_BOUNDS(few_warps(rows, by16) * 32, few_bound)
+GK_KERNEL void GK_BOUNDS(few_warps(rows, by16) * 32, few_bound(rows, by16))
 packed_few_kernel(PackedLinearArgs a, FewPlan p, FewSource source, int64_t begin, int64_t end) {
     gk::let_next_start();
     const WeightFormat& f = a.format;
@@ -72,7 +72,7 @@ packed_few_kernel(PackedLinearArgs a, FewPlan p, FewSource source, int64_t begin
         fill();
     }
     if (source.rounding.x) few_make<rows>(source, p, row0, last, shared, slot == 0);
-    else few_load(a, p, row0, last, shared);
+    else few_load<rows>(a, p, row0, last, shared);
     gk::sync();
 
     const int n = int(a.gated ? a.n / 2 : a.n);

@@ -12,13 +12,14 @@
 constexpr int few_rows_most = 8;
 constexpr int few_columns = 8;
 // Warps of a block of threads at most: a warp's way from its loads to its terms is long, so the more warps the better where registers allow.
-static constexpr int few_warps(int rows, bool by16) { return rows == 1 && !by16 ? 16 : 8; }
-constexpr int few_resident = 2;         // blocks of threads a multiprocessor is to have, or one where shared memory is not enough
+static constexpr int few_warps(int rows, bool by16) { return rows >= 4 || (rows == 1 && !by16) ? 16 : 8; }
+// Blocks of threads a multiprocessor is to have, or one where shared memory is not enough. Four rows and more have no registers for 32 warps.
+static constexpr int few_resident(int rows, int warps) { return rows >= 4 && warps > 8 ? 1 : 2; }
 // As many as registers are to be enough for: one where shared memory has no room for two.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int few_bound = 1;
+static constexpr int few_bound(int, bool) { return 1; }
 #else
-constexpr int few_bound = few_resident;
+static constexpr int few_bound(int rows, bool by16) { return few_resident(rows, few_warps(rows, by16)); }
 #endif
 constexpr int few_reserved = 1 << 10;    // bytes of shared memory of each block, by CUDA
 constexpr int few_stages_most = 3;      // of a warp's ring; two where there are two such blocks
@@ -74,8 +75,8 @@ static constexpr FewPlan few_plan(const PackedLinearArgs& a, int64_t panels, int
         p.warps = blocks <= 8 ? 8 : few_warps(p.rows, f.group == 16);
         p.row_tiles = int((a.rows + rows - 1) / rows);
         const int64_t more = barriers + p.warps * few_stages_most * 8, ring = round_up(more + p.warps * 64 * 4, 128);
-        for (int way = 0; way < 3 * few_resident; way++) {
-            const int resident = few_resident - way / 3, cut = p.warps >> way % 3;
+        for (int way = 0; way < 3 * few_resident(p.rows, p.warps); way++) {
+            const int resident = few_resident(p.rows, p.warps) - way / 3, cut = p.warps >> way % 3;
             const int64_t at_once = resident * processors / p.row_tiles, slots = at_once < 1 ? 1 : at_once < panels ? at_once : panels;
             const int64_t turn = cut * p.terms * few_term_floats(p.rows) * 4, each = (blocks + cut - 1) / cut;
             const int64_t copies = (panels + slots - 1) / slots * each, stages_most = resident == 1 ? few_stages_most : 2;

@@ -2,25 +2,27 @@
 
 // Rows row0 .. of x into shared memory, all asked for at once; rows beyond the last are the last one's and not used. What lies beyond
 // the depth is zeros.
+template <int rows>
 DEVICE void few_load(const PackedLinearArgs& a, const FewPlan& p, int row0, int last, char* shared) {
     const int depth = (p.blocks - 1) * int(block_depth) + p.last_tiles * int(tile_depth), sums = p.blocks * p.sums, shift = p.sums == 16 ? 4 : 5;
+    const int threads = p.warps * 32 / rows, mine = rows == 1 ? gk::thread() : gk::thread() % threads;  // of a row
     GK_ROLLED
-    for (int r = 0; r < p.rows; r++) {
+    for (int r = rows == 1 ? 0 : gk::thread() / threads; r < p.rows; r += rows) {
         const int64_t row = min_of(row0 + r, last);
         char* codes = shared + r * p.x_stride;
         GK_ROLLED
-        for (int at = gk::thread() * 16; at < p.blocks * int(block_depth); at += p.warps * 32 * 16) {
+        for (int at = mine * 16; at < p.blocks * int(block_depth); at += threads * 16) {
             if (at < depth) gk::copy_async(codes + at, a.codes + row * a.codes_stride + at);
             else *reinterpret_cast<Chunk*>(codes + at) = {};
         }
         auto* to = reinterpret_cast<int16_t*>(shared + p.sums_at) + r * sums;
         GK_ROLLED
-        for (int at = gk::thread() * 2; at < sums; at += p.warps * 32 * 2) {
+        for (int at = mine * 2; at < sums; at += threads * 2) {
             if (at < depth >> shift) gk::copy_async_word(to + at, a.sums + row * (depth >> shift) + at);
             else to[at] = to[at + 1] = 0;
         }
         GK_ROLLED
-        for (int b = gk::thread(); b < p.blocks; b += p.warps * 32)
+        for (int b = mine; b < p.blocks; b += threads)
             gk::copy_async_word(shared + p.scales_at + (r * p.blocks + b) * 4, a.scales + row * p.blocks + b);
     }
     gk::copy_commit();
