@@ -87,7 +87,8 @@ static constexpr FewPlan few_plan(const PackedLinearArgs& a, int64_t panels, int
                     const int64_t terms = ring + cut * stages * p.slot, bytes = terms + buffers * p.depth * turn;
                     if (bytes > (shared + few_reserved) / resident - few_reserved) continue;
                     p.slots = int(slots), p.cut = cut, p.stages = stages, p.buffers = buffers;
-                    p.scales_at = int(scales), p.sums_at = int(sums), p.barriers_at = int(barriers), p.more_at = int(more), p.ring_at = int(ring), p.terms_at = int(terms);
+                    p.scales_at = int(scales), p.sums_at = int(sums), p.barriers_at = int(barriers), p.more_at = int(more);
+                    p.ring_at = int(ring), p.terms_at = int(terms);
                     p.buffer = int(p.depth * turn), p.bytes = int(bytes);
                     return p;
                 }
