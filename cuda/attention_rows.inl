@@ -76,9 +76,6 @@ GK_KERNEL void GK_BOUNDS(row_block, blocks32 <= 4 ? 2 : 1) attention_rows_kernel
     const int lane = gk::lane(), warp = gk::thread() / 32, g = lane / 4, t = lane % 4;
     list_units(a, u, place);
     gk::sync();
-    int number = int(gk::block());
-    RowUnit unit = find_unit(a, u, place, number);
-    if (unit.row < 0) return;
     auto kv_of = [&](const RowUnit& unit) { return u.head_tiles == 1 ? u.first_tile + unit.tile : (u.first_tile + unit.tile) / u.head_tiles; };
     // A group of copies each, of one part; a lane copies to its own 16 bytes of each load and reads them back, so no two meet.
     auto copy_keys = [&](bool wanted, int kv, int page, int key, int part) {
@@ -102,20 +99,27 @@ GK_KERNEL void GK_BOUNDS(row_block, blocks32 <= 4 ? 2 : 1) attention_rows_kernel
         memcpy(&w, __builtin_assume_aligned(slot, 16), 16);
         return w;
     };
-    int kv = kv_of(unit), page = 0;
-    if (unit.key < unit.end) {
-        page = unit.pages[unit.key / int(page_keys)];
-        copy_keys(true, kv, page, unit.key, 0), copy_values(true, kv, page, unit.key, 0);
-    }
-    while (true) {
-        const int within = (u.first_tile + unit.tile - kv * u.head_tiles) * u.heads, head0 = kv * u.group + within;
+    int page = -1;  // of this warp's first keys, whose copies are on their way, if it has any
+    for (int number = int(gk::block());; number += int(gk::blocks())) {
+        const RowUnit unit = find_unit(a, u, place, number);
+        if (unit.row < 0) return;
+        const int kv = kv_of(unit), within = (u.first_tile + unit.tile - kv * u.head_tiles) * u.heads, head0 = kv * u.group + within;
         const int heads = u.group - within < u.heads ? u.group - within : u.heads;
-        begin_unit<half>(a, chain, u, place, unit, kv, head0, heads);
+        const bool any = unit.key < unit.end, begins = number == int(gk::block());
+        if (begins && any) page = unit.pages[unit.key / int(page_keys)];
+        const UnitJobs jobs{kv, head0, heads, heads + (chain.rope.x && unit.chunk == unit.chunks - 1 ? 2 : 0), u.first_row + unit.row};
+        Loaded<dim> loaded;
+        if (warp < jobs.count) load_job<dim>(a, chain, unit, jobs, warp, loaded);
+        if (begins && any) copy_keys(true, kv, page, unit.key, 0), copy_values(true, kv, page, unit.key, 0);
+        GK_ROLLED
+        for (int job = warp; job < jobs.count; job += row_warps) {
+            if (job != warp) load_job<dim>(a, chain, unit, jobs, job, loaded);
+            finish_job<half>(a, chain, place, unit, jobs, job, loaded);
+        }
         const float slope = a.alibi_slopes && g < heads ? a.alibi_slopes[head0 + g] * 1.44269504f : 0.0f;
-        number += int(gk::blocks());
-        const RowUnit next = find_unit(a, u, place, number);
-        const bool next_any = next.row >= 0 && next.key < next.end, any = unit.key < unit.end;
-        const int next_page = next_any ? next.pages[next.key / int(page_keys)] : 0, next_kv = kv_of(next);
+        int key_next = -1, page_next = 0, kv_next = 0;
+        const RowUnit next = find_unit(a, u, place, number + int(gk::blocks()));
+        if (next.row >= 0 && next.key < next.end) key_next = next.key, page_next = next.pages[next.key / int(page_keys)], kv_next = kv_of(next);
         gk::sync();
         float sums[blocks32][2][4], largest = -infinity, total = 0.0f;  // of channels 4 g + .. and heads 2 t, 2 t + 1; of head g
         GK_UNROLL
@@ -123,8 +127,8 @@ GK_KERNEL void GK_BOUNDS(row_block, blocks32 <= 4 ? 2 : 1) attention_rows_kernel
         GK_ROLLED
         for (int key = unit.key; key < unit.end; key += round_keys) {
             const bool more = key + round_keys < unit.end;
-            const int page_then = more ? unit.pages[(key + round_keys) / int(page_keys)] : next_page;
-            const int kv_then = more ? kv : next_kv, key_then = more ? key + round_keys : next.key;
+            const int page_then = more ? unit.pages[(key + round_keys) / int(page_keys)] : page_next;
+            const int kv_then = more ? kv : kv_next, key_then = more ? key + round_keys : key_next;
             // Which of these keys is the new one, which the page may not have yet.
             const int fresh = chain.rope.x && unit.position < key + warp_keys ? unit.position - key : -1;
             float s[4][4] = {};
@@ -146,7 +150,7 @@ GK_KERNEL void GK_BOUNDS(row_block, blocks32 <= 4 ? 2 : 1) attention_rows_kernel
                     }
                 }
             }
-            copy_keys(more || next_any, kv_then, page_then, key_then, 0);
+            copy_keys(key_then >= 0, kv_then, page_then, key_then, 0);
             const float shrink = weigh<half>(a, half ? place.unscale[g] : 1.0f, slope, key, unit.low, unit.position, s, largest, total);
             if (key != unit.key) {
                 const float first = gk::shuffle(shrink, 8 * t), second = gk::shuffle(shrink, 8 * t + 4);  // of heads 2 t and 2 t + 1
@@ -185,7 +189,7 @@ GK_KERNEL void GK_BOUNDS(row_block, blocks32 <= 4 ? 2 : 1) attention_rows_kernel
                         }
                     }
             }
-            copy_values(more || next_any, kv_then, page_then, key_then, 0);
+            copy_values(key_then >= 0, kv_then, page_then, key_then, 0);
             page = page_then;
         }
         if (any) {
@@ -195,13 +199,12 @@ GK_KERNEL void GK_BOUNDS(row_block, blocks32 <= 4 ? 2 : 1) attention_rows_kernel
                 auto& to = *reinterpret_cast<Channels*>(warp_sums(place, warp, 2 * t + i, u.heads) + 32 * c + 4 * g);
                 if (2 * t + i < heads) to = {{sums[c][0][i], sums[c][0][2 + i], sums[c][1][i], sums[c][1][2 + i]}};
             }
-        } else if (next_any) {
-            copy_keys(true, next_kv, next_page, next.key, 0), copy_values(true, next_kv, next_page, next.key, 0);
+        } else if (key_next >= 0) {
+            page = page_next;
+            copy_keys(true, kv_next, page, key_next, 0), copy_values(true, kv_next, page, key_next, 0);
         }
         if (t == 0) place.ends[warp][g][0] = largest, place.ends[warp][g][1] = total;
         gk::sync();
         end_unit(a, chain.rope, u, place, unit, head0, heads);
-        if (next.row < 0) return;
-        unit = next, kv = next_kv, page = next_page;
     }
 }

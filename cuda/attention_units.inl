@@ -74,11 +74,12 @@ DEVICE void list_units(const AttentionArgs& a, const RowUnits& u, Place& place) 
         }
         GK_UNROLL
         for (int d = 1; d < 32; d *= 2) {
+            if (u.rows == 1) break;
             const int other = gk::shuffle_up(units, d);
             if (lane >= d) units += other;
         }
         if (r < u.rows) place.begin[r + 1] = before + units;
-        before += gk::shuffle(units, 31);
+        if (u.rows > 32) before += gk::shuffle(units, 31);
     }
     if (lane == 0) place.begin[0] = 0;
 }
@@ -94,8 +95,9 @@ DEVICE RowUnit find_unit(const AttentionArgs& a, const RowUnits& u, const Place&
     RowUnit unit{};
     unit.row = -1;
     if (number >= place.begin[u.rows]) return unit;
-    const int lane = gk::lane(), row = gk::count(gk::ballot(lane < u.rows && place.begin[lane + 1 < u.rows ? lane + 1 : u.rows] <= number)) +
-                                       gk::count(gk::ballot(lane + 32 < u.rows && place.begin[lane + 33 < u.rows ? lane + 33 : u.rows] <= number));
+    int row = 0;
+    for (int r = gk::lane(); r - gk::lane() < u.rows - 1; r += 32)
+        row += gk::count(gk::ballot(r + 1 < u.rows && place.begin[r + 1 < u.rows ? r + 1 : 0] <= number));
     const int local = number - place.begin[row];
     unit.row = row, unit.chunk = int(float(local) * u.tiles_share);
     unit.chunk += (unit.chunk + 1) * u.tiles <= local ? 1 : unit.chunk * u.tiles > local ? -1 : 0;
@@ -117,39 +119,38 @@ DEVICE int64_t page_at(const AttentionArgs& a, int kv, int number) { return int6
 static constexpr int lane_key(int g, int t, int half, int dim) { return ((2 * half + g / 4) * dim / 2 + t) * 32 + g % 4 * 8; }
 static constexpr int lane_value(int g, int t, int half, int dim) { return (16 * half + 4 * t) * 2 * dim + 8 * g; }
 
-// Channels 2 lane + 64 k + i of a head, after rope where there is one. All loads go before all else.
-template <int dim, int turns>
-DEVICE void load_turned(const RopeArgs& r, const float* x, const float* table, float (&out)[turns][2]) {
-    const int lane = gk::lane();
-    if (!r.x) {
-        GK_UNROLL
-        for (int e = 0; e < 2 * turns; e++) {
-            const int c = 2 * lane + e / 2 * 64 + e % 2;
-            out[e / 2][e % 2] = dim % 64 == 0 || c < dim ? x[c] : 0.0f;
-        }
-        return;
-    }
-    const int half = int(r.half);
-    float other[turns][2], cosine[turns][2], sine[turns][2];
+// How a unit begins is a list of jobs, a warp one at a time: the queries of a head each; with the last chunk, where rope and the cache's
+// writing go ahead, the new key and the new value. Loads go first, with what is computed of them later: channels 2 lane + 64 k + i.
+template <int dim>
+struct Loaded {
+    static constexpr int turns = (dim + 63) / 64;
+    float one[turns][2], other[turns][2], cosine[turns][2], sine[turns][2];
+    int page;
+};
+struct UnitJobs {
+    int kv, head0, heads, count;  // queries: 0 .. heads - 1
+    int64_t row;
+};
+template <int dim>
+DEVICE void load_job(const AttentionArgs& a, const RopeKvWriteArgs& chain, const RowUnit& unit, const UnitJobs& jobs, int job, Loaded<dim>& x) {
+    const RopeArgs& r = chain.rope;
+    const int lane = gk::lane(), half = int(r.half), head = job < jobs.heads ? jobs.head0 + job : int(a.heads) + jobs.kv;
+    const float* from = job > jobs.heads ? chain.write.v + jobs.row * chain.write.kv_stride + jobs.kv * dim : a.q + jobs.row * a.q_stride + head * dim;
+    const float* table = r.table + jobs.row * 2 * half;
     GK_UNROLL
-    for (int e = 0; e < 2 * turns; e++) {
+    for (int e = 0; e < 2 * x.turns; e++) {
         const int all = 2 * lane + e / 2 * 64 + e % 2, c = dim % 64 == 0 || all < dim ? all : 0;
-        const bool turns_here = c < 2 * half, first = r.interleaved ? e % 2 == 0 : c < half;
+        const bool first = r.interleaved ? e % 2 == 0 : c < half;
+        x.one[e / 2][e % 2] = from[c];
+        if (!r.x) continue;
         const int i = r.interleaved ? c / 2 : first ? c : c - half, apart = r.interleaved ? 1 : half;
-        out[e / 2][e % 2] = x[c];
-        other[e / 2][e % 2] = x[turns_here ? first ? c + apart : c - apart : c];
-        cosine[e / 2][e % 2] = table[turns_here ? i : 0];
-        sine[e / 2][e % 2] = table[turns_here ? half + i : 0];
+        x.other[e / 2][e % 2] = from[c >= 2 * half ? c : first ? c + apart : c - apart];
+        x.cosine[e / 2][e % 2] = table[c < 2 * half ? i : 0];
+        x.sine[e / 2][e % 2] = table[c < 2 * half ? half + i : 0];
     }
-    GK_UNROLL
-    for (int e = 0; e < 2 * turns; e++) {
-        const int all = 2 * lane + e / 2 * 64 + e % 2;
-        const bool first = r.interleaved ? e % 2 == 0 : all < half;
-        const float one = out[e / 2][e % 2] * cosine[e / 2][e % 2], two = other[e / 2][e % 2] * sine[e / 2][e % 2];
-        if (all < 2 * half) out[e / 2][e % 2] = first ? one - two : one + two;
-        if (dim % 64 != 0 && all >= dim) out[e / 2][e % 2] = 0.0f;
-    }
+    x.page = job < jobs.heads ? 0 : unit.pages[unit.position / int(page_keys)];
 }
+
 template <bool half>
 DEVICE uint32_t narrowed(float x) {
     if constexpr (half) {
@@ -163,69 +164,64 @@ DEVICE uint32_t narrowed(float x) {
     }
 }
 
-// The queries of a unit to operands, a head a warp; with the last chunk the new key and value to the page, and to shared memory.
 template <bool half, class Place>
-DEVICE void begin_unit(const AttentionArgs& a, const RopeKvWriteArgs& chain, const RowUnits& u, Place& place, const RowUnit& unit, int kv, int head0,
-                       int heads) {
-    constexpr int dim = Place::dim, blocks32 = dim / 32, turns = (dim + 63) / 64;
-    const int head = gk::thread() / 32, lane = gk::lane();
-    const int64_t row = u.first_row + unit.row;
-    const float* table = chain.rope.table + row * 2 * chain.rope.half;
-    float x[turns][2] = {};
-    if (head < heads) load_turned<dim>(chain.rope, a.q + row * a.q_stride + (head0 + head) * dim, table, x);
-    // In powers of two, but where a softcap wants scores as they are.
-    const float scale = a.softcap > 0 ? a.scale : a.scale * 1.44269504f;
-    float largest = 0.0f, shrink = 1.0f;
+DEVICE void finish_job(const AttentionArgs& a, const RopeKvWriteArgs& chain, Place& place, const RowUnit& unit, const UnitJobs& jobs, int job,
+                       const Loaded<Place::dim>& loaded) {
+    constexpr int dim = Place::dim, turns = Loaded<dim>::turns;
+    const RopeArgs& r = chain.rope;
+    const int lane = gk::lane(), turned = r.x && job <= jobs.heads ? 2 * int(r.half) : 0;
+    float x[turns][2];
     GK_UNROLL
-    for (int k = 0; k < turns; k++)
-        GK_UNROLL
-        for (int i = 0; i < 2; i++) {
-            const int c = 2 * (lane + 32 * k) + i;
-            if (chain.rope.x && c < dim) place.turned[head][c] = x[k][i];
-            x[k][i] *= scale;
-            if (half) largest = max(abs(x[k][i]), largest);
-        }
-    if constexpr (half) {  // f16 ends at 65,504: queries are taken at the power of two that brings their largest below 2
-        GK_UNROLL
-        for (int d = 16; d > 0; d /= 2) largest = max(gk::shuffle_xor(largest, d), largest);
-        const int exponent = int(to_bits(largest) >> 23) - 127;
-        const bool scaled = exponent > -100 && exponent < 100;
-        shrink = scaled ? power_of_two(-exponent) : 1.0f;
-        if (lane == 0) place.unscale[head] = scaled ? power_of_two(exponent) : 1.0f;
+    for (int e = 0; e < 2 * turns; e++) {
+        const int k = e / 2, i = e % 2, c = 2 * lane + 64 * k + i;
+        const float one = loaded.one[k][i] * loaded.cosine[k][i], two = loaded.other[k][i] * loaded.sine[k][i];
+        x[k][i] = c >= turned ? loaded.one[k][i] : (r.interleaved ? i == 0 : c < turned / 2) ? one - two : one + two;
     }
+    if (job < jobs.heads) {
+        // In powers of two, but where a softcap wants scores as they are.
+        const float scale = a.softcap > 0 ? a.scale : a.scale * 1.44269504f;
+        float largest = 0.0f, shrink = 1.0f;
+        GK_UNROLL
+        for (int k = 0; k < turns; k++) {
+            const int pair = lane + 32 * k;
+            if (r.x && pair < dim / 2) place.turned[job][2 * pair] = x[k][0], place.turned[job][2 * pair + 1] = x[k][1];
+            x[k][0] *= scale, x[k][1] *= scale;
+            if (half && pair < dim / 2) largest = max(abs(x[k][1]), max(abs(x[k][0]), largest));
+        }
+        if constexpr (half) {  // f16 ends at 65,504: queries are taken at the power of two that brings their largest below 2
+            GK_UNROLL
+            for (int d = 16; d > 0; d /= 2) largest = max(gk::shuffle_xor(largest, d), largest);
+            const int exponent = int(to_bits(largest) >> 23) - 127;
+            const bool scaled = exponent > -100 && exponent < 100;
+            shrink = scaled ? power_of_two(-exponent) : 1.0f;
+            if (lane == 0) place.unscale[job] = scaled ? power_of_two(exponent) : 1.0f;
+        }
+        GK_UNROLL
+        for (int k = 0; k < turns; k++) {
+            const int pair = lane + 32 * k;
+            const uint32_t word = half ? gk::pack_f16(x[k][0] * shrink, x[k][1] * shrink) : gk::pack_bf16(x[k][0], x[k][1]);
+            if (pair < dim / 2) place.q[pair / 8][job * 4 + pair % 4][pair % 8 / 4] = word;
+        }
+        return;
+    }
+    const bool key = job == jobs.heads;
+    float* k_row = r.x + jobs.row * r.x_stride + (a.heads + jobs.kv) * dim;
+    const int64_t page = page_at<dim>(a, jobs.kv, loaded.page);
+    const int slot = unit.position % int(page_keys);
+    gk::sync_warp();  // others have read what is written now
     GK_UNROLL
     for (int k = 0; k < turns; k++) {
         const int pair = lane + 32 * k;
-        const uint32_t word = half ? gk::pack_f16(x[k][0] * shrink, x[k][1] * shrink) : gk::pack_bf16(x[k][0], x[k][1]);
-        if (pair < dim / 2) place.q[pair / 8][head * 4 + pair % 4][pair % 8 / 4] = word;
-    }
-    if (!chain.rope.x || unit.chunk != unit.chunks - 1 || head < row_warps - 2) return;
-    const int64_t page = page_at<dim>(a, kv, unit.pages[unit.position / int(page_keys)]);
-    const int slot = unit.position % int(page_keys);
-    if (head == row_warps - 1) {
-        float* k = chain.rope.x + row * chain.rope.x_stride + (a.heads + kv) * dim;
-        float y[turns][2];
-        load_turned<dim>(chain.rope, k, table, y);
-        gk::sync_warp();  // others have read what is written now
-        GK_UNROLL
-        for (int i = 0; i < turns; i++) {
-            const int pair = lane + 32 * i;
-            if (pair >= dim / 2) continue;
-            k[2 * pair] = y[i][0], k[2 * pair + 1] = y[i][1];
-            const uint32_t word = narrowed<half>(y[i][0]) | narrowed<half>(y[i][1]) << 16;
-            place.new_key[pair] = word;
-            *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(a.pages.k) + page + key_at(true, slot, 2 * pair, dim)) = word;
-        }
-    } else {
-        const float* v = chain.write.v + row * chain.write.kv_stride + kv * dim;
-        float y[blocks32];
-        GK_UNROLL
-        for (int i = 0; i < blocks32; i++) y[i] = v[lane + 32 * i];
-        GK_UNROLL
-        for (int i = 0; i < blocks32; i++) {
-            const uint16_t x = uint16_t(narrowed<half>(y[i]));
-            place.new_value[lane + 32 * i] = x;
-            static_cast<uint16_t*>(a.pages.v)[page + value_at(true, slot, lane + 32 * i, dim)] = x;
+        if (pair >= dim / 2) continue;
+        const uint32_t low = narrowed<half>(x[k][0]), high = narrowed<half>(x[k][1]);
+        if (key) {
+            k_row[2 * pair] = x[k][0], k_row[2 * pair + 1] = x[k][1];
+            place.new_key[pair] = low | high << 16;
+            *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(a.pages.k) + page + key_at(true, slot, 2 * pair, dim)) = low | high << 16;
+        } else {
+            uint16_t* v = static_cast<uint16_t*>(a.pages.v) + page + value_at(true, slot, 2 * pair, dim);
+            place.new_value[2 * pair] = uint16_t(low), place.new_value[2 * pair + 1] = uint16_t(high);
+            v[0] = uint16_t(low), v[2] = uint16_t(high);
         }
     }
 }
