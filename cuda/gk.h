@@ -208,19 +208,22 @@ DEVICE void copy_bulk_wait(uint64_t* barrier, int parity) {
 
 // One barrier for the copies of many threads: barrier_make, of one thread, before sync(); for each phase one thread says by copy_expect how
 // many bytes copy_piece copies, all threads' together, each a whole number of 16; barrier_wait(b, 0) waits for those of the first
-// phase, (b, 1) of the second, .. Before 9.0 a piece is copy_async's, so copy_wait and sync() are wanted as well.
-DEVICE void barrier_make(uint64_t* barrier) {
-    asm volatile("mbarrier.init.shared.b64 [%0], 1;" :: "r"(uint32_t(__cvta_generic_to_shared(barrier))) : "memory");
+// phase, (b, 1) of the second, .. and for `arrivals` of other threads. Before 9.0 a piece is copy_async's, so copy_wait is wanted as well.
+DEVICE void barrier_make(uint64_t* barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(uint32_t(__cvta_generic_to_shared(barrier))), "r"(arrivals + 1) : "memory");
 #if __CUDA_ARCH__ >= 900
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
+DEVICE void barrier_arrive(uint64_t* barrier) {
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" :: "r"(uint32_t(__cvta_generic_to_shared(barrier))) : "memory");
+}
 DEVICE void copy_expect(uint64_t* barrier, int bytes) {
-    const uint32_t b = uint32_t(__cvta_generic_to_shared(barrier));
 #if __CUDA_ARCH__ >= 900
+    const uint32_t b = uint32_t(__cvta_generic_to_shared(barrier));
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(b), "r"(bytes) : "memory");
 #else
-    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" :: "r"(b) : "memory");
+    barrier_arrive(barrier);
 #endif
 }
 DEVICE void copy_piece(void* to, const void* from, int bytes, uint64_t* barrier) {

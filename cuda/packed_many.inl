@@ -94,16 +94,19 @@ DEVICE ManyWork many_work(const PackedLinearArgs& a, const ManyPlan& p, int64_t 
 template <Packing packing, bool by16, int way>
 GK_KERNEL void GK_BOUNDS(many_warps(packing, way) * 32, 1)
     packed_many_kernel(PackedLinearArgs a, ManyPlan p, int64_t begin, int64_t end) {
-    gk::let_next_start();
     constexpr int count = many_tiles(way), parts = many_parts(way), cuts = many_cuts(way), own = count / cuts;  // own: tiles of rows to add up
     constexpr int sums_stride = int(block_depth) / (by16 ? 16 : 32);
     const WeightFormat& f = a.format;
     const int warp = gk::thread() / 32, panels = int(end - begin);
     auto tiles_of = [&](int b) { return b + 1 < p.blocks ? 4 : p.last_tiles; };
+    // Loose: warps are up to a block of 256 apart, so that some multiply while others prepare. A warp's arrival at a stage's barrier says that its
+    // copies of that stage are there, and that it is done with all up to two before, which are free then.
+    const bool loose = cuts == 1 && p.stages == many_stages_most;
+    const int ahead = loose ? many_stages_most - 2 : p.stages - 1;  // stages that are asked for
     char* shared = gk::shared();
     auto* barriers = reinterpret_cast<uint64_t*>(shared + p.barriers_at);
     if (gk::thread() == 0)
-        for (int i = 0; i < p.stages; i++) gk::barrier_make(barriers + i);
+        for (int i = 0; i < p.stages; i++) gk::barrier_make(barriers + i, loose ? gk::threads() / 32 : 0);
     gk::sync();
     const int mine = warp / p.sharers, sub = warp % p.sharers;
     ManyWork work;
@@ -162,13 +165,14 @@ GK_KERNEL void GK_BOUNDS(many_warps(packing, way) * 32, 1)
     auto first_fills = [&](bool weights, bool rows) {
         copied_unit = int(gk::block()), copied = 0, copied_stage = 0, find();
         GK_ROLLED
-        for (int i = 0; i < p.stages - 1; i++) fill(weights, rows);
+        for (int i = 0; i < ahead; i++) fill(weights, rows);
     };
     if (!a.region) {
         work = many_work(a, p, begin, panels, nullptr);
         first_fills(true, false);
     }
     gk::wait_for_previous();
+    gk::let_next_start();  // not earlier, or the blocks of three kernels wait in one multiprocessor
     if (a.region) {  // which weights, only the kernel before knows
         work = many_work(a, p, begin, panels, a.region);
         if (work.rows <= 0) return;
@@ -177,6 +181,11 @@ GK_KERNEL void GK_BOUNDS(many_warps(packing, way) * 32, 1)
 
     const int half = parts == 1 ? sub % 2 : 0, slice = sub % cuts, my_row = sub / (parts == 1 ? 2 : cuts) * count * 8;
     int stage = 0, parity = 0;
+    if (loose) {
+        gk::copy_wait<1>();
+        gk::sync_warp();
+        if (gk::lane() == 0) gk::barrier_arrive(barriers);
+    }
     GK_ROLLED
     for (int unit = int(gk::block()); unit < work.units; unit += int(gk::blocks())) {
         const int panel = unit / work.row_tiles * p.panels + mine, row0 = unit % work.row_tiles * p.rows + my_row;
@@ -184,11 +193,18 @@ GK_KERNEL void GK_BOUNDS(many_warps(packing, way) * 32, 1)
         float acc[own][parts][4] = {};
         GK_ROLLED
         for (int b = 0; b < p.blocks; b += cuts) {
-            if (p.stages == 2) gk::copy_wait<0>();
-            else if (p.stages == 3) gk::copy_wait<1>();
-            else gk::copy_wait<2>();
-            gk::barrier_wait(barriers + stage, parity);
-            gk::sync();  // the stage is everyone's, and that of the round before free
+            if (loose) {
+                gk::copy_wait<0>();
+                gk::sync_warp();
+                if (gk::lane() == 0) gk::barrier_arrive(barriers + (stage + 1) % many_stages_most);
+                gk::barrier_wait(barriers + stage, parity);
+            } else {
+                if (p.stages == 2) gk::copy_wait<0>();
+                else if (p.stages == 3) gk::copy_wait<1>();
+                else gk::copy_wait<2>();
+                gk::barrier_wait(barriers + stage, parity);
+                gk::sync();  // the stage is everyone's, and that of the round before free
+            }
             fill(true, true);
             const char *at = shared + stage * p.stage, *mine_at = at + slice * p.piece;
             const ManyRows x{mine_at + p.codes_at + my_row * many_x_stride,

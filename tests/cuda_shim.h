@@ -84,6 +84,7 @@ struct CopyBarrier {
 // A barrier for the copies of many threads.
 struct Phases {
     bool told = false;
+    int arrivals = 0, here = 0;
     int64_t expected = 0, asked = 0, passed = 0;
     std::vector<Fiber::Copy> copies;
 };
@@ -362,14 +363,20 @@ inline Phases& phases_of(uint64_t* barrier) {
     return running->phases[barrier];
 }
 inline void look(Phases& b) {
-    if (!b.told || b.asked < b.expected) return;
+    if (!b.told || b.here < b.arrivals || b.asked < b.expected) return;
     if (b.asked > b.expected) throw std::runtime_error("more bytes than expected");
     for (auto& copy : b.copies) std::memcpy(copy.to, copy.from, copy.bytes);
-    b.copies.clear(), b.told = false, b.expected = b.asked = 0, b.passed++;
+    b.copies.clear(), b.told = false, b.here = 0, b.expected = b.asked = 0, b.passed++;
 }
-DEVICE void barrier_make(uint64_t* barrier) {
+DEVICE void barrier_make(uint64_t* barrier, int arrivals) {
     if (reinterpret_cast<uintptr_t>(barrier) % 8) throw std::runtime_error("a barrier that is not aligned");
     running->phases[barrier] = {};
+    running->phases[barrier].arrivals = arrivals;
+}
+DEVICE void barrier_arrive(uint64_t* barrier) {
+    Phases& b = phases_of(barrier);
+    if (++b.here > b.arrivals) throw std::runtime_error("more arrivals than a barrier has");
+    look(b);
 }
 DEVICE void copy_expect(uint64_t* barrier, int bytes) {
     Phases& b = phases_of(barrier);
