@@ -18,7 +18,7 @@ constexpr int dense_parts_stride = dense_few_outputs + 4;  // columns of a produ
 
 // Whether the tensor cores can: else linear.inl. Not a matter of rows. Sixteen rows of so many k fit the workspace.
 static bool is_dense(const LinearArgs& a) {
-    const bool fits = a.k % 8 == 0 && a.k <= workspace_bytes / (dense_few_most * 4);
+    const bool fits = a.k > 0 && a.k % 8 == 0 && a.k <= workspace_bytes / (dense_few_most * 4);
     return a.dtype != DType::f32 && fits && reinterpret_cast<uintptr_t>(a.weight) % 16 == 0;
 }
 // Bytes of a rounded element of x, and of a row of them in shared memory: what lanes read at once lies in different banks.
