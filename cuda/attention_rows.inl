@@ -61,8 +61,14 @@ DEVICE float weigh(const AttentionArgs& a, float unscale, float slope, int key, 
     return shrink;
 }
 
+// Blocks that registers are to be enough for: two, so that one of the next kernel fits beside; those of 12.0 spill with 128.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int rows_bound = 1;
+#else
+constexpr int rows_bound = 2;
+#endif
 template <bool half, int blocks32, bool wide>
-GK_KERNEL void GK_BOUNDS(row_block, blocks32 <= 4 ? 2 : 1) attention_rows_kernel(AttentionArgs a, RopeKvWriteArgs chain, RowUnits u) {
+GK_KERNEL void GK_BOUNDS(row_block, blocks32 <= 4 ? rows_bound : 1) attention_rows_kernel(AttentionArgs a, RopeKvWriteArgs chain, RowUnits u) {
     gk::let_next_start();
     if (gk::thread() < u.rows) {  // on its way to the second-level cache already
         const int row = u.first_row + gk::thread();

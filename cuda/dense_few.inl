@@ -223,7 +223,7 @@ DEVICE void dense_keep_normed(const RmsNormArgs& norm, int rows, int k, DenseEig
 // block writes down; else they are in the workspace (round_x) and are asked for a step ahead.
 // Grid: at most the units; shared memory dense_few_bytes. Rows row0 .. row0 + 8 row_tiles.
 template <bool half, int row_tiles, bool resident, int stages>
-GK_KERNEL void GK_BOUNDS(dense_warps * 32, 2)
+GK_KERNEL void GK_BOUNDS(dense_warps * 32, half && row_tiles == 2 && !resident ? 1 : 2)  // one: where two would spill on 8.0
     dense_few_kernel(LinearArgs a, DenseChain chain, int64_t row0, const char* rounded, int64_t begin, int64_t end) {
     const int warp = gk::thread() / 32, lane = gk::lane(), g = lane / 4, t = lane % 4, k = int(a.k);
     const bool gated = chain.gated.x, normed = resident && chain.norm.x;

@@ -109,7 +109,7 @@ GK_KERNEL void GK_BOUNDS(many_warps(packing, way) * 32, 1)
         for (int i = 0; i < p.stages; i++) gk::barrier_make(barriers + i, loose ? gk::threads() / 32 : 0);
     gk::sync();
     const int mine = warp / p.sharers, sub = warp % p.sharers;
-    ManyWork work;
+    ManyWork work{};
     // What a block of threads copies: stage after stage, `cuts` blocks of 256 each, of unit after unit. A panel is asked for by the first lane
     // of its first warp, rows by a thread each.
     int copied_unit = 0, copied = 0, copied_stage = 0, copied_panels = 0, copied_rows = 0, copied_row0 = 0;
