@@ -64,14 +64,6 @@ DEVICE Words4 load_stream(const void* p) {
     return w;
 }
 
-// 16 bytes read once of what kernels before have written: by the coherent path, not kept in the first-level cache.
-DEVICE Words4 load_once(const void* p) {
-    Words4 w;
-    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(w.x[0]), "=r"(w.x[1]), "=r"(w.x[2]), "=r"(w.x[3]) : "l"(p));
-    return w;
-}
-
 // d += a b over 32 of k: a [16, 32] and b [32, 8] of i8. Lane (g = lane / 4, t = lane % 4) holds of a rows g (a[0], a[2])
 // and g + 8 (a[1], a[3]), k 4t.. (a[0], a[1]) and 16 + 4t.. (a[2], a[3]); of b column g, the same k; of d rows g (d[0],
 // d[1]) and g + 8, columns 2t and 2t + 1 (PTX ISA, mma.m16n8k32).

@@ -191,7 +191,6 @@ DEVICE Words4 load_stream(const void* p) {
     return w;
 }
 
-DEVICE Words4 load_once(const void* p) { return load_stream(p); }
 
 template <class A>
 int32_t dot4(uint32_t a, uint32_t b) {
