@@ -182,7 +182,8 @@ def test_doctor_tells_of_the_device(stand_in):  # noqa: F811
     assert said["cuda driver"] == "for CUDA 13.0" and said["cuda plugin"] == str(plugin) and said["cuda targets"] == "no GPU"
     assert said["cuda device"] == "a processor that stands in for a GPU" and said["compute capability"] == "0.0"
     assert said["cuda memory"].endswith("free of 1.0 GiB")
-    assert "auto" not in said  # it takes the GPU
+    assert said["auto"] == "the processor: its CUDA kernels have changed since they last ran on a GPU; --device cuda uses them"
+    assert "auto" not in rows(command(folder, plugin, "proven", "doctor").stdout)  # it takes the GPU
     facts = json.loads(command(folder, plugin, "doctor", "--json").stdout)["cuda"]
     assert facts["present"] and facts["driver"] == {"version": "13.0", "reason": None}
     assert facts["plugin"] == {"path": str(plugin), "targets": "no GPU", "reason": None}
