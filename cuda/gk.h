@@ -244,7 +244,6 @@ DEVICE uint32_t arrive_global(uint32_t* p) {
     return before;
 }
 DEVICE void fetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }  // to the second-level cache, where all writes go: at any time
-DEVICE void fence_system() { __threadfence_system(); }  // for the host as well
 template <class T>
 DEVICE T load_fresh(const T* p) { return __ldcg(p); }
 

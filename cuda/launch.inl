@@ -76,7 +76,7 @@ bool dense_resident(const LinearArgs& a) {
 void round_x(const LinearArgs& a, int64_t row0, int64_t rows) {
     GK_LAUNCH(round_x_kernel, rows, 1, row_threads, 0, a, row0, reinterpret_cast<uint32_t*>(workspace().scratch));
 }
-// Whether the kernel started last is attention's, whose blocks are few and leave memory idle. A product after it has the longer ring:
+// Whether attention was started since the last such product; its blocks are few and leave memory idle. A product after it has the longer ring:
 // more is asked for ahead, and no two of its blocks take one multiprocessor, as they might while others are full. After another
 // product, whose blocks take all multiprocessors alike, it has the shorter one, for which there is room beside that.
 thread_local bool after_attention = false;

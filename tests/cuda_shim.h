@@ -414,7 +414,6 @@ DEVICE uint64_t add_global(uint64_t* p, uint64_t x) { return add_and_tell(p, x);
 DEVICE uint32_t arrive_global(uint32_t* p) { return add_and_tell(p, 1u); }
 DEVICE void fetch(const void*) {}
 DEVICE void fence() {}
-DEVICE void fence_system() {}
 template <class T>
 T load_fresh(const T* p) { return *p; }
 DEVICE void wait_for_previous() { running->fibers[size_t(running->current)].waited = true; }

@@ -17,8 +17,8 @@ LAYERS = ("genkit.nn", "genkit.moe", "genkit.models")
 WEIGHTS = (_core.Tensor, _core.PackedWeight, _core.ExpertWeights)
 
 
-# Whether auto may take a GPU: only while nothing of cuda/ has changed since scripts/gpu.sh found all right on one. It did on
-# 2026-11-28 (an H200, commit 44614f9); the faster kernels that came after it have run in the shim of tests/ only, or in part.
+# Whether auto may take a GPU: only while nothing of cuda/ has changed since scripts/gpu.sh found all right on one. On 2026-11-28
+# (an H200, commit 742112c) it found slots and bits right; the faster kernels that came after it have run in the shim of tests/ only, or in part.
 PROVEN = False
 
 

@@ -200,8 +200,8 @@ def cuda_state() -> tuple[bool, str]:
         return False, NOT_BUILT
     from genkit import _core
 
-    if not _core.driver_state()[1] and "GENKIT_CUBLASLT" not in os.environ and (library := cublaslt()[0]):
-        os.environ["GENKIT_CUBLASLT"] = library  # for the plugin, which knows no wheels
+    if not _core.driver_state()[1]:
+        name_cublaslt()
     global _opened_by
     if _opened_by not in (None, os.getpid()):
         return False, "this process was forked from one that had opened the device; start it afresh (spawn)"
@@ -254,6 +254,12 @@ def cublaslt() -> tuple[str | None, str | None]:
     if given:
         return None, f"GENKIT_CUBLASLT={given} cannot be opened"
     return None, f"{CUBLASLT[0]} not found; pip install 'genkit[cublas]' brings it"
+
+
+def name_cublaslt() -> None:
+    """Sets GENKIT_CUBLASLT where it is not: for the plugin, which knows no wheels, before it is opened."""
+    if "GENKIT_CUBLASLT" not in os.environ and (library := cublaslt()[0]):
+        os.environ["GENKIT_CUBLASLT"] = library
 
 
 def _blas_trouble(plugin: Path) -> str | None:

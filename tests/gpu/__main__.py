@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
-from genkit.machine import cublaslt
+from genkit.machine import name_cublaslt
 from gpu import report
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -220,8 +220,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     options.plugin = options.plugin.resolve()  # for the steps, wherever they look from
     clock = Clock(options.seconds, options.spent)
     options.seed = secrets.randbits(40) if options.seed is None else options.seed
-    if library := cublaslt()[0]:  # the steps open the plugin by its path, which looks in no wheel
-        os.environ["GENKIT_CUBLASLT"] = library
+    name_cublaslt()  # the steps open the plugin by its path
     steps = steps_for(options)
     found: dict[str, Any] = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"), "commit": commit(),
