@@ -82,6 +82,14 @@ py::object to_bytes(const Tensor& t) {
     return py::reinterpret_steal<py::object>(PyMemoryView_FromObject(flat.ptr()));
 }
 
+void write_numpy(const Tensor& t, const py::array& array) {
+    const py::array dense = py::array::ensure(array, py::array::c_style);
+    const std::vector<int64_t> shape(dense.shape(), dense.shape() + dense.ndim());
+    if (!dense.dtype().equal(numpy_dtype(t.dtype())) || shape != t.shape())
+        throw std::invalid_argument("write: the array has another shape or type than " + t.shape_text());
+    t.store(dense.data());
+}
+
 Device device_from_name(const std::string& name) {
     if (name == "cpu") return Device::cpu;
     if (name == "cuda") return Device::cuda;
@@ -115,6 +123,7 @@ PYBIND11_MODULE(_core, m) {
         .def("to", [](const Tensor& t, const std::string& device) { return t.to(device_from_name(device)); }, py::arg("device"))
         .def("numpy", &to_numpy)
         .def("bytes", &to_bytes)
+        .def("write", &write_numpy, py::arg("array"))
         .def("rows", &Tensor::rows, py::arg("begin"), py::arg("end"))
         .def("columns", &Tensor::columns, py::arg("begin"), py::arg("end"))
         .def("reshape", &Tensor::reshape, py::arg("shape"))
@@ -207,8 +216,8 @@ PYBIND11_MODULE(_core, m) {
     m.def("nonfinite", &nonfinite, "x"_a, nogil());
     m.def("top_k", &top_k, "x"_a, "k"_a, nogil());
     m.def("bias_", &bias_, "logits"_a, "ids"_a, "values"_a, nogil());
-    m.def("penalize_", &penalize_, "logits"_a, "ids"_a, "seen"_a, "generated"_a, "offsets"_a, "repetition"_a,
-          "presence"_a, "frequency"_a, nogil());
+    m.def("penalize_", &penalize_, "logits"_a, "entries"_a, "lengths"_a, "repetition"_a, "presence"_a, "frequency"_a, nogil());
+    m.def("remember_", &remember_, "tokens"_a, "entries"_a, "lengths"_a, "recent"_a, "next"_a, nogil());
     m.def("sample", &sample, "logits"_a, "sequences"_a, "positions"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
           "seed"_a, "finite_only"_a = false, nogil());
     m.def("sample_counted", &sample_counted, "logits"_a, "sequences"_a, "positions"_a, "temperature"_a, "top_k"_a, "top_p"_a,

@@ -267,6 +267,7 @@ struct Kernels {
     void (*bias)(const BiasArgs&, int64_t begin, int64_t end);
     void (*penalty)(const PenaltyArgs&, int64_t begin, int64_t end);
     void (*sample)(const SampleArgs&, int64_t begin, int64_t end);
+    void (*remember)(const RememberArgs&, int64_t begin, int64_t end);
     void (*copy_pages)(const CopyPagesArgs&, int64_t begin, int64_t end);
     void (*measure_read)(const MeasureReadArgs&, int64_t begin, int64_t end);
     void (*measure_f32)(const MeasureArithmeticArgs&, int64_t begin, int64_t end);

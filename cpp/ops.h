@@ -111,8 +111,8 @@ Tensor argmax(const Tensor& x);
 Tensor nonfinite(const Tensor& x);
 std::pair<Tensor, Tensor> top_k(const Tensor& x, int64_t k);
 void bias_(const Tensor& logits, const Tensor& ids, const Tensor& values);
-void penalize_(const Tensor& logits, const Tensor& ids, const Tensor& seen, const Tensor& generated,
-               const Tensor& offsets, float repetition, float presence, float frequency);
+void penalize_(const Tensor& logits, const Tensor& entries, const Tensor& lengths, float repetition, float presence, float frequency);
+void remember_(const Tensor& tokens, const Tensor& entries, const Tensor& lengths, const Tensor& recent, const Tensor& next);
 Tensor sample(const Tensor& logits, const Tensor& sequences, const Tensor& positions, float temperature, int64_t top_k,
               float top_p, float min_p, uint64_t seed, bool finite_only);
 // The same, and nonfinite(logits).

@@ -65,29 +65,51 @@ void bias_(const Tensor& logits, const Tensor& ids, const Tensor& values) {
     submit(kernels().bias, a, logits.dim(0), 1);
 }
 
-void penalize_(const Tensor& logits, const Tensor& ids, const Tensor& seen, const Tensor& generated,
-               const Tensor& offsets, float repetition, float presence, float frequency) {
+namespace {
+
+// Of `rows`; what the host knows of them is looked at.
+HistoryTable history_of(const char* op, const Tensor& entries, const Tensor& lengths, int64_t rows) {
+    check_dtype(op, "entries", entries, {DType::i32});
+    check_shape(op, "entries", entries, {rows, 3, -1});
+    check_contiguous(op, "entries", entries);
+    check_vector(op, "lengths", lengths, DType::i32, rows);
+    const int64_t capacity = entries.dim(2);
+    check_range(op, "lengths", lengths, capacity + 1);
+    return {entries.data<int32_t>(), lengths.data<int32_t>(), capacity};
+}
+
+}  // namespace
+
+void penalize_(const Tensor& logits, const Tensor& entries, const Tensor& lengths, float repetition, float presence, float frequency) {
     const char* op = "penalize_";
     check_f32(op, "logits", logits, {-1, -1});
     check_contiguous(op, "logits", logits);
-    int64_t rows = logits.dim(0), entries = ids.rank() == 1 ? ids.dim(0) : -1;
-    check_vector(op, "ids", ids, DType::i32, entries);
-    check_vector(op, "seen", seen, DType::i32, entries);
-    check_vector(op, "generated", generated, DType::i32, entries);
-    check_vector(op, "offsets", offsets, DType::i64, rows + 1);
-    check_range(op, "ids", ids, logits.dim(1));
-    const int64_t* o = offsets.host<int64_t>();
-    for (int64_t r = 0; r < rows && o; r++)
-        if (o[r] > o[r + 1] || o[r] < 0 || o[r + 1] > entries)
-            fail(op, "offsets[" + std::to_string(r) + "] to the next are " + std::to_string(o[r]) + " and " +
-                         std::to_string(o[r + 1]) + " of " + std::to_string(entries) + " entries");
+    const int64_t rows = logits.dim(0), dim = logits.dim(1);
+    const HistoryTable history = history_of(op, entries, lengths, rows);
+    const int32_t *table = entries.host<int32_t>(), *in_use = lengths.host<int32_t>();
+    for (int64_t r = 0; r < rows && table && in_use && !Plan::recording(); r++)
+        check_values(op, "ids", table + r * 3 * history.capacity, in_use[r], dim);
     check_finite(op, "repetition", repetition);
     check_finite(op, "presence", presence);
     check_finite(op, "frequency", frequency);
     if (repetition <= 0) fail(op, "repetition is " + std::to_string(repetition) + "; expected more than 0");
-    PenaltyArgs a{logits.data<float>(), ids.data<int32_t>(), seen.data<int32_t>(), generated.data<int32_t>(), offsets.data<int64_t>(),
-                  logits.dim(1), repetition, presence, frequency};
-    submit(kernels().penalty, a, rows, 1);
+    PenaltyArgs a{logits.data<float>(), history, dim, repetition, presence, frequency};
+    submit(kernels().penalty, a, rows, grain_for(elements_a_piece, history.capacity));
+}
+
+void remember_(const Tensor& tokens, const Tensor& entries, const Tensor& lengths, const Tensor& recent, const Tensor& next) {
+    const char* op = "remember_";
+    const int64_t rows = tokens.rank() == 1 ? tokens.dim(0) : -1;
+    check_vector(op, "tokens", tokens, DType::i32, rows);
+    const HistoryTable history = history_of(op, entries, lengths, rows);
+    check_dtype(op, "recent", recent, {DType::i32});
+    check_shape(op, "recent", recent, {rows, -1});
+    check_contiguous(op, "recent", recent);
+    check_vector(op, "next", next, DType::i32, rows);
+    const int64_t window = recent.dim(1);
+    if (window > 0) check_range(op, "next", next, window);
+    RememberArgs a{tokens.data<int32_t>(), history, recent.data<int32_t>(), next.data<int32_t>(), window};
+    submit(kernels().remember, a, rows, grain_for(elements_a_piece, history.capacity));
 }
 
 namespace {

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 // Raised with every change of kernels.h or of this file; a plugin of another version is not used.
-#define GENKIT_PLUGIN_ABI 6
+#define GENKIT_PLUGIN_ABI 7
 
 namespace genkit {
 

@@ -42,18 +42,40 @@ struct BiasArgs {
     int64_t dim, count;
 };
 
-// Adjusts logits in place by what was already said. Unit: one row. A token seen in the window:
-// l = l > 0 ? l / repetition : l * repetition (Keskar et al. 2019); then, generated c > 0 times:
-// l -= presence + frequency * c. Histories are given as distinct ids with counts.
+// What each row's text says: distinct tokens with counts. Row r has entries[r, 0, i], the id, entries[r, 1, i], how often it is
+// seen in the window that penalties look at (0: not any more), and entries[r, 2, i], how many of those were generated, for
+// i < lengths[r].
+struct HistoryTable {
+    int32_t* entries;  // [rows, 3, capacity]
+    int32_t* lengths;  // [rows] at most capacity
+    int64_t capacity;
+};
+
+// Adjusts logits in place by what was already said. Unit: one row. An id that no logit has changes nothing: the tables of a
+// plan change with every step, and checking them each time would take longer than this.
 struct PenaltyArgs {
-    float* logits;                  // [rows, dim]
-    const int32_t* ids;             // [entries] distinct within a row
-    const int32_t* seen;            // [entries] times it occurs in the window the repetition penalty looks at
-    const int32_t* generated;       // [entries] times it occurs among generated tokens
-    const int64_t* offsets;         // [rows + 1] entries of row r: offsets[r] .. offsets[r + 1]
+    float* logits;  // [rows, dim]
+    HistoryTable history;
     int64_t dim;
     float repetition, presence, frequency;
 };
+// A token seen: l > 0 ? l / repetition : l * repetition (Keskar et al. 2019); then, generated c > 0 times: l - (presence + frequency * c).
+static constexpr float penalized(const PenaltyArgs& a, float logit, int32_t seen, int32_t generated) {
+    if (seen > 0) logit = logit > 0.0f ? logit / a.repetition : logit * a.repetition;
+    if (generated > 0) logit -= a.presence + a.frequency * float(generated);
+    return logit;
+}
+
+// Adds a generated token to each row's table, as a new entry where it has none and there is room. With a window > 0 the token
+// that leaves it is taken away first: recent[r, next[r]], whose place the new one takes. A token below 0 changes nothing. Unit: one row.
+struct RememberArgs {
+    const int32_t* tokens;  // [rows]
+    HistoryTable history;
+    int32_t* recent;        // [rows, window] 2 * token + whether it was generated, -1 where there was none yet; or null
+    int32_t* next;          // [rows] in [0, window), or null
+    int64_t window;         // 0: nothing leaves
+};
+static constexpr int32_t recent_word(int32_t token) { return int32_t(2 * uint32_t(token) + 1); }
 
 // Draws one token a row. Unit: one slot. temperature 0 is argmax. Otherwise, in this order: logits / temperature,
 // top_k (0 = off), top_p (1 = off), min_p (0 = off), softmax of what is left, inverse transform sampling over

@@ -199,6 +199,14 @@ void Tensor::fetch(void* to) const {
     else check_device("copying from the device", device_plugin().download(to, data_, static_cast<size_t>(nbytes())));
 }
 
+void Tensor::store(const void* from) const {
+    if (!contiguous()) throw std::invalid_argument("a strided view " + shape_text() + " cannot be written to");
+    const auto bytes = static_cast<size_t>(nbytes());
+    if (bytes == 0) return;
+    if (char* host = host_bytes()) std::memcpy(host, from, bytes);
+    if (device_ != Device::cpu) check_device("copying to the device", device_plugin().upload(data_, from, bytes));
+}
+
 int64_t Tensor::count() const {
     int64_t total = 1;
     for (int64_t d : shape_) total *= d;

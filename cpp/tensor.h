@@ -94,6 +94,7 @@ public:
     char* lend() const;                                 // host_bytes for writing
     void send() const;                                  // what the host wrote, to the device
     void fetch(void* to) const;                         // all elements of a contiguous tensor, wherever they are
+    void store(const void* from) const;                 // the same the other way
     std::string shape_text() const;                     // "[3, 4] f32"
 
 private:

@@ -197,17 +197,6 @@ GK_KERNEL void bias_kernel(BiasArgs a, int64_t first) {
     each_column(a.count, [&](int64_t i) { logits[a.ids[i]] += a.values[i]; });
 }
 
-GK_KERNEL void penalty_kernel(PenaltyArgs a, int64_t first) {
-    gk::let_next_start(), gk::wait_for_previous();
-    const int64_t r = first + gk::block();
-    each_column(a.offsets[r + 1] - a.offsets[r], [&](int64_t i) {
-        const int64_t e = a.offsets[r] + i;
-        float& logit = a.logits[r * a.dim + a.ids[e]];
-        if (a.seen[e] > 0) logit = logit > 0.0f ? logit / a.repetition : logit * a.repetition;
-        if (a.generated[e] > 0) logit -= a.presence + a.frequency * float(a.generated[e]);
-    });
-}
-
 // Grid: pairs x heads.
 GK_KERNEL void copy_pages_kernel(CopyPagesArgs a, int64_t first) {
     gk::let_next_start(), gk::wait_for_previous();

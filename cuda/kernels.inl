@@ -27,6 +27,7 @@
 #include "attention_prompt_page.inl"
 #include "attention_prompt.inl"
 #include "experts.inl"
+#include "penalty.inl"
 #include "sample.inl"
 #include "sample_split.inl"
 #include "top_k.inl"

@@ -28,7 +28,8 @@ BY_PIECES(gather_columns, GatherColumnsArgs, a.columns)
 SLOT(unpack, UnpackArgs) { GK_LAUNCH(unpack_kernel, end - begin, up(a.k, elements_a_block), row_threads, 0, a, unpack_plan(a), begin); }
 BY_ROWS(softmax, SoftmaxArgs)
 BY_ROWS(bias, BiasArgs)
-BY_ROWS(penalty, PenaltyArgs)
+SLOT(penalty, PenaltyArgs) { GK_LAUNCH(penalty_kernel, end - begin, up(a.history.capacity, row_threads), row_threads, 0, a, begin); }
+BY_ROWS(remember, RememberArgs)
 
 SLOT(rope_table, RopeTableArgs) {
     GK_LAUNCH(rope_table_kernel, end - begin, 1, int(std::min<int64_t>(round_up(a.half, 32), row_threads)), 0, a, begin);
@@ -315,8 +316,7 @@ SLOT(nonfinite, NonfiniteArgs) { largest(a.x, a.dim, nullptr, a.out, begin, end)
 
 void sample_rows(const SampleArgs& a, int64_t first, int64_t stride, int64_t count) {
     const float scale = a.temperature > 0 ? mass_scale(a.temperature) : 0.0f;
-    const bool limited = a.top_k > 0 && a.top_k < a.dim, filters = limited || a.top_p < 1.0f;
-    const bool alone = a.temperature == 0;
+    const bool limited = a.top_k > 0 && a.top_k < a.dim, filters = limited || a.top_p < 1.0f, alone = a.temperature == 0;
     const int place = int(sizeof(LargestPlace)), bin_place = int(sizeof(BinPlace)), choose_place = int(sizeof(ChoosePlace));
     split_rows(first, stride, count, a.dim, [&](Split split, int64_t pieces, int64_t rows) {
         GK_LAUNCH(sample_largest_kernel, pieces, rows, split_threads, place, split, a.logits, a.dim, a.tokens, a.nonfinite, a.finite_only, alone);
@@ -335,9 +335,8 @@ SLOT(sample, SampleArgs) {
 SLOT(top_k, TopKArgs) {
     const SplitRow* begun = nullptr;
     if (a.k <= listed_most && a.rows <= rows_at_once && begin == 0 && end >= scratch_slots(a.rows)) {
-        const int place = int(sizeof(LargestPlace));
         split_rows(0, 1, a.rows, a.dim, [&](Split split, int64_t pieces, int64_t rows) {
-            GK_LAUNCH(sample_largest_kernel, pieces, rows, split_threads, place, split, a.x, a.dim, nullptr, nullptr, false, false);
+            GK_LAUNCH(sample_largest_kernel, pieces, rows, split_threads, int(sizeof(LargestPlace)), split, a.x, a.dim, nullptr, nullptr, false, false);
             GK_LAUNCH(sample_bins_kernel, pieces, rows, split_threads, int(sizeof(BinPlace)), split, a.x, a.dim, nullptr, nullptr, true, 0.0f);
             GK_LAUNCH(top_k_choose_kernel, pieces, rows, split_threads, int(sizeof(ChoosePlace)), split, a);
             begun = split.rows;
@@ -392,6 +391,7 @@ void install(Kernels& k) {
     k.penalty = penalty;
     k.sample = sample;
     k.sample_counts = true;
+    k.remember = remember;
     k.copy_pages = copy_pages;
     k.measure_read = measure_read;
     k.measure_f32 = measure_f32;

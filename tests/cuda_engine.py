@@ -17,6 +17,7 @@ PROMPT = "def fibonacci(n):"
 WAYS = {
     "greedy": dict(temperature=0), "beams": dict(beams=2, max_tokens=3), "logprobs": dict(temperature=0, logprobs=3, max_tokens=3),
     "top-p": dict(temperature=0.9, top_k=50, top_p=0.9, seed=3, repeat_penalty=1.2), "min-p": dict(temperature=1.1, min_p=0.05, seed=5),
+    "penalties": dict(temperature=0, repeat_penalty=1.3, frequency_penalty=0.4, repeat_last_n=9),
 }
 
 
@@ -68,6 +69,9 @@ def default_model() -> None:
     alone = [cuda.generate(prompt, temperature=0.8, seed=2, max_tokens=5).tokens for prompt in prompts]
     together = [one.tokens for one in cuda.generate(prompts, temperature=0.8, seed=2, max_tokens=5)]
     tell("text of several prompts", same=alone == together)
+    penalties = dict(temperature=0, repeat_penalty=1.3, presence_penalty=0.5, repeat_last_n=4, max_tokens=5)
+    want, got = ([one.tokens for one in model.generate(prompts, **penalties)] for model in (cpu, cuda))
+    tell("text of several prompts with penalties", same=want == got)
     again = cuda.generate(PROMPT, temperature=0.8, seed=2, max_tokens=5).tokens
     tell("text again", same=again == alone[0])
 

@@ -55,11 +55,11 @@ def changes(rng: np.random.Generator, rows: int, dim: int) -> "dict[str, Any]":
     biased = rng.permutation(dim)[: rng.integers(1, dim + 1)].astype(np.int32)
     added = (rng.standard_normal(len(biased)) * 3).astype(np.float32)
     added[rng.random(len(biased)) < 0.2] = -np.inf
-    seen = [rng.permutation(dim)[: rng.integers(0, min(dim, 300) + 1)] for _ in range(rows)]
-    ids = np.concatenate(seen).astype(np.int32)
-    return {"bias": (biased, added),
-            "penalties": (ids, rng.integers(0, 4, len(ids)).astype(np.int32), rng.integers(0, 5, len(ids)).astype(np.int32),
-                          np.cumsum([0] + [len(one) for one in seen]).astype(np.int64)),
+    lengths = rng.integers(0, min(dim, 300) + 1, rows).astype(np.int32)
+    entries = rng.integers(0, 5, (rows, 3, lengths.max() + 1)).astype(np.int32)
+    for row, length in zip(entries, lengths):
+        row[0, :length] = rng.permutation(dim)[:length]
+    return {"bias": (biased, added), "penalties": (entries, lengths),
             "strengths": (float(rng.uniform(0.5, 2)), float(rng.uniform(-2, 2)), float(rng.uniform(-2, 2)))}
 
 

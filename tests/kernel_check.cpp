@@ -97,6 +97,8 @@ int main(int count, char** names) {
         check_many_draws(21, 5000);
         check_many_draws(600, 33);
         check_many_draws(1, 300001);
+        for (int64_t capacity : {1, 12, 300, 2048, 4100})
+            for (int64_t window : {0, 1, 3, 40}) check_penalties(5, capacity, std::max<int64_t>(capacity - 9, 0), window);
         for (int64_t dim : {1, 7, 16, 100, 1024, 1500, 4097, 9001}) {
             for (float spread : {0.1f, 1.0f, 4.0f}) check_draws(dim, spread);
         }

@@ -67,6 +67,56 @@ void check_many_draws(int64_t rows, int64_t dim) {
     }
 }
 
+// Tokens come, some leave a window, and logits are adjusted after each: all to the bit, what was never written included.
+void check_penalties(int64_t rows, int64_t capacity, int64_t in_use, int64_t window) {
+    const int64_t dim = capacity + 7;
+    struct Tables {
+        std::vector<int32_t> entries, lengths, recent, next;
+        bool operator==(const Tables& o) const { return entries == o.entries && lengths == o.lengths && recent == o.recent && next == o.next; }
+    } want;
+    want.entries.resize(size_t(rows * 3 * capacity), -77);
+    want.recent.resize(size_t(rows * window), -1);
+    for (int64_t r = 0; r < rows; r++) {
+        int32_t* entries = want.entries.data() + r * 3 * capacity;
+        const int64_t length = r % 3 == 1 ? 0 : in_use;
+        std::vector<int32_t> ids(static_cast<size_t>(dim));
+        for (int64_t i = 0; i < dim; i++) ids[size_t(i)] = int32_t(i), std::swap(ids[size_t(i)], ids[size_t(rng.below(i + 1))]);
+        ids[1] = int32_t(dim + 3);  // no logit has it
+        for (int64_t i = 0; i < length; i++) {
+            entries[i] = ids[size_t(i)];
+            entries[capacity + i] = int32_t(rng.below(3)), entries[2 * capacity + i] = int32_t(rng.below(entries[capacity + i] + 1));
+        }
+        want.lengths.push_back(int32_t(length));
+        for (int64_t i = 0; i < window; i++)
+            if (length > 0 && i % 4) want.recent[size_t(r * window + i)] = 2 * entries[rng.below(length)] + int32_t(rng.below(2));
+        want.next.push_back(int32_t(window ? rng.below(window) : 0));
+    }
+    Tables got = want;
+    std::vector<int32_t> tokens(static_cast<size_t>(rows));
+    for (int step = 0; step < 12; step++) {
+        for (int64_t r = 0; r < rows; r++) {
+            const int64_t kind = rng.below(6);
+            tokens[size_t(r)] = kind == 0 ? -1 - int32_t(rng.below(2)) : kind == 1 ? int32_t(dim - 1) : int32_t(rng.below(kind < 4 ? dim : 5));
+        }
+        std::vector<float> logits = rng.normals(rows * dim, 5), fast_logits;
+        logits[0] = -INFINITY;
+        fast_logits = logits;
+        auto run = [&](const Kernels& k, Tables& t, float* x) {
+            const HistoryTable history{t.entries.data(), t.lengths.data(), capacity};
+            k.remember({tokens.data(), history, t.recent.data(), t.next.data(), window}, 0, rows);
+            k.penalty({x, history, dim, 1.3f, 0.5f, 0.25f}, 0, rows);
+        };
+        run(plain, want, logits.data());
+        run(fast, got, fast_logits.data());
+        if (!(got == want) || fast_logits != logits) {
+            printf("penalties of %lld x %lld, %lld in use, window %lld, differ after %d tokens\n", (long long)rows, (long long)capacity,
+                   (long long)in_use, (long long)window, step + 1);
+            failures++;
+            return;
+        }
+    }
+}
+
 void check_philox() {  // known answers of Random123
     const uint32_t ones[4] = {~0u, ~0u, ~0u, ~0u}, zeros[4] = {};
     const uint32_t want[2][4] = {{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8},

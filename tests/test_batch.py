@@ -9,6 +9,7 @@ from test_engine import folder  # noqa: F401 a fixture
 import genkit
 from genkit import _core
 from genkit.errors import UsageError
+from genkit.plan import Decoder
 
 PROMPTS = [[5, 17, 3, 99, 42], [7], list(range(3, 90)), [8, 8, 8], [200, 100, 50, 25, 12, 6], [1, 2], [60] * 70]
 
@@ -49,6 +50,27 @@ def test_rows_leave_and_others_come(model, monkeypatch):
         for batch_size in (2, 3):
             together = model.generate(PROMPTS, batch_size=batch_size, max_tokens=40, stop=stops)
             assert [made(generation) for generation in together] == alone
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.1])
+@pytest.mark.parametrize("window", [0, 1, 3, 10**9, -1])
+def test_penalties_in_bursts_are_those_of_single_steps(model, monkeypatch, window, temperature):
+    """Of rows whose tables and ends are unlike; plans are recorded anew for larger tables."""
+    options = dict(repeat_penalty=1.3, frequency_penalty=0.3, repeat_last_n=window, temperature=temperature, seed=4, max_tokens=40)
+    with monkeypatch.context() as stepping:
+        stepping.setattr(Decoder, "draw", lambda self, work, *more: [[] for _ in work])
+        free = [model.generate(prompt, **options, ignore_eos=True).tokens for prompt in PROMPTS]
+        stepping.setattr(model, "_eos_ids", eos := (free[1][10], free[4][3], free[6][20]))
+        alone = [made(model.generate(prompt, **options)) for prompt in PROMPTS]
+    assert len({len(tokens) for tokens, *_ in alone}) > 2
+    monkeypatch.setattr(model, "_eos_ids", eos)
+    monkeypatch.setattr("genkit.plan.LEAST_CAPACITY", 32)
+    monkeypatch.setattr("genkit.batch.BURST_SECONDS", 60.0)
+    for burst in (1, 5, 256):
+        monkeypatch.setattr("genkit.batch.BURST_TOKENS", burst)
+        for batch_size in (1, 3, 8):
+            together = model.generate(PROMPTS, batch_size=batch_size, **options)
+            assert [made(generation) for generation in together] == alone, (burst, batch_size)
 
 
 def test_texts_and_timings(model):

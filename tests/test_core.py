@@ -40,6 +40,18 @@ def test_from_numpy_copies_and_numpy_shares(rng):
     assert view[2, 3] == 42.0
 
 
+def test_write(rng):
+    values = rng.integers(0, 99, (3, 4)).astype(np.int32)
+    into = _core.Tensor([3, 4], "i32")
+    into.write(values)
+    np.testing.assert_array_equal(into.numpy(), values)
+    for wrong in (values[:2], values.astype(np.int64), values.reshape(12)):
+        with pytest.raises(ValueError, match="write: the array has another shape or type than"):
+            into.write(wrong)
+    with pytest.raises(ValueError, match="a strided view"):
+        into.columns(0, 2).write(values[:, :2])
+
+
 def test_from_numpy_takes_any_layout(rng):
     array = rng.standard_normal((6, 8)).astype(np.float32)
     for odd in (array.T, array[::2, 1::3], array[::-1], np.asfortranarray(array)):

@@ -25,7 +25,7 @@ weight[91] = -np.inf
 places = np.zeros((LIMIT, VOCAB), np.float32)  # read by position, so that positions have a limit
 
 class Chain:
-    def __init__(self, device, rows):
+    def __init__(self, device, rows, sampler=None, tables=()):
         self.device = device
         _core.use_device(device)
         self.table = _core.Tensor.from_numpy(weight).to(device)
@@ -36,7 +36,11 @@ class Chain:
         sequences = _core.Tensor.from_numpy(np.zeros(rows, np.int64))
         def record():
             logits = _core.add(_core.embedding(self.ids, self.table), _core.embedding(self.positions, self.places))
+            if sampler:
+                self.tokens, self.nonfinite = sampler.draw_step(logits, sequences, self.draw_positions, self.tables)
+                return
             self.tokens, self.nonfinite = _core.sample_counted(logits, sequences, self.draw_positions, TEMPERATURE, 0, 1.0, 0.0, 7, finite_only=True)
+        self.tables = sampler.tables(rows, *tables) if sampler else None
         self.plan, _ = _core.Plan.record(record)
 
     def decode(self, ids, positions, stop_ids=(), count=16, seconds=1e9):
@@ -89,6 +93,55 @@ def test_loops_are_the_processors(stand_in):  # noqa: F811
         cases, wrong, most, seed = run(stand_in, LIKE_THE_PROCESSOR, temperature)
         assert cases == 48 and not wrong, f"seed {seed}: {wrong[:2]}"
         assert most == 4
+
+
+PENALTIES = """
+from genkit.decoding.sampling import Sampler, SamplingSettings
+cases, wrong = 0, []
+for window in (0, 1, 3, 20, 10**9, -1):
+    for rows in (1, 3, 40):
+        settings = SamplingSettings(temperature=TEMPERATURE, repeat_penalty=1.4, presence_penalty=0.3, frequency_penalty=0.6, repeat_last_n=window,
+                                    logit_bias={3: 2.0} | {bad: -np.inf for bad in range(90, VOCAB)}, seed=9)
+        sampler = Sampler(settings, VOCAB)
+        prompts = [rng.integers(0, 90, n).tolist() for n in rng.integers(1, 30, rows)]
+        stop = int(rng.integers(90))
+        said = {}
+        for device in ("hand", "cpu", "cuda"):
+            chain = None if device == "hand" else Chain(device, rows, sampler, (128, LIMIT))
+            texts, histories = [prompt[-1:] for prompt in prompts], [sampler.history(prompt) for prompt in prompts]
+            for count in (7, 1, 16):
+                position = len(texts[0]) - 1
+                if chain is None:
+                    for step in range(count):
+                        _core.use_device("cpu")
+                        logits = _core.Tensor.from_numpy(weight[[text[-1] for text in texts]] + places[position + step])
+                        drawn = sampler.next(logits, histories, [0] * rows, [position + step + 1] * rows)
+                        for text, token in zip(texts, drawn):
+                            text.append(token)
+                        if stop in drawn:
+                            break
+                    continue
+                if chain.tables:
+                    _core.use_device(device)
+                    chain.tables.write(histories, rows)
+                taken, _ = chain.decode([text[-1] for text in texts], [position] * rows, [stop], count)
+                for row, (text, history) in enumerate(zip(texts, histories)):
+                    text += taken[row::rows]
+                    for token in taken[row::rows] if history else ():
+                        history.append(token)
+            said[device] = texts
+        cases += 1
+        if not said["hand"] == said["cpu"] == said["cuda"]:
+            wrong.append([window, rows, str(said)[:600]])
+print(json.dumps([cases, wrong, seed]))
+"""
+
+
+@needs_compiler
+def test_penalties_in_a_loop_are_those_of_single_steps(stand_in):  # noqa: F811
+    for temperature in (0.0, 1.2):
+        cases, wrong, seed = run(stand_in, PENALTIES.replace("TEMPERATURE", str(temperature)), temperature)
+        assert cases == 18 and not wrong, f"seed {seed}: {wrong[:1]}"
 
 
 @needs_compiler

@@ -358,27 +358,3 @@ def test_bias(tier, rng):
     np.testing.assert_array_equal(got.numpy(), want)
     with pytest.raises(ValueError, match=r"\[bias_\] ids\[0\] is 50; expected 0 to 49"):
         _core.bias_(got, ints([50]), tensor(values[:1]))
-
-
-def test_penalize(tier, rng):
-    logits = rng.standard_normal((3, 50)).astype(np.float32) * 5
-    logits[0, 7] = -np.inf
-    entries = [rng.permutation(50)[:n] for n in (9, 0, 20)]
-    entries[0][0] = 7 if 7 not in entries[0] else entries[0][0]
-    ids = np.concatenate(entries)
-    seen, generated = rng.integers(0, 3, len(ids)), rng.integers(0, 4, len(ids))
-    offsets = np.cumsum([0] + [len(e) for e in entries])
-    want = logits.astype(np.float64)
-    for r in range(3):
-        for e in range(offsets[r], offsets[r + 1]):
-            if seen[e]:
-                want[r, ids[e]] *= 1 / 1.3 if want[r, ids[e]] > 0 else 1.3
-            if generated[e]:
-                want[r, ids[e]] -= 0.5 + 0.25 * generated[e]
-    got = tensor(logits)
-    _core.penalize_(got, ints(ids), ints(seen), ints(generated), ints(offsets, np.int64), 1.3, 0.5, 0.25)
-    assert_within(got.numpy(), want, 4 * EPS * (np.abs(np.where(np.isinf(logits), 0, logits)) + 1.5))
-    untouched = np.ones((3, 50), bool)
-    for r in range(3):
-        untouched[r, entries[r]] = False
-    np.testing.assert_array_equal(got.numpy()[untouched], logits[untouched])

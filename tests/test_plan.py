@@ -136,11 +136,19 @@ def by_hand(model, prompt, sampler, count):
     """Tokens drawn one by one from eager logits."""
     run = models_run.Run(model, len(prompt) + count)
     logits = _core.Tensor.from_numpy(run.feed(prompt, logit_rows=[len(prompt) - 1]))
-    tokens = []
+    tokens, history = [], sampler.history(prompt)
     while len(tokens) < count:
-        tokens += sampler.next(logits, [None], [0], [len(prompt) + len(tokens)])
+        tokens += sampler.next(logits, [history], [0], [len(prompt) + len(tokens)])
         logits = _core.Tensor.from_numpy(run.feed(tokens[-1:]))
     return tokens
+
+
+def begun(sampler, prompt, token):
+    """The history after the first drawn token."""
+    history = sampler.history(prompt)
+    if history is not None:
+        history.append(token)
+    return history
 
 
 class Drawing:
@@ -152,21 +160,30 @@ class Drawing:
         self.sequence = Sequence()
         model(self.cache.step([(self.sequence, prompt)]), self.cache)
         self.decoder = Decoder(model, self.cache, longest, sampler)
+        self.prompt, self.sampler, self.history = prompt, sampler, None
 
     def draw(self, token, count, seconds=60.0, stop_ids=()):
         before = self.sequence.length
-        (drawn,) = self.decoder.draw([(self.sequence, token)], count, seconds, stop_ids)
+        if before == len(self.prompt):
+            self.history = begun(self.sampler, self.prompt, token)
+        (drawn,) = self.decoder.draw([(self.sequence, token)], count, seconds, stop_ids, [self.history])
         assert self.sequence.length == before + len(drawn)
         assert len(self.sequence.pages) == pages_for(self.sequence.length)
         return drawn
 
 
-SETTINGS = [SamplingSettings(), SamplingSettings(temperature=1.3, top_p=0.9, top_k=50, min_p=0.01, seed=7)]
+PENALTIES = dict(repeat_penalty=1.2, frequency_penalty=0.2, logit_bias={7: 1.0})
+SETTINGS = {
+    "greedy": SamplingSettings(), "sampled": SamplingSettings(temperature=1.3, top_p=0.9, top_k=50, min_p=0.01, seed=7),
+    "all": SamplingSettings(**PENALTIES), "none": SamplingSettings(**PENALTIES, repeat_last_n=0),
+    "one": SamplingSettings(**PENALTIES, repeat_last_n=1), "three": SamplingSettings(**PENALTIES, repeat_last_n=3, temperature=1.1, seed=2),
+    "many": SamplingSettings(presence_penalty=0.5, repeat_last_n=60, temperature=0.9, top_k=40, seed=5)}
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=["greedy", "sampled"])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "wide"])
-def test_bursts_of_any_length_draw_the_same(name, settings, threads, wide):
+def test_bursts_of_any_length_draw_the_same(name, settings, threads, wide, monkeypatch):
+    monkeypatch.setattr("genkit.plan.LEAST_CAPACITY", 16)  # tables grow
     model = models_run.load(wide if name == "wide" else FIXTURES / name)
     sampler = Sampler(settings, model.config.vocab_size)
     expected = by_hand(model, PROMPT, sampler, 101)
@@ -186,7 +203,7 @@ def test_bursts_of_any_length_draw_the_same(name, settings, threads, wide):
         expected[2 : 1 + min(i for i, token in enumerate(expected) if i > 1 and token in (stop, 3))]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=["greedy", "sampled"])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_sequences_draw_together_what_they_draw_alone(settings, wide):
     model = models_run.load(wide)
     sampler = Sampler(settings, model.config.vocab_size)
@@ -197,8 +214,9 @@ def test_sequences_draw_together_what_they_draw_alone(settings, wide):
     model(cache.step(list(zip(sequences, prompts))), cache)
     decoder = Decoder(model, cache, 100, sampler)
     tokens = [e[:1] for e in expected]
+    histories = [begun(sampler, prompt, token) for prompt, (token,) in zip(prompts, tokens)]
     for count in (12, 1, 17):
-        drawn = decoder.draw([(s, t[-1]) for s, t in zip(sequences, tokens)], count, 60.0, ())
+        drawn = decoder.draw([(s, t[-1]) for s, t in zip(sequences, tokens)], count, 60.0, (), histories)
         tokens = [t + d for t, d in zip(tokens, drawn)]
     assert tokens == expected
     assert [s.length for s in sequences] == [len(p) + 30 for p in prompts]
@@ -272,11 +290,17 @@ def test_cancelled_is_asked_between_bursts(folder, monkeypatch):
     assert generation.tokens == model.generate(PROMPT, max_tokens=31, ignore_eos=True).tokens
 
 
+def test_penalties_need_histories(folder):
+    drawing = Drawing(models_run.load(FIXTURES / "llama"), PROMPT, Sampler(SamplingSettings(repeat_penalty=1.2), 307))
+    with pytest.raises(ValueError, match="1 rows of logits, 0 histories"):
+        drawing.decoder.draw([(drawing.sequence, 5)], 3, 60.0, ())
+
+
 @pytest.mark.parametrize("options", [{"repeat_penalty": 1.2}, {"logit_bias": {3: 1.0}}, {"logprobs": 2}])
-def test_what_needs_python_for_every_token(folder, monkeypatch, options):
-    """The plan serves these too, a token at a time: as eager steps, whose own logits they read, would."""
+def test_eager_steps_draw_the_same(folder, monkeypatch, options):
     model = genkit.load(folder)
     by_plan = model.generate(PROMPT, max_tokens=40, temperature=1.2, seed=1, ignore_eos=True, **options)
+    monkeypatch.setattr(Decoder, "draw", lambda self, work, *more: [[] for _ in work])
     monkeypatch.setattr(Decoder, "step", lambda self, work, context_length=0: self._model(
         self._cache.step([(s, [t]) for s, t in work], context_length=context_length), self._cache))
     eager = model.generate(PROMPT, max_tokens=40, temperature=1.2, seed=1, ignore_eos=True, **options)

@@ -343,7 +343,7 @@ def test_history_against_counting(window):
             for token, made in everything:
                 seen, times = wanted.get(token, (0, 0))
                 wanted[token] = (seen + 1, times + made)
-            rows = history.entries().tolist()
+            rows = history.entries().T.tolist()
             assert {row[0]: (row[1], row[2]) for row in rows} == wanted and len(rows) == len(wanted)
             generated.append(rng.randrange(150))
             history.append(generated[-1])

@@ -330,6 +330,7 @@ void install_reference(Kernels& k) {
     k.top_k = top_k;
     k.bias = bias;
     k.penalty = penalty;
+    k.remember = remember;
     k.sample = sample;
     k.copy_pages = copy_pages;
     k.measure_read = measure_read;

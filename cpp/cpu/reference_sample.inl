@@ -28,12 +28,39 @@ void bias(const BiasArgs& a, int64_t begin, int64_t end) {
 }
 
 void penalty(const PenaltyArgs& a, int64_t begin, int64_t end) {
+    const int64_t capacity = a.history.capacity;
     for (int64_t r = begin; r < end; r++) {
-        for (int64_t e = a.offsets[r]; e < a.offsets[r + 1]; e++) {
-            float& logit = a.logits[r * a.dim + a.ids[e]];
-            if (a.seen[e] > 0) logit = logit > 0.0f ? logit / a.repetition : logit * a.repetition;
-            if (a.generated[e] > 0) logit -= a.presence + a.frequency * float(a.generated[e]);
+        const int32_t *ids = a.history.entries + r * 3 * capacity, *seen = ids + capacity, *generated = seen + capacity;
+        float* logits = a.logits + r * a.dim;
+        for (int64_t i = 0; i < a.history.lengths[r]; i++)
+            if (ids[i] >= 0 && ids[i] < a.dim) logits[ids[i]] = penalized(a, logits[ids[i]], seen[i], generated[i]);
+    }
+}
+
+void remember(const RememberArgs& a, int64_t begin, int64_t end) {
+    const int64_t capacity = a.history.capacity;
+    for (int64_t r = begin; r < end; r++) {
+        const int32_t token = a.tokens[r];
+        if (token < 0) continue;
+        int32_t *ids = a.history.entries + r * 3 * capacity, *seen = ids + capacity, *generated = seen + capacity;
+        int32_t& length = a.history.lengths[r];
+        auto entry_of = [&](int32_t id) {
+            int64_t i = 0;
+            while (i < length && ids[i] != id) i++;
+            return i;
+        };
+        if (a.window > 0) {
+            int32_t& next = a.next[r];
+            int32_t& place = a.recent[r * a.window + next];
+            const int64_t i = place < 0 ? length : entry_of(place >> 1);
+            if (i < length) seen[i]--, generated[i] -= place & 1;
+            place = recent_word(token);
+            next = next + 1 < a.window ? next + 1 : 0;
         }
+        const int64_t i = entry_of(token);
+        if (i == capacity) continue;
+        if (i == length) ids[i] = token, seen[i] = generated[i] = 0, length++;
+        seen[i]++, generated[i]++;
     }
 }
 

@@ -1,5 +1,5 @@
 // Element-wise kernels, norms, rope and reductions, written once over the vocabulary of vec_*.h. What is not here stays
-// with reference.cpp: it moves memory (kv_write, copy_pages), runs once a step (rope_table) or touches little (penalty).
+// with reference.cpp: it moves memory (kv_write, copy_pages), runs once a step (rope_table) or touches little (penalty, remember).
 // A row's tail is one masked vector, so results never depend on a work range.
 
 // ---- kernels ---------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ constexpr const char* slot_names[] = {
     "convert", "embedding", "rms_norm", "layer_norm", "round_rows", "tile_rows", "linear", "quantize", "packed_linear",
     "quantize_weight", "pack", "unpack", "route", "group_rows", "gather_rows", "combine", "rope_table", "rope", "kv_write",
     "rope_kv_write", "attention", "attention_merge", "activation", "gated", "add", "scale", "gather_columns", "softmax",
-    "argmax", "nonfinite", "top_k", "bias", "penalty", "sample", "copy_pages", "measure_read", "measure_f32",
+    "argmax", "nonfinite", "top_k", "bias", "penalty", "sample", "remember", "copy_pages", "measure_read", "measure_f32",
     "measure_bf16", "measure_int8"};
 constexpr size_t slot_count = sizeof(slot_names) / sizeof(slot_names[0]);
 static_assert(offsetof(Kernels, row_input) == slot_count * sizeof(void (*)()), "slot_names must list the slots in order");

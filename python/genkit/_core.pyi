@@ -32,6 +32,8 @@ class Tensor:
     def numpy(self) -> numpy.ndarray:
         """A view sharing memory (bf16 comes as uint16 bits). Of a tensor on a device a copy, but of whole numbers that came from
         the host: what is written to those is sent before an op, or a replay, reads them."""
+    def write(self, array: numpy.ndarray) -> None:
+        """Copies an array of this shape and type into a contiguous tensor, wherever that is. Raises ValueError for another one."""
     def bytes(self) -> memoryview:
         """Writable bytes of a contiguous tensor: what a file is read into."""
     def rows(self, begin: int, end: int) -> "Tensor":
@@ -179,9 +181,14 @@ def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """[n, d] -> values [n, k] and ids i32 [n, k], descending, equals by ascending id."""
 def bias_(logits: Tensor, ids: Tensor, values: Tensor) -> None:
     """In place on [n, vocab]: adds values f32 [m] to the logits ids i32 [m], distinct, of every row."""
-def penalize_(logits: Tensor, ids: Tensor, seen: Tensor, generated: Tensor, offsets: Tensor, repetition: float,
-              presence: float, frequency: float) -> None:
-    """In place on [n, vocab]; ids, seen, generated i32 [entries], offsets i64 [n + 1] (PenaltyArgs in kernels.h)."""
+def penalize_(logits: Tensor, entries: Tensor, lengths: Tensor, repetition: float, presence: float, frequency: float) -> None:
+    """In place on [n, vocab], by what each row has said: entries i32 [n, 3, capacity], of row r for i < lengths[r] (i32 [n]) the
+    distinct ids, how often each is seen and how often generated (PenaltyArgs in sampling.h). Raises ValueError for an id outside
+    the vocabulary that the host knows of; others, and those of a plan, change nothing."""
+def remember_(tokens: Tensor, entries: Tensor, lengths: Tensor, recent: Tensor, next: Tensor) -> None:
+    """Adds generated tokens i32 [n] to the tables of penalize_, in place; those below 0, and new ones of a full table, change
+    nothing. recent i32 [n, window], next i32 [n]: the tokens in the window as a ring (RememberArgs in sampling.h), of which one
+    leaves the table for each that comes; window 0: none leaves."""
 def sample(logits: Tensor, sequences: Tensor, positions: Tensor, temperature: float, top_k: int, top_p: float,
            min_p: float, seed: int, finite_only: bool = False) -> Tensor:
     """[n, vocab], sequences and positions i64 [n] -> i32 [n] tokens (SampleArgs); -1 where a logit is NaN or +infinity,

@@ -137,9 +137,10 @@ class Batch:
         """The next tokens of each row, equally many, at least one."""
         request = rows[0].job.request
         work = [(row.sequence, row.job.generation.tokens[-1]) for row in rows]
-        if request.logprobs is None and not self._sampler.penalizes:
+        if request.logprobs is None:
             count = min(BURST_TOKENS, *(row.left for row in rows))
-            drawn = self._decoder.draw(work, count, BURST_SECONDS, () if request.ignore_eos else self._eos_ids)
+            stop_ids = () if request.ignore_eos else self._eos_ids
+            drawn = self._decoder.draw(work, count, BURST_SECONDS, stop_ids, [row.history for row in rows])
             if drawn[0]:
                 return drawn
         if self._decoder.varies:  # with each sequence's own length

@@ -11,8 +11,11 @@ from genkit.kv_cache import KVCache, Sequence, Step, pages_for
 from genkit.split import SplitModel
 
 if TYPE_CHECKING:
-    from genkit.decoding.sampling import Sampler
+    from genkit.decoding.sampling import History, Sampler, Tables
     from genkit.models import Model
+
+# Of a table of what was said: a burst's tokens and most prompts fit, so that few plans are recorded anew for a larger one.
+LEAST_CAPACITY = 1024
 
 
 class _FixedStep(Step):
@@ -33,10 +36,10 @@ class _FixedStep(Step):
 
 class _Rows:
     """The step of `count` sequences of up to `pages` pages by a token each, as a plan. With a sampler the step draws the
-    next tokens as well."""
+    next tokens as well, and adds them to the tables that its penalties look at."""
 
     def __init__(self, model: "Model", cache: KVCache, count: int, pages: int, longest: int,
-                 sampler: "Sampler | None") -> None:
+                 sampler: "Sampler | None", tables: "Tables | None" = None) -> None:
         def zeros(dtype: type, *shape: int) -> tuple[_core.Tensor, np.ndarray]:
             tensor = _core.Tensor.from_numpy(np.zeros(shape, dtype))
             return tensor, tensor.numpy()
@@ -46,6 +49,7 @@ class _Rows:
         self.draw_positions, self._draw_positions = zeros(np.int64, count)
         page_table, self._page_table = zeros(np.int32, count, pages)
         self.tokens = self.nonfinite = None
+        self.tables = tables
         step = _FixedStep(self.ids, self.positions, _core.Tensor.from_numpy(np.arange(count, dtype=np.int32)), page_table,
                           None, 0)
         step.longest = longest
@@ -55,7 +59,7 @@ class _Rows:
             if sampler is not None:
                 # The number of a sequence is 0, whoever its batch mates are, so that it draws what it draws alone.
                 sequences = _core.Tensor.from_numpy(np.zeros(count, np.int64))
-                self.tokens, self.nonfinite = sampler.draw_step(logits, sequences, self.draw_positions)
+                self.tokens, self.nonfinite = sampler.draw_step(logits, sequences, self.draw_positions, tables)
             return logits
 
         self.plan, self.logits = _core.Plan.record(record)
@@ -93,14 +97,19 @@ class Decoder:
         rows.plan.replay()
         return rows.logits
 
-    def draw(self, work: Sized[tuple[Sequence, int]], count: int, seconds: float, stop_ids: Sized[int]) -> list[list[int]]:
+    def draw(self, work: Sized[tuple[Sequence, int]], count: int, seconds: float, stop_ids: Sized[int],
+             histories: "Sized[History | None]" = ()) -> list[list[int]]:
         """Feeds a token to each sequence and then what it draws, without returning to Python -> what each drew, equally
         many: at most `count`, none after `seconds` or after a step that drew one of stop_ids. The last ones are not fed
-        yet. None at all, with nothing changed, where the caller has to `step` and look at the logits itself: some are not
-        finite, or every step is another or on two devices."""
-        rows = None if self._split else self._rows(len(work), draws=True)
+        yet. histories: with penalties each row's, to which its tokens are appended. None at all, with nothing changed, where
+        the caller has to `step` and look at the logits itself: some are not finite, or every step is another or on two
+        devices."""
+        capacity = max((len(history) for history in histories if history is not None), default=0) + count
+        rows = None if self._split else self._rows(len(work), draws=True, capacity=capacity)
         if rows is None or rows.varies:
             return [[] for _ in work]
+        if rows.tables is not None:
+            rows.tables.write(histories, len(work))
         fed = [sequence.length for sequence, _ in work]
         for row, (sequence, token) in enumerate(work):
             self._cache.extend(sequence, count)
@@ -109,16 +118,25 @@ class Decoder:
                                  count, seconds)
         for (sequence, _), length in zip(work, fed):
             self._cache.truncate(sequence, length + len(drawn) // len(work))
-        return [drawn[row :: len(work)] for row in range(len(work))]
+        tokens = [drawn[row :: len(work)] for row in range(len(work))]
+        for history, own in zip(histories, tokens):
+            for token in own if history is not None else ():
+                history.append(token)
+        return tokens
 
     @property
     def varies(self) -> bool:
         """Whether steps look at the length of the context: rows of unlike lengths cannot share one."""
         return self._model.config.varies(self._longest)
 
-    def _rows(self, count: int, draws: bool) -> _Rows:
+    def _rows(self, count: int, draws: bool, capacity: int = 0) -> _Rows:
+        """capacity: of the tables, where there are any."""
         key = count, draws
-        if key not in self._recorded:
+        rows = self._recorded.get(key)
+        if rows is None or (rows.tables is not None and rows.tables.capacity < capacity):
             sampler = self._sampler if draws else None
-            self._recorded[key] = _Rows(self._model, self._cache, count, pages_for(self._longest), self._longest, sampler)
-        return self._recorded[key]
+            room = max(LEAST_CAPACITY, 1 << (capacity - 1).bit_length())
+            tables = None if sampler is None else sampler.tables(count, room, self._longest)
+            rows = _Rows(self._model, self._cache, count, pages_for(self._longest), self._longest, sampler, tables)
+            self._recorded[key] = rows
+        return rows

@@ -9,6 +9,8 @@ from gpu.problems import Case, Problem, Sizes, floats, ints
 from test_kernels_sample import exact_sample, shapes, uniform
 
 from genkit import _core
+from genkit.decoding.sampling import History, Tables
+from genkit.devices import using
 
 FILTERS = [dict(temperature=0.0), dict(temperature=0.8), dict(temperature=0.8, top_k=40), dict(temperature=100.0, top_p=0.95),
            dict(temperature=0.8, top_p=0.95), dict(temperature=1.5, min_p=0.05), dict(temperature=0.7, top_k=30, top_p=0.9, min_p=0.02),
@@ -20,6 +22,8 @@ def cases(sizes: Sizes) -> Iterator[Case]:
         yield looks(dim)
         yield top_k(dim)
         yield penalty(dim)
+        for window in (0, 1, 3, 900):
+            yield remember(dim, window)
         yield bias(dim)
         for settings in FILTERS:
             yield sample(dim, settings)
@@ -66,16 +70,15 @@ def top_k(dim: int) -> Case:
 def penalty(dim: int) -> Case:
     def make(rng: np.random.Generator) -> Problem:
         x = (rng.standard_normal((3, dim)) * 5).astype(np.float32)
-        entries = [rng.permutation(dim)[:count] for count in (dim // 3, 0, dim)]
-        ids = np.concatenate(entries)
-        seen, generated = rng.integers(0, 3, len(ids)), rng.integers(0, 4, len(ids))
-        offsets = np.cumsum([0] + [len(e) for e in entries])
-        row = np.repeat(np.arange(3), np.diff(offsets))
-        want, at = x.astype(np.float64), (row, ids)
+        lengths, entries = (dim // 3, 0, dim), np.full((3, 3, dim), 2**31 - 1)
+        want = x.astype(np.float64)
         factor = float(np.float32(1.3))
-        want[at] = np.where(seen > 0, np.where(want[at] > 0, want[at] / factor, want[at] * factor), want[at])
-        want[at] -= np.where(generated > 0, 0.5 + 0.25 * generated, 0)
-        given, arguments = floats(x), (ints(ids), ints(seen), ints(generated), ints(offsets, np.int64))
+        for row, own, length in zip(want, entries, lengths):
+            own[:, :length] = rng.permutation(dim)[:length], rng.integers(0, 3, length), rng.integers(0, 4, length)
+            ids, seen, generated = own[:, :length]
+            row[ids] = np.where(seen > 0, np.where(row[ids] > 0, row[ids] / factor, row[ids] * factor), row[ids])
+            row[ids] -= np.where(generated > 0, 0.5 + 0.25 * generated, 0)
+        given, arguments = floats(x), (ints(entries), ints(lengths))
 
         def call() -> dict[str, Any]:
             made = _core.convert(given, "f32")
@@ -85,6 +88,46 @@ def penalty(dim: int) -> Case:
         return Problem(call, {"out": want}, 1e-6)
 
     return Case(f"penalty {dim}", ("penalty",), make)
+
+
+def remember(dim: int, window: int) -> Case:
+    """Nine tokens one after the other, by a copy of the tables that hold what was said before; and what penalties make of it."""
+
+    def make(rng: np.random.Generator) -> Problem:
+        said = [rng.integers(0, dim, count).tolist() for count in (0, 1, 40, 700, 2100)]
+        rows, tokens = len(said), rng.integers(0, dim, (9, len(said)))
+        tokens[4], tokens[5, :2] = tokens[3], (-1, -2)
+        histories = [History(one, window or -1) for one in said]
+        with using("cpu"):
+            tables = Tables(rows, max(map(len, histories)) + len(tokens), window)
+            tables.write(histories, rows)
+            begun = [tensor.numpy() for tensor in (tables.entries, tables.lengths, tables.recent, tables.next)]
+        ends = np.cumsum([0] + [array.size for array in begun]).tolist()
+        flat = np.concatenate([array.ravel() for array in begun])
+        twice = _core.Tensor([1, 2, len(flat)], "i32")
+        twice.write(np.stack([flat, flat])[None])
+        second = twice.reshape([2 * len(flat)]).rows(len(flat), 2 * len(flat))
+        state = [second.rows(*ends[i : i + 2]).reshape(array.shape) for i, array in enumerate(begun)]
+        given, drawn, (first, last) = floats(np.ones((rows, dim))), [ints(one) for one in tokens], (ints([0]), ints([1]))
+
+        def call() -> dict[str, Any]:
+            _core.copy_pages(twice, first, last)
+            for one in drawn:
+                _core.remember_(one, *state)
+            made = _core.convert(given, "f32")
+            _core.penalize_(made, *state[:2], 2.0, 0.0, 0.25)
+            return {"out": made, "next": state[3]}
+
+        want = np.ones((rows, dim))
+        for row, history, own in zip(want, histories, tokens.T.tolist()):
+            for token in own:
+                if token >= 0:
+                    history.append(token)
+            ids, _, generated = history.entries()
+            row[ids] = 0.5 - 0.25 * generated
+        return Problem(call, {"out": want, "next": np.array([history.recent()[1] for history in histories])})
+
+    return Case(f"remember {dim} window {window}", ("remember", "penalty"), make)
 
 
 def bias(dim: int) -> Case:

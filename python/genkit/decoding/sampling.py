@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -90,12 +90,11 @@ class History:
     often generated. Adding a token costs the same however long the history is."""
 
     def __init__(self, prompt: Sequence[int], window: int = -1) -> None:
-        import numpy as np
-
         self._window = window
-        self._recent: deque[tuple[int, bool]] | None = deque() if window > 0 else None
-        self._slots: dict[int, int] = {}
-        self._table = np.zeros((64, 3), np.int32)  # id, seen, generated; rows in use come first
+        self._slots: dict[int, int] = {}  # id -> its place in the next three
+        self._ids, self._seen, self._generated = array("i"), array("i"), array("i")
+        # As RememberArgs' recent and next: 2 * token + whether it was generated, in a ring once the window is full.
+        self._recent, self._next = array("i"), 0
         for token in prompt[-window:] if window > 0 else prompt:
             self._add(token, generated=False)
 
@@ -103,38 +102,87 @@ class History:
         """A token was generated."""
         self._add(token, generated=True)
 
-    def entries(self) -> numpy.ndarray:
-        """int32 [distinct, 3]: id, times in the window, times generated in the window. A view, good until `append`."""
-        return self._table[: len(self._slots)]
+    def __len__(self) -> int:
+        """Distinct ids."""
+        return len(self._ids)
 
-    def _add(self, token: int, generated: bool) -> None:
+    def entries(self) -> numpy.ndarray:
+        """int32 [3, distinct]: ids, times in the window, times generated in the window."""
         import numpy as np
 
+        return np.array([self._ids, self._seen, self._generated], np.int32)
+
+    def recent(self) -> tuple[numpy.ndarray, int]:
+        """Of a window: int32 [up to window], 2 * token + whether it was generated, and where in a ring of the window's size
+        the next token comes."""
+        import numpy as np
+
+        return np.array(self._recent, np.int32), self._next
+
+    def _add(self, token: int, generated: bool) -> None:
         if self._window == 0:
             return
-        slot = self._slots.setdefault(token, len(self._slots))
-        if slot == len(self._table):
-            self._table = np.concatenate([self._table, np.zeros_like(self._table)])
-        self._table[slot, 0] = token
-        self._table[slot, 1] += 1
-        self._table[slot, 2] += generated
-        if self._recent is not None:
-            self._recent.append((token, generated))
-            if len(self._recent) > self._window:
-                self._forget(*self._recent.popleft())
+        if self._window > 0:
+            word = 2 * token + generated
+            if len(self._recent) < self._window:
+                self._recent.append(word)
+            else:
+                left, self._recent[self._next] = self._recent[self._next], word
+                self._forget(left >> 1, left & 1)
+            self._next = (self._next + 1) % self._window
+        slot = self._slots.setdefault(token, len(self._ids))
+        if slot == len(self._ids):
+            self._ids.append(token)
+            self._seen.append(0)
+            self._generated.append(0)
+        self._seen[slot] += 1
+        self._generated[slot] += generated
 
-    def _forget(self, token: int, generated: bool) -> None:
+    def _forget(self, token: int, generated: int) -> None:
         slot = self._slots[token]
-        self._table[slot, 1] -= 1
-        self._table[slot, 2] -= generated
-        if self._table[slot, 1] == 0:
-            # The last row moves into the free one.
+        self._seen[slot] -= 1
+        self._generated[slot] -= generated
+        if self._seen[slot] == 0:
+            # The last entry moves into the free place.
+            self._slots[self._ids[-1]] = slot
             del self._slots[token]
-            last = len(self._slots)
-            if slot != last:
-                self._table[slot] = self._table[last]
-                self._slots[int(self._table[slot, 0])] = slot
-            self._table[last] = 0
+            for column in (self._ids, self._seen, self._generated):
+                column[slot] = column[-1]
+                column.pop()
+
+
+class Tables:
+    """Histories of so many rows where the core reads and continues them (HistoryTable and RememberArgs in sampling.h), on the
+    device in use."""
+
+    def __init__(self, rows: int, capacity: int, window: int = 0) -> None:
+        """capacity: distinct ids of a row, those that have left the window included. window: 0 where none leaves."""
+        from genkit import _core
+
+        self.capacity = capacity
+        self.entries = _core.Tensor([rows, 3, capacity], "i32")
+        self.lengths = _core.Tensor.zeros([rows], "i32")
+        self.recent = _core.Tensor([rows, window], "i32")
+        self.next = _core.Tensor.zeros([rows], "i32")
+
+    def write(self, histories: Sequence[History | None], count: int) -> None:
+        """What the histories of the first `count` rows hold; nothing for others. Raises ValueError where one is missing."""
+        import numpy as np
+
+        given = [history for history in histories if history is not None]
+        if len(given) != count:
+            raise ValueError(f"{count} rows of logits, {len(given)} histories")
+        rows, window = self.recent.shape
+        entries, lengths = np.empty(self.entries.shape, np.int32), np.zeros(rows, np.int32)
+        recent, after = np.full((rows, window), -1, np.int32), np.zeros(rows, np.int32)
+        for row, history in enumerate(given):
+            lengths[row] = len(history)
+            entries[row, :, : len(history)] = history.entries()
+            if window:
+                words, after[row] = history.recent()
+                recent[row, : len(words)] = words
+        for tensor, array_ in ((self.entries, entries), (self.lengths, lengths), (self.recent, recent), (self.next, after)):
+            tensor.write(array_)
 
 
 class Sampler:
@@ -210,18 +258,24 @@ class Sampler:
 
         return _core.sample(logits, sequences, positions, *self._options(), finite_only=not self.adjusts)
 
-    def draw_step(self, logits: Tensor, sequences: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """For a step of a plan: `draw` after the bias, in place, and how many logits of each row were not finite before it,
-        i32 [rows]. Of a sampler without penalties."""
+    def tables(self, rows: int, capacity: int, longest: int) -> Tables | None:
+        """For `draw_step` of sequences of up to `longest` tokens; None when no penalty is on."""
+        window = self.settings.repeat_last_n
+        return Tables(rows, capacity, window if 0 < window < longest else 0) if self.penalizes else None
+
+    def draw_step(self, logits: Tensor, sequences: Tensor, positions: Tensor, tables: Tables | None) -> tuple[Tensor, Tensor]:
+        """For a step of a plan: `draw` after bias and penalties, in place, which `tables` then hold as well, and how many logits
+        of each row were not finite before them, i32 [rows]."""
         from genkit import _core
 
-        if self.penalizes:
-            raise ValueError("penalties look at a history, which a plan does not have")
         if not self.adjusts:
             return _core.sample_counted(logits, sequences, positions, *self._options(), finite_only=True)
         counts = _core.nonfinite(logits)
-        self.adjust_(logits, [])
-        return self.draw(logits, sequences, positions), counts
+        self._adjust(logits, tables)
+        tokens = self.draw(logits, sequences, positions)
+        if tables is not None:
+            _core.remember_(tokens, tables.entries, tables.lengths, tables.recent, tables.next)
+        return tokens, counts
 
     def _options(self) -> tuple[float, int, float, float, int]:
         s = self.settings
@@ -229,33 +283,22 @@ class Sampler:
 
     def adjust_(self, logits: Tensor, histories: Sequence[History | None]) -> None:
         """Bias, then penalties, in place on f32 [rows, vocab]."""
-        import numpy as np
+        tables = None
+        if self.penalizes:
+            tables = Tables(logits.shape[0], max((len(history) for history in histories if history is not None), default=0))
+            tables.write(histories, logits.shape[0])
+        self._adjust(logits, tables)
 
+    def _adjust(self, logits: Tensor, tables: Tables | None) -> None:
         from genkit import _core
 
         if len(self._bias_ids):
             if self._bias is None or self._bias[0].device != logits.device:
                 self._bias = _core.Tensor.from_numpy(self._bias_ids), _core.Tensor.from_numpy(self._bias_values)
             _core.bias_(logits, *self._bias)
-        if not self.penalizes:
-            return
-        tables = [history.entries() for history in histories if history is not None]
-        if len(tables) != logits.shape[0]:
-            raise ValueError(f"{logits.shape[0]} rows of logits, {len(tables)} histories")
-        offsets = np.cumsum([0, *(len(table) for table in tables)], dtype=np.int64)
-        merged = np.concatenate(tables)
-        ids, seen, generated = (_core.Tensor.from_numpy(np.ascontiguousarray(merged[:, i])) for i in range(3))
-        s = self.settings
-        _core.penalize_(
-            logits,
-            ids,
-            seen,
-            generated,
-            _core.Tensor.from_numpy(offsets),
-            s.repeat_penalty,
-            s.presence_penalty,
-            s.frequency_penalty,
-        )
+        if tables is not None:
+            s = self.settings
+            _core.penalize_(logits, tables.entries, tables.lengths, s.repeat_penalty, s.presence_penalty, s.frequency_penalty)
 
 
 def check_finite(logits: Tensor, positions: Sequence[int]) -> None:

@@ -32,6 +32,7 @@ def cases(scope: Scope) -> Iterator[Case]:
         yield elementwise("top_k", f"{vocab} k 40", rows, read + 40 * 8 * rows, 0, over(_core.top_k, min(40, vocab)))
         yield bias(vocab, rows)
         yield penalty(vocab, rows)
+        yield remember(vocab, rows)
         for words, options in SAMPLING.items():
             yield sample(vocab, rows, words, options)
 
@@ -56,12 +57,32 @@ def penalty(vocab: int, rows: int) -> Case:
 
     def make(store: Store) -> Callable[[int], Any]:
         logits = store.floats(rows, vocab, scale=3.0)
-        ids = ints(np.concatenate([store.rng.permutation(vocab)[:said] for _ in range(rows)]))
-        counts, offsets = ints(store.rng.integers(1, 4, rows * said)), ints(np.arange(rows + 1) * said, np.int64)
+        entries, lengths = table(store, vocab, rows, said)
         penalties = (2.0, 0.5, 0.25), (0.5, -0.5, -0.25)
-        return lambda i: _core.penalize_(logits, ids, counts, counts, offsets, *penalties[i % 2])
+        return lambda i: _core.penalize_(logits, entries, lengths, *penalties[i % 2])
 
     return Case("penalty", f"{said} of {vocab}", rows, ("penalty",), 20 * rows * said, make, 4 * rows * said, copies=2)
+
+
+def remember(vocab: int, rows: int) -> Case:
+    """A token of the table, and one that leaves a window of as many. Ids, and the counts of both read and written."""
+    said = min(SAID, vocab)
+
+    def make(store: Store) -> Callable[[], Any]:
+        entries, lengths = table(store, vocab, rows, said)
+        recent = ints(np.tile(2 * entries.numpy()[:, 0, :1], said))
+        tokens, after = ints(entries.numpy()[:, 0, -1]), ints(np.zeros(rows))
+        return lambda i: _core.remember_(tokens, entries, lengths, recent, after)
+
+    return Case("remember", f"{said} of {vocab}", rows, ("remember",), 4 * rows * (said + 8), make)
+
+
+def table(store: Store, vocab: int, rows: int, said: int) -> tuple[_core.Tensor, _core.Tensor]:
+    """As penalize_ reads it: entries and lengths."""
+    entries = store.rng.integers(1, 4, (rows, 3, said))
+    for row in entries:
+        row[0] = store.rng.permutation(vocab)[:said]
+    return ints(entries), ints(np.full(rows, said))
 
 
 def sample(vocab: int, rows: int, words: str, options: tuple[float, int, float, float]) -> Case:
