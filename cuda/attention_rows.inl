@@ -1,4 +1,5 @@
-// Attention of few rows (decode) over 16-bit pages by tensor cores, with rope and the cache's writing where queue.inl puts them in front.
+// Attention of few rows (decode) over pages of f16, bf16 and i8 by tensor cores, with rope and the cache's writing where queue.inl puts
+// them in front.
 //
 // A unit is a row, up to eight heads of a KV head, and a chunk of its keys: 256, or so many times 256 that a row has few chunks. How keys
 // are cut depends on the position only. A block goes from unit to unit; of each 256 keys a warp has 32, with a softmax of its own over
@@ -14,7 +15,8 @@
 //   V              keys 0 1  channel 0  1  2  3 | 4 ...         lane (g, t): channels 4 g .. 4 g + 3 of 32, key pairs 4 t .. 4 t + 3
 //
 // A round's keys are copied to shared memory as soon as those of the round before (of this unit or of the one before) have been used, its
-// values likewise.
+// values likewise. Of 16-bit pages a lane copies what it reads itself; codes of i8 are copied as they lie in a page, and lanes read each
+// other's, 8 bytes that become the same operands.
 
 struct alignas(16) Channels {
     float x[4];
@@ -67,7 +69,7 @@ constexpr int rows_bound = 1;
 #else
 constexpr int rows_bound = 2;
 #endif
-template <bool half, int blocks32, bool wide>
+template <DType type, int blocks32, bool wide>
 GK_KERNEL void GK_BOUNDS(row_block, blocks32 <= 4 ? rows_bound : 1) attention_rows_kernel(AttentionArgs a, RopeKvWriteArgs chain, RowUnits u) {
     gk::let_next_start();
     if (gk::thread() < u.rows) {  // on its way to the second-level cache already
@@ -76,34 +78,59 @@ GK_KERNEL void GK_BOUNDS(row_block, blocks32 <= 4 ? rows_bound : 1) attention_ro
         if (a.pages.apart) gk::fetch(a.pages.page_table + row * a.pages.max_pages);  // row's sequence is not below row
     }
     gk::wait_for_previous();
-    using Place = RowPlace<blocks32, wide>;
-    constexpr int dim = Place::dim, parts = Place::parts, steps = dim / 16 / parts, blocks = blocks32 / parts;
+    using Place = RowPlace<type, blocks32, wide>;
+    using Page = Stored<type>;
+    using One = typename Page::One;
+    using Two = typename Page::Two;
+    constexpr int dim = Place::dim, parts = Place::parts, part_dim = Place::part_dim, steps = part_dim / 16, blocks = blocks32 / parts;
+    constexpr bool coded = Page::coded, half_keys = Page::half_keys, half_values = Page::half_values;
     auto& place = *reinterpret_cast<Place*>(gk::shared());
     const int lane = gk::lane(), warp = gk::thread() / 32, g = lane / 4, t = lane % 4;
     list_units(a, u, place);
     gk::sync();
     auto kv_of = [&](const RowUnit& unit) { return u.head_tiles == 1 ? u.first_tile + unit.tile : (u.first_tile + unit.tile) / u.head_tiles; };
-    // A group of copies each, of one part; a lane copies to its own 16 bytes of each load and reads them back, so no two meet.
+    // A group of copies each, of one part. Of 16 bits a lane copies to its own 16 bytes of each load and reads them back, so no two meet.
     auto copy_keys = [&](bool wanted, int kv, int page, int key, int part) {
-        const uint16_t* from = static_cast<const uint16_t*>(a.pages.k) + page_at<dim>(a, kv, page) + lane_key(g, t, key / warp_keys % 2, dim);
+        const int half = key / warp_keys % 2;
+        const One* from = static_cast<const One*>(a.pages.k) + page_at<dim>(a, kv, page);
+        from += coded ? coded_key(lane, half, dim) : lane_key(g, t, half, dim);
+        if constexpr (coded) gk::sync_warp();  // others have read what is copied over
         if (wanted) {
             GK_UNROLL
-            for (int e = 0; e < 2 * steps; e++) gk::copy_async(place.keys[warp][e][lane], from + (2 * steps * part + e) * 128);
+            for (int e = 0; e < Place::loads; e++)
+                gk::copy_async(place.keys[warp][e][lane], from + (coded ? coded_key_load(e, part, part_dim, dim) : (2 * steps * part + e) * 128));
+            if constexpr (coded) {
+                if (part == 0 && lane < warp_keys / 4)
+                    gk::copy_async(place.scales[0][warp] + 4 * lane, a.pages.k_scales + scales_at(a, kv, page) + half * warp_keys + 4 * lane);
+            }
         }
         gk::copy_commit();
     };
     auto copy_values = [&](bool wanted, int kv, int page, int key, int part) {
-        const uint16_t* from = static_cast<const uint16_t*>(a.pages.v) + page_at<dim>(a, kv, page) + lane_value(g, t, key / warp_keys % 2, dim);
+        const int half = key / warp_keys % 2;
+        const One* from = static_cast<const One*>(a.pages.v) + page_at<dim>(a, kv, page);
+        from += coded ? coded_value(lane, half, dim) : lane_value(g, t, half, dim);
+        if constexpr (coded) gk::sync_warp();
         if (wanted) {
             GK_UNROLL
-            for (int e = 0; e < 4 * blocks; e++) gk::copy_async(place.values[warp][e][lane], from + (part * blocks + e / 4) * 64 + e % 4 * 2 * dim);
+            for (int e = 0; e < Place::loads; e++)
+                gk::copy_async(place.values[warp][e][lane],
+                               from + (coded ? coded_value_load(e, part, part_dim, dim) : (part * blocks + e / 4) * 64 + e % 4 * 2 * dim));
+            if constexpr (coded) {
+                if (part == 0 && lane < warp_keys / 4)
+                    gk::copy_async(place.scales[1][warp] + 4 * lane, a.pages.v_scales + scales_at(a, kv, page) + half * warp_keys + 4 * lane);
+            }
         }
         gk::copy_commit();
     };
-    auto words = [](const uint32_t (&slot)[4]) {
-        gk::Words4 w;
-        memcpy(&w, __builtin_assume_aligned(slot, 16), 16);
-        return w;
+    // What a lane takes: keys 4 g .. of pair 4 e + t of a part; channels 4 g .. of 32 of keys 8 t + 2 j and the next one.
+    auto key_piece = [&](int e) -> void* {
+        if constexpr (coded) return reinterpret_cast<char*>(place.keys[warp]) + part_key(g, t, e, part_dim);
+        else return place.keys[warp][e][lane];
+    };
+    auto value_piece = [&](int block, int j) -> void* {
+        if constexpr (coded) return reinterpret_cast<char*>(place.values[warp]) + part_value(g, t, j, block);
+        else return place.values[warp][4 * block + j][lane];
     };
     int page = -1;  // of this warp's first keys, whose copies are on their way, if it has any
     for (int number = int(gk::block());; number += int(gk::blocks())) {
@@ -120,7 +147,7 @@ GK_KERNEL void GK_BOUNDS(row_block, blocks32 <= 4 ? rows_bound : 1) attention_ro
         GK_ROLLED
         for (int job = warp; job < jobs.count; job += row_warps) {
             if (job != warp) load_job<dim>(a, chain, unit, jobs, job, loaded);
-            finish_job<half>(a, chain, place, unit, jobs, job, loaded);
+            finish_job(a, chain, place, unit, jobs, job, loaded);
         }
         const float slope = a.alibi_slopes && g < heads ? a.alibi_slopes[head0 + g] * 1.44269504f : 0.0f;
         int key_next = -1, page_next = 0, kv_next = 0;
@@ -142,56 +169,68 @@ GK_KERNEL void GK_BOUNDS(row_block, blocks32 <= 4 ? rows_bound : 1) attention_ro
             for (int part = 0; part < parts; part++) {
                 if (part) copy_keys(true, kv, page, key, part), gk::copy_wait<0>();
                 else gk::copy_wait<1>();
+                if constexpr (coded) gk::sync_warp();
                 if (fresh >= 0 && g == fresh / 4)
                     GK_ROLLED
-                    for (int e = 0; e < 2 * steps; e++) place.keys[warp][e][lane][fresh % 4] = place.new_key[4 * (2 * steps * part + e) + t];
+                    for (int e = 0; e < 2 * steps; e++) static_cast<Two*>(key_piece(e))[fresh % 4] = place.new_key[4 * (2 * steps * part + e) + t];
                 GK_UNROLL
                 for (int step = 0; step < steps; step++) {
-                    const gk::Words4 one = words(place.keys[warp][2 * step][lane]), two = words(place.keys[warp][2 * step + 1][lane]);
+                    const gk::Words4 one = stored_words<coded, half_keys>(key_piece(2 * step));
+                    const gk::Words4 two = stored_words<coded, half_keys>(key_piece(2 * step + 1));
                     const uint32_t(&q)[2] = place.q[part * steps + step][lane];
                     GK_UNROLL
-                    for (int i = 0; i < 4; i++) {
-                        if constexpr (half) gk::mma_f16(s[i], {q[0], 0, q[1], 0}, {one.x[i], two.x[i]});
-                        else gk::mma_bf16(s[i], {q[0], 0, q[1], 0}, {one.x[i], two.x[i]});
-                    }
+                    for (int i = 0; i < 4; i++) stored_product<half_keys>(s[i], {q[0], 0, q[1], 0}, {one.x[i], two.x[i]});
                 }
             }
+            if constexpr (coded) {
+                float scale[8];
+                take_scales(place, 0, fresh, scale);
+                GK_UNROLL
+                for (int e = 0; e < 8; e++) s[e / 2][e % 2] *= scale[4 * (e % 2) + e / 2];
+            }
             copy_keys(key_then >= 0, kv_then, page_then, key_then, 0);
-            const float shrink = weigh<half>(a, half ? place.unscale[g] : 1.0f, slope, key, unit.low, unit.position, s, largest, total);
+            const float shrink = weigh<half_keys>(a, half_keys ? place.unscale[g] : 1.0f, slope, key, unit.low, unit.position, s, largest, total);
             if (key != unit.key) {
                 const float first = gk::shuffle(shrink, 8 * t), second = gk::shuffle(shrink, 8 * t + 4);  // of heads 2 t and 2 t + 1
                 GK_UNROLL
                 for (int e = 0; e < blocks32 * 8; e++) sums[e / 8][e / 4 % 2][e % 4] *= e % 2 ? second : first;
             }
+            gk::copy_wait<1>();
+            float scale[8];
+            if constexpr (coded) gk::sync_warp(), take_scales(place, 1, fresh, scale);
             uint32_t p[2][2], seen[4];  // p: keys 8 t + 4 j + 2 i, and the next. What is not seen is no number yet, or another's
             GK_UNROLL
             for (int e = 0; e < 4; e++) {
-                const float low = s[e % 2 * 2][e / 2], high = s[e % 2 * 2 + 1][e / 2];
-                p[e / 2][e % 2] = half ? gk::pack_f16(low, high) : gk::pack_bf16(low, high);
+                float low = s[e % 2 * 2][e / 2], high = s[e % 2 * 2 + 1][e / 2];
                 const int k = key + 8 * t + 2 * e;
-                seen[e] = (k >= unit.low && k <= unit.position ? 0xffffu : 0u) | (k + 1 >= unit.low && k + 1 <= unit.position ? 0xffff0000u : 0u);
+                const bool first = k >= unit.low && k <= unit.position, second = k + 1 >= unit.low && k + 1 <= unit.position;
+                if constexpr (coded) low *= first ? scale[2 * e] : 0.0f, high *= second ? scale[2 * e + 1] : 0.0f;
+                p[e / 2][e % 2] = half_values ? gk::pack_f16(low, high) : gk::pack_bf16(low, high);
+                seen[e] = (first ? 0xffffu : 0u) | (second ? 0xffff0000u : 0u);
             }
             GK_UNROLL
             for (int part = 0; part < parts; part++) {
-                if (part) copy_values(true, kv, page, key, part), gk::copy_wait<0>();
-                else gk::copy_wait<1>();
+                if (part) {
+                    copy_values(true, kv, page, key, part), gk::copy_wait<0>();
+                    if constexpr (coded) gk::sync_warp();
+                }
                 if (fresh >= 0 && t == fresh / 8)
                     GK_ROLLED
                     for (int e = 0; e < 4 * blocks; e++)
-                        reinterpret_cast<uint16_t*>(place.values[warp][e / 4 * 4 + fresh % 8 / 2][lane])[e % 4 * 2 + fresh % 2] =
+                        static_cast<One*>(value_piece(e / 4, fresh % 8 / 2))[e % 4 * 2 + fresh % 2] =
                             place.new_value[32 * (part * blocks + e / 4) + 4 * g + e % 4];
                 GK_UNROLL
                 for (int c = 0; c < blocks; c++)
                     GK_UNROLL
                     for (int j = 0; j < 2; j++) {
-                        gk::Words4 one = words(place.values[warp][4 * c + 2 * j][lane]), two = words(place.values[warp][4 * c + 2 * j + 1][lane]);
+                        gk::Words4 one = stored_words<coded, half_values>(value_piece(c, 2 * j));
+                        gk::Words4 two = stored_words<coded, half_values>(value_piece(c, 2 * j + 1));
                         GK_UNROLL
-                        for (int i = 0; i < 4; i++) one.x[i] &= seen[2 * j], two.x[i] &= seen[2 * j + 1];
+                        for (int i = 0; i < 4 && !coded; i++) one.x[i] &= seen[2 * j], two.x[i] &= seen[2 * j + 1];  // all codes are numbers
                         GK_UNROLL
                         for (int i = 0; i < 2; i++) {
                             float(&d)[4] = sums[part * blocks + c][i];
-                            if constexpr (half) gk::mma_f16(d, {one.x[2 * i], one.x[2 * i + 1], two.x[2 * i], two.x[2 * i + 1]}, p[j]);
-                            else gk::mma_bf16(d, {one.x[2 * i], one.x[2 * i + 1], two.x[2 * i], two.x[2 * i + 1]}, p[j]);
+                            stored_product<half_values>(d, {one.x[2 * i], one.x[2 * i + 1], two.x[2 * i], two.x[2 * i + 1]}, p[j]);
                         }
                     }
             }

@@ -30,21 +30,32 @@ HOST_DEVICE int chunk_at(int key, int chunk) {  // divisions take long
 
 // Heads of a tile at most: those of 256 channels take much shared memory.
 HOST_DEVICE constexpr int64_t tile_heads(int64_t dim) { return dim > 192 ? tile_heads_most / 2 : tile_heads_most; }
-// In how many parts a warp's keys come, and values: one where shared memory has room, two of long heads; else (wide false) one for each
-// 32 channels.
-HOST_DEVICE constexpr int row_parts(int blocks32, bool wide) { return wide ? (blocks32 > 4 ? 2 : 1) : blocks32; }
+// In how many parts a warp's keys come, and values: one where shared memory has room, two of long heads of 16 bits; else (wide false) one
+// for each 32 channels.
+HOST_DEVICE constexpr int row_parts(int blocks32, bool wide, bool coded) { return wide ? (blocks32 > 4 && !coded ? 2 : 1) : blocks32; }
 
-template <int blocks32, bool wide>
-struct alignas(16) RowPlace {
+template <bool coded>
+struct RowScales {};
+template <>
+struct RowScales<true> {
+    alignas(16) float scales[2][row_warps][warp_keys];  // of keys, of values
+    float new_scale[2];
+};
+
+template <DType stored, int blocks32, bool wide>
+struct alignas(16) RowPlace : RowScales<Stored<stored>::coded> {
+    static constexpr DType type = stored;
+    static constexpr bool coded = Stored<stored>::coded;
     static constexpr int dim = 32 * blocks32, stride = dim + 4;  // so that lanes meet no other's bank
-    static constexpr int parts = row_parts(blocks32, wide), loads = dim / 8 / parts;
-    uint32_t keys[row_warps][loads][32][4], values[row_warps][loads][32][4];  // a lane's 16 bytes of each load
+    static constexpr int parts = row_parts(blocks32, wide, coded), part_dim = dim / parts, loads = part_dim / (coded ? 16 : 8);
+    // A lane's 16 bytes of each load; of codes see part_key, part_value.
+    alignas(16) uint32_t keys[row_warps][loads][32][4], values[row_warps][loads][32][4];
     float turned[tile_heads_most][dim];         // queries after rope
     uint32_t q[dim / 16][32][2];                // words 0 and 2 of the first operand, step by step
     float ends[row_warps][tile_heads_most][2];  // the largest score, the sum of p
     float unscale[tile_heads_most];
-    uint32_t new_key[dim / 2];
-    uint16_t new_value[dim];
+    typename Stored<stored>::Two new_key[dim / 2];
+    typename Stored<stored>::One new_value[dim];
     int position[split_rows_most], low[split_rows_most], sequence[split_rows_most];  // keys low .. position
     int chunk[split_rows_most], first[split_rows_most], chunks[split_rows_most];     // a chunk's keys, the first chunk, how many
     int begin[split_rows_most + 4];             // units of the rows before
@@ -112,12 +123,16 @@ DEVICE RowUnit find_unit(const AttentionArgs& a, const RowUnits& u, const Place&
     return unit;
 }
 
-// Where a lane's words of keys `key` .. begin, in elements.
-template <int dim>
-DEVICE int64_t page_at(const AttentionArgs& a, int kv, int number) { return int64_t(kv * int(a.pages.pages) + number) * (page_keys * dim); }
-// From load to load of K it is 128, of V 2 dim a pair of keys, 64 a block of 32 channels.
-static constexpr int lane_key(int g, int t, int half, int dim) { return ((2 * half + g / 4) * dim / 2 + t) * 32 + g % 4 * 8; }
-static constexpr int lane_value(int g, int t, int half, int dim) { return (16 * half + 4 * t) * 2 * dim + 8 * g; }
+// The scales of keys 8 t .. of this warp's, or of their values; `fresh`: which of all is the new one.
+template <class Place>
+DEVICE void take_scales(Place& place, int of_values, int fresh, float (&x)[8]) {
+    float(&all)[warp_keys] = place.scales[of_values][gk::thread() / 32];
+    if (fresh >= 0) {
+        if (gk::lane() == 0) all[fresh] = place.new_scale[of_values];
+        gk::sync_warp();
+    }
+    memcpy(x, __builtin_assume_aligned(all + 8 * (gk::lane() % 4), 16), sizeof x);
+}
 
 // How a unit begins is a list of jobs, a warp one at a time: the queries of a head each; with the last chunk, where rope and the cache's
 // writing go ahead, the new key and the new value. Loads go first, with what is computed of them later: channels 2 lane + 64 k + i.
@@ -151,23 +166,14 @@ DEVICE void load_job(const AttentionArgs& a, const RopeKvWriteArgs& chain, const
     x.page = job < jobs.heads ? 0 : unit.pages[unit.position / int(page_keys)];
 }
 
-template <bool half>
-DEVICE uint32_t narrowed(float x) {
-    if constexpr (half) {
-        f16 out;
-        narrow(x, out);
-        return out.bits;
-    } else {
-        bf16 out;
-        narrow(x, out);
-        return out.bits;
-    }
-}
-
-template <bool half, class Place>
+template <class Place>
 DEVICE void finish_job(const AttentionArgs& a, const RopeKvWriteArgs& chain, Place& place, const RowUnit& unit, const UnitJobs& jobs, int job,
                        const Loaded<Place::dim>& loaded) {
+    using Page = Stored<Place::type>;
+    using One = typename Page::One;
+    using Two = typename Page::Two;
     constexpr int dim = Place::dim, turns = Loaded<dim>::turns;
+    constexpr bool half = Page::half_keys;
     const RopeArgs& r = chain.rope;
     const int lane = gk::lane(), turned = r.x && job <= jobs.heads ? 2 * int(r.half) : 0;
     float x[turns][2];
@@ -208,20 +214,35 @@ DEVICE void finish_job(const AttentionArgs& a, const RopeKvWriteArgs& chain, Pla
     float* k_row = r.x + jobs.row * r.x_stride + (a.heads + jobs.kv) * dim;
     const int64_t page = page_at<dim>(a, jobs.kv, loaded.page);
     const int slot = unit.position % int(page_keys);
+    float scale = 1.0f;
+    if constexpr (Page::coded) {
+        uint32_t most = 0;
+        GK_UNROLL
+        for (int k = 0; k < turns; k++)
+            if (lane + 32 * k < dim / 2) most = larger_size(larger_size(most, x[k][0]), x[k][1]);
+        scale = scale_together(most);
+    }
     gk::sync_warp();  // others have read what is written now
+    if constexpr (Page::coded) {
+        if (lane == 0) (key ? a.pages.k_scales : a.pages.v_scales)[scales_at(a, jobs.kv, loaded.page) + slot] = place.new_scale[key ? 0 : 1] = scale;
+    }
     GK_UNROLL
     for (int k = 0; k < turns; k++) {
         const int pair = lane + 32 * k;
         if (pair >= dim / 2) continue;
-        const uint32_t low = narrowed<half>(x[k][0]), high = narrowed<half>(x[k][1]);
+        typename Page::Element two[2];
+        put(x[k][0], scale, two[0]), put(x[k][1], scale, two[1]);
+        One bits[2];
+        memcpy(bits, two, sizeof bits);
+        const Two word = Two(bits[0] | uint32_t(bits[1]) << 8 * sizeof(One));
         if (key) {
             k_row[2 * pair] = x[k][0], k_row[2 * pair + 1] = x[k][1];
-            place.new_key[pair] = low | high << 16;
-            *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(a.pages.k) + page + key_at(true, slot, 2 * pair, dim)) = low | high << 16;
+            place.new_key[pair] = word;
+            *reinterpret_cast<Two*>(static_cast<One*>(a.pages.k) + page + key_at(true, slot, 2 * pair, dim)) = word;
         } else {
-            uint16_t* v = static_cast<uint16_t*>(a.pages.v) + page + value_at(true, slot, 2 * pair, dim);
-            place.new_value[2 * pair] = uint16_t(low), place.new_value[2 * pair + 1] = uint16_t(high);
-            v[0] = uint16_t(low), v[2] = uint16_t(high);
+            One* v = static_cast<One*>(a.pages.v) + page + value_at(true, slot, 2 * pair, dim);
+            place.new_value[2 * pair] = bits[0], place.new_value[2 * pair + 1] = bits[1];
+            v[0] = bits[0], v[2] = bits[1];
         }
     }
 }

@@ -119,6 +119,22 @@ DEVICE void widen_f16(uint32_t pair, uint32_t& low, uint32_t& high) {
     low = __float_as_uint(l), high = __float_as_uint(h);
 }
 
+// Four of i8 as two words of f16, or of bf16, the low ones first; exactly. f16: 1024 + (x + 128), of which the low byte are eight bits of its
+// fraction, less 1152. bf16: 128 + the low seven bits, less 128 or, where x is below zero, 256.
+DEVICE void widen_i8_f16(uint32_t codes, uint32_t& low, uint32_t& high) {
+    codes ^= 0x80808080u;
+    asm("sub.f16x2 %0, %1, %2;" : "=r"(low) : "r"(__byte_perm(codes, 0x64646464u, 0x4140)), "r"(0x64806480u));
+    asm("sub.f16x2 %0, %1, %2;" : "=r"(high) : "r"(__byte_perm(codes, 0x64646464u, 0x4342)), "r"(0x64806480u));
+}
+DEVICE uint32_t widen_i8_bf16_pair(uint32_t pair) {  // of 0x4300 | x each; before 9.0 there is no sub
+    uint32_t d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(pair & 0xff7fff7fu), "r"(0x3f803f80u), "r"((pair & 0xff80ff80u) ^ 0x80008000u));
+    return d;
+}
+DEVICE void widen_i8_bf16(uint32_t codes, uint32_t& low, uint32_t& high) {
+    low = widen_i8_bf16_pair(__byte_perm(codes, 0x43434343u, 0x4140)), high = widen_i8_bf16_pair(__byte_perm(codes, 0x43434343u, 0x4342));
+}
+
 // Two floats rounded to nearest even, the first in the low half.
 DEVICE uint32_t pack_bf16(float low, float high) {
     uint32_t d;

@@ -22,6 +22,7 @@
 #include "linear.inl"
 #include "rope.inl"
 #include "attention.inl"
+#include "attention_pages.inl"
 #include "attention_units.inl"
 #include "attention_rows.inl"
 #include "attention_prompt_page.inl"

@@ -220,7 +220,7 @@ SLOT(group_rows, GroupRowsArgs) {
 }
 
 // Rows [row, row + rows) of KV heads [kv, kv + kvs). chain: rope and the cache's writing ahead of it.
-template <bool half, int blocks32>
+template <DType type, int blocks32>
 void attend_rows(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
     constexpr int dim = 32 * blocks32;
     const int64_t group = a.heads / a.pages.kv_heads, head_tiles = up(group, tile_heads(dim)), heads = up(group, head_tiles), tiles = kvs * head_tiles;
@@ -233,9 +233,9 @@ void attend_rows(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t r
         const int64_t now = std::min(at_once, rows - done), grid = std::min(now * tiles * chunks, workspace().processors);
         const RowUnits units{int(row + done), int(now), int(kv * head_tiles), int(tiles), int(group), int(head_tiles), int(heads), int(wanted),
                              int(chunks), 1.0f / float(tiles), sums, sums + now * tiles * heads * chunks * dim, workspace().counters};
-        const int bytes = int(RowPlace<blocks32, true>::bytes(heads));
-        if (bytes <= workspace().shared) GK_LAUNCH((attention_rows_kernel<half, blocks32, true>), grid, 1, row_block, bytes, a, chain, units);
-        else GK_LAUNCH((attention_rows_kernel<half, blocks32, false>), grid, 1, row_block, int(RowPlace<blocks32, false>::bytes(heads)), a, chain, units);
+        const int bytes = int(RowPlace<type, blocks32, true>::bytes(heads));
+        if (bytes <= workspace().shared) GK_LAUNCH((attention_rows_kernel<type, blocks32, true>), grid, 1, row_block, bytes, a, chain, units);
+        else GK_LAUNCH((attention_rows_kernel<type, blocks32, false>), grid, 1, row_block, int(RowPlace<type, blocks32, false>::bytes(heads)), a, chain, units);
     }
     after_attention = true;
 }
@@ -255,27 +255,28 @@ void attend_prompt(const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv
     if (a.alibi_slopes || a.softcap > 0) go(std::true_type());
     else go(std::false_type());
 }
-template <bool half, int blocks32>
+template <DType type, int blocks32>
 void attend_tiles(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
-    if (a.rows <= split_rows_most) attend_rows<half, blocks32>(chain, a, row, rows, kv, kvs);
-    else attend_prompt<half, blocks32>(a, row, rows, kv, kvs);
+    if (a.rows <= split_rows_most) attend_rows<type, blocks32>(chain, a, row, rows, kv, kvs);
+    else if constexpr (type != DType::i8) attend_prompt<type == DType::f16, blocks32>(a, row, rows, kv, kvs);
 }
-template <bool half>
+template <DType type>
 void attend_tiles(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
     switch (a.pages.head_dim / 32) {
-        case 1: return attend_tiles<half, 1>(chain, a, row, rows, kv, kvs);
-        case 2: return attend_tiles<half, 2>(chain, a, row, rows, kv, kvs);
-        case 3: return attend_tiles<half, 3>(chain, a, row, rows, kv, kvs);
-        case 4: return attend_tiles<half, 4>(chain, a, row, rows, kv, kvs);
-        case 6: return attend_tiles<half, 6>(chain, a, row, rows, kv, kvs);
-        case 8: return attend_tiles<half, 8>(chain, a, row, rows, kv, kvs);
+        case 1: return attend_tiles<type, 1>(chain, a, row, rows, kv, kvs);
+        case 2: return attend_tiles<type, 2>(chain, a, row, rows, kv, kvs);
+        case 3: return attend_tiles<type, 3>(chain, a, row, rows, kv, kvs);
+        case 4: return attend_tiles<type, 4>(chain, a, row, rows, kv, kvs);
+        case 6: return attend_tiles<type, 6>(chain, a, row, rows, kv, kvs);
+        case 8: return attend_tiles<type, 8>(chain, a, row, rows, kv, kvs);
     }
 }
 void attend_tiles(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
     rows = std::min(rows, a.rows - row);
     if (rows < 1 || kvs < 1) return;
-    if (a.pages.dtype == DType::f16) attend_tiles<true>(chain, a, row, rows, kv, kvs);
-    else attend_tiles<false>(chain, a, row, rows, kv, kvs);
+    if (a.pages.dtype == DType::f16) attend_tiles<DType::f16>(chain, a, row, rows, kv, kvs);
+    else if (a.pages.dtype == DType::bf16) attend_tiles<DType::bf16>(chain, a, row, rows, kv, kvs);
+    else attend_tiles<DType::i8>(chain, a, row, rows, kv, kvs);
 }
 
 int64_t splits_of(const AttentionArgs& a) { return a.partials ? a.splits : 1; }

@@ -120,21 +120,24 @@ void dense_chain(const Waiting& now, const GatedArgs& gated) {
 bool takes(const AttentionArgs& a, const RopeKvWriteArgs& w) {
     const KvPages &p = a.pages, &q = w.write.pages;
     const int64_t width = a.heads * p.head_dim, kv_width = p.kv_heads * p.head_dim;
-    const bool same_pages = p.k == q.k && p.v == q.v && p.page_table == q.page_table && p.sequences == q.sequences && p.positions == q.positions &&
-                            p.kv_heads == q.kv_heads && p.pages == q.pages && p.head_dim == q.head_dim && p.max_pages == q.max_pages && p.dtype == q.dtype;
+    const bool same_pages = p.k == q.k && p.v == q.v && p.k_scales == q.k_scales && p.v_scales == q.v_scales && p.page_table == q.page_table &&
+                            p.sequences == q.sequences && p.positions == q.positions && p.kv_heads == q.kv_heads && p.pages == q.pages && p.head_dim == q.head_dim && p.max_pages == q.max_pages && p.dtype == q.dtype;
     const bool same_rows = w.rope.x == a.q && w.rope.x_stride == a.q_stride && w.rope.head_dim == p.head_dim && w.rope.heads == a.heads + p.kv_heads &&
                            w.write.k == a.q + width && w.write.kv_stride == a.q_stride;
     if (!same_pages || !same_rows || a.heads / p.kv_heads > tile_heads(p.head_dim) || !(p.apart || a.rows == 1)) return false;
     const Span x = rows_span(a.q, a.rows, a.q_stride, width + kv_width), v = rows_span(w.write.v, a.rows, w.write.kv_stride, kv_width);
-    const int64_t page_bytes = p.kv_heads * p.pages * page_keys * p.head_dim * 2;
+    const int64_t all_keys = p.kv_heads * p.pages * page_keys, page_bytes = all_keys * p.head_dim * (p.dtype == DType::i8 ? 1 : 2);
     const Span keys(static_cast<const char*>(p.k), page_bytes), values(static_cast<const char*>(p.v), page_bytes), out = rows_span(a.out, a.rows, a.out_stride, width);
+    const Span key_scales(p.k_scales, all_keys), value_scales(p.v_scales, all_keys);
     const Span table(w.rope.table, a.rows * 2 * w.rope.half), slopes(a.alibi_slopes, a.heads), sinks(a.sinks, a.heads);
     const Span positions(p.positions, a.rows), sequences(p.sequences, a.rows);
     const int64_t beside = w.write.v - a.q;
     const bool v_apart = apart(x, v) || (beside >= width + kv_width && beside + kv_width <= a.q_stride);
-    return v_apart && apart(out, {x, v, keys, values, table, slopes, sinks, positions, sequences}) &&
-           apart(x, {keys, values, table, slopes, sinks, positions, sequences}) && apart(keys, {values, v, table, slopes, sinks, positions, sequences}) &&
-           apart(values, {v, table, slopes, sinks, positions, sequences});
+    const auto stored_apart = [&](const Span& s) { return apart(s, {v, table, slopes, sinks, positions, sequences}); };
+    return v_apart && apart(out, {x, v, keys, values, key_scales, value_scales, table, slopes, sinks, positions, sequences}) &&
+           apart(x, {keys, values, key_scales, value_scales, table, slopes, sinks, positions, sequences}) &&
+           apart(keys, {values, key_scales, value_scales}) && apart(values, {key_scales, value_scales}) && apart(key_scales, value_scales) &&
+           stored_apart(keys) && stored_apart(values) && stored_apart(key_scales) && stored_apart(value_scales);
 }
 
 void flush() {

@@ -54,6 +54,50 @@ void check_pages() {
         }
 }
 
+// Codes of attention_rows.inl, by part: copied once each, and what a lane reads are 4 keys x 2 channels of K, 4 channels x 2 keys of V, where
+// sixteen lanes meet in no bank.
+template <int blocks32, bool wide>
+void check_codes_of_attention() {
+    using Place = RowPlace<DType::i8, blocks32, wide>;
+    constexpr int dim = Place::dim, part_dim = Place::part_dim;
+    Places keys(page_keys * dim), values(page_keys * dim);
+    bool right = true;
+    for (int half = 0; half < 2; half++)
+        for (int part = 0; part < Place::parts; part++) {
+            std::vector<int64_t> key_from(size_t(warp_keys) * part_dim, -1), value_from = key_from;  // byte in shared memory -> in the page
+            for (int e = 0; e < Place::loads; e++)
+                for (int lane = 0; lane < 32; lane++)
+                    for (int i = 0; i < 16; i++) {
+                        const size_t to = size_t(512 * e + 16 * lane + i);
+                        key_from[to] = coded_key(lane, half, dim) + coded_key_load(e, part, part_dim, dim) + i;
+                        value_from[to] = coded_value(lane, half, dim) + coded_value_load(e, part, part_dim, dim) + i;
+                        keys.take(key_from[to]), values.take(value_from[to]);
+                    }
+            auto read = [&](auto at_of, auto is_right) {
+                for (int first = 0; first < 32; first += 16) {
+                    int banks = 0;
+                    for (int lane = first; lane < first + 16; lane++) {
+                        const int g = lane / 4, t = lane % 4, at = at_of(g, t);
+                        banks |= 1 << at / 8 % 16;
+                        right = right && at % 8 == 0;
+                        for (int i = 0; i < 8; i++) right = right && is_right(g, t, i, size_t(at + i));
+                    }
+                    right = right && banks == 0xffff;
+                }
+            };
+            for (int e = 0; e < part_dim / 8; e++)
+                read([&](int g, int t) { return part_key(g, t, e, part_dim); }, [&](int g, int t, int i, size_t at) {
+                    return key_from[at] == key_at(true, 32 * half + 4 * g + i / 2, part * part_dim + 2 * (4 * e + t) + i % 2, dim);
+                });
+            for (int block = 0; block < part_dim / 32; block++)
+                for (int j = 0; j < 4; j++)
+                    read([&](int g, int t) { return part_value(g, t, j, block); }, [&](int g, int t, int i, size_t at) {
+                        return value_from[at] == value_at(true, 32 * half + 8 * t + 2 * j + i % 2, part * part_dim + 32 * block + 4 * g + i / 2, dim);
+                    });
+        }
+    expect(right && keys.all() && values.all(), "codes of few rows" + of(dim, wide));
+}
+
 // What a lane of attention_rows.inl takes, by load: 4 keys x 2 channels of K, 4 channels x 2 keys of V.
 void check_rows_of_attention() {
     for (int dim = 32; dim <= 256; dim += 32) {
@@ -78,6 +122,8 @@ void check_rows_of_attention() {
             }
         expect(right && keys.all() && values.all(), "lanes' keys and values of few rows" + of(dim));
     }
+    check_codes_of_attention<2, true>(), check_codes_of_attention<3, true>(), check_codes_of_attention<8, true>();
+    check_codes_of_attention<1, false>(), check_codes_of_attention<4, false>(), check_codes_of_attention<6, false>();
     for (int64_t tiles : {1, 2, 3, 8, 32, 100, 200})
         for (int keys = 1; keys < 300000; keys += 1 + int(below(900))) {
             const int wanted = chunks_wanted(tiles), chunk = chunk_of(keys, wanted), low = int(below(100000));

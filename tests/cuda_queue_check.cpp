@@ -47,6 +47,7 @@ T* some() { return reinterpret_cast<T*>(memory + below(buffers - 1) * buffer_flo
 constexpr int64_t cache_pages = 54, cache_dim = 32;
 struct Cache {
     uint16_t k[2 * cache_pages * page_keys * cache_dim], v[2 * cache_pages * page_keys * cache_dim];
+    float k_scales[2 * cache_pages * page_keys], v_scales[2 * cache_pages * page_keys];
 };
 alignas(256) Cache cache, cache_before, cache_after;
 int32_t page_table[cache_pages], sequences[2][3] = {{0, 1, 2}, {0, 1, 1}}, positions[8][3];
@@ -134,11 +135,13 @@ Step gated_step() {
 
 Step rope_step() {
     const int64_t kvs = 1 + below(2), group = one_in(4) ? 9 : 1 + below(3), heads = kvs * group, width = (heads + 2 * kvs) * cache_dim, rows = group == 9 ? 1 : 1 + below(3);
-    const bool together = one_in(4), half = one_in(2);
+    const bool together = one_in(4);
+    const DType type = one_in(3) ? DType::i8 : one_in(2) ? DType::f16 : DType::bf16;
     const int64_t stride = width + (one_in(3) ? below(8) : 0);
     float* x = rows * stride <= buffer_floats ? some() : memory;
-    const KvPages pages{cache.k, cache.v, nullptr, nullptr, page_table, sequences[together], positions[below(8)], kvs, cache_pages, cache_dim, cache_pages / 3,
-                        half ? DType::f16 : DType::bf16, !together};
+    const bool scaled = type == DType::i8;
+    const KvPages pages{cache.k, cache.v, scaled ? cache.k_scales : nullptr, scaled ? cache.v_scales : nullptr, page_table, sequences[together],
+                        positions[below(8)], kvs, cache_pages, cache_dim, cache_pages / 3, type, !together};
     last.rope = {{x, some(), heads + kvs, cache_dim, one_in(3) ? 8 : 16, stride, one_in(3)},
                  {x + heads * cache_dim, one_in(6) ? some() : x + (heads + kvs) * cache_dim, stride, pages}};
     last.rows = rows;
@@ -189,10 +192,12 @@ bool same(const std::vector<float>& a, const float* b) {
         std::memcpy(&x, &a[size_t(i)], 4), std::memcpy(&y, b + i, 4);
         if (x != y && !(std::isnan(a[size_t(i)]) && std::isnan(b[i]))) return false;  // NaNs differ in signs
     }
-    const auto* left = reinterpret_cast<const uint16_t*>(&cache_after);
-    const auto* right = reinterpret_cast<const uint16_t*>(&cache);
-    for (size_t i = 0; i < sizeof cache / 2; i++)
+    const auto *left = cache_after.k, *right = cache.k;
+    for (size_t i = 0; i < offsetof(Cache, k_scales) / 2; i++)
         if (left[i] != right[i] && !((left[i] & 0x7c00) == 0x7c00 && (right[i] & 0x7c00) == 0x7c00)) return false;
+    const auto *one = cache_after.k_scales, *two = cache.k_scales;
+    for (size_t i = 0; i < 2 * std::size(cache.k_scales); i++)
+        if (one[i] != two[i] && !(std::isnan(one[i]) && std::isnan(two[i]))) return false;
     return true;
 }
 
@@ -203,7 +208,10 @@ int64_t round_of(const Kernels& plain, const Kernels& queued) {
     last = {some(), some(), 1, 64, 64, {}, one_of::look, 2, 2, {}};
     for (auto& some : positions)
         for (int32_t& x : some) x = int32_t(below(one_in(3) ? cache_pages / 3 * page_keys : 300));
-    for (size_t i = 0; i < sizeof cache / 2; i++) reinterpret_cast<uint16_t*>(&cache_before)[i] = uint16_t(below(0x3c00) | below(2) << 15);
+    for (auto* some : {cache_before.k, cache_before.v})
+        for (size_t i = 0; i < std::size(cache_before.k); i++) some[i] = uint16_t(below(0x3c00) | below(2) << 15);
+    for (auto* some : {cache_before.k_scales, cache_before.v_scales})
+        for (size_t i = 0; i < std::size(cache_before.k_scales); i++) some[i] = float(1 + below(100)) / 1000.0f;
     std::vector<Step> steps;
     while (steps.size() < 12) steps.push_back(some_step());
     std::memcpy(memory, before.data(), sizeof memory);

@@ -276,6 +276,14 @@ template <class T>
 uint32_t pack(float low, float high) { return rounded<T>(low) | rounded<T>(high) << 16; }
 DEVICE uint32_t pack_bf16(float low, float high) { return pack<genkit::stored::bf16>(low, high); }
 DEVICE uint32_t pack_f16(float low, float high) { return pack<genkit::stored::f16>(low, high); }
+template <class T>
+void widen_i8(uint32_t codes, uint32_t& low, uint32_t& high) {
+    float x[4];
+    for (int i = 0; i < 4; i++) x[i] = float(int8_t(codes >> (8 * i)));
+    low = pack<T>(x[0], x[1]), high = pack<T>(x[2], x[3]);
+}
+DEVICE void widen_i8_f16(uint32_t codes, uint32_t& low, uint32_t& high) { widen_i8<genkit::stored::f16>(codes, low, high); }
+DEVICE void widen_i8_bf16(uint32_t codes, uint32_t& low, uint32_t& high) { widen_i8<genkit::stored::bf16>(codes, low, high); }
 
 template <bool transposed>
 Words4 matrices(const void* row) {

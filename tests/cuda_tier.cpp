@@ -13,7 +13,11 @@ namespace {
 #include "../cuda/kernels.inl"
 #include "cuda_workspace.inl"
 
-Workspace workspace() { return filled_workspace(1, 0xa5); }
+Workspace workspace() {
+    Workspace w = filled_workspace(1, 0xa5);
+    if (const char* shared = getenv("BLOCK_SHARED")) w.shared = atoll(shared);
+    return w;
+}
 
 }  // namespace
 

@@ -135,8 +135,15 @@ int main(int count, char** names) {
             check_attention(3, 1, 3, 16, 2100, 0, false, dtype);
             check_attention(3, 1, 1, 16, 2100, 1100, false, dtype);
             check_attention(3, 1, 3, 32, 2100, 0, false, dtype, 0, true);
+            if (dtype != DType::f16)  // which ends at 65,504
+                for (float size : {0x1p-90f, 0x1p100f}) check_attention(3, 1, 3, 32, 100, 0, false, dtype, 0, false, size);
         }
         check_attention(66, 1, 1, 32, 17000, 0, false, DType::bf16);  // more than merge_chunks of a device's partials
+    }
+    if (part("few")) {  // rows of wide heads, whose way depends on a device's shared memory
+        for (DType dtype : {DType::f16, DType::bf16, DType::i8}) {
+            for (int64_t dim : {96, 128, 192, 256}) check_attention(3, 1, 7, dim, 700, dim == 128 ? 300 : 0, dim == 192, dtype);
+        }
     }
     if (part("packed")) check_integer_weights();
     if (part("experts")) {

@@ -10,7 +10,7 @@ struct Pages {
 };
 
 void check_attention(int64_t rows, int64_t kv_heads, int64_t group, int64_t dim, int64_t longest, int64_t window, bool alibi,
-                     DType dtype, float softcap = 0, bool sunk = false) {
+                     DType dtype, float softcap = 0, bool sunk = false, float size = 1) {
     const int64_t sequences = 3, max_pages = longest / page_keys + 1, pages = sequences * max_pages;
     const int64_t heads = kv_heads * group, stride = heads * dim + (rows % 2 ? 7 : 8), width = kv_heads * dim;
     Pages cache(pages * kv_heads * page_keys, dim, dtype), other = cache;
@@ -27,7 +27,7 @@ void check_attention(int64_t rows, int64_t kv_heads, int64_t group, int64_t dim,
         }
     }
     const int64_t tokens = sequences * longest, middle = rng.below(tokens);
-    const std::vector<float> k = rng.normals(tokens * width), v = rng.normals(tokens * width);
+    const std::vector<float> k = rng.normals(tokens * width), v = rng.normals(tokens * width, size);
     plain.kv_write({k.data(), v.data(), width, where(cache, owner, key)}, 0, tokens);
     const KvWriteArgs write{k.data(), v.data(), width, where(other, owner, key)};
     fast.kv_write(write, middle, tokens);
@@ -65,8 +65,8 @@ void check_attention(int64_t rows, int64_t kv_heads, int64_t group, int64_t dim,
     // So do those of a device's tensor cores, in the pages' type.
     const bool on_device = fast.sample_counts, tiles = on_device && dim % 32 == 0;
     const bool rounded = on_device ? tiles && dtype == DType::bf16 : fast.row_input != RowInput::f32 && (dtype == DType::bf16 || dtype == DType::i8);
-    const double coarse = rounded ? 0.06 : tiles && dtype == DType::f16 ? 0.06 / 8 : 0;
-    check("attention" + what, got, want, std::vector<double>(want.size(), bound / 20 + 8 * eps + coarse));
+    const double coarse = rounded ? 0.06 : tiles && (dtype == DType::f16 || dtype == DType::i8) ? 0.06 / 8 : 0;
+    check("attention" + what, got, want, std::vector<double>(want.size(), (bound / 20 + 8 * eps + coarse) * size));
 
     auto split = [&](Kernels& tier, const std::vector<float>& whole) {  // partials, merged, have the same bits
         std::vector<float> merged(whole.size());
@@ -80,7 +80,7 @@ void check_attention(int64_t rows, int64_t kv_heads, int64_t group, int64_t dim,
     split(plain, want);
     split(fast, got);
     // A row alone has the same bits; on a device, of tiles, one of few rows among few and one of many among many.
-    const int64_t least = tiles && dtype != DType::f32 && dtype != DType::i8 && rows > 64 ? 65 : 1;
+    const int64_t least = tiles && dtype != DType::f32 && rows > 64 ? 65 : 1;
     for (int64_t r = 0; r + least <= rows; r += least > 1 ? 11 : 1) {
         std::vector<float> alone(size_t(least * heads * dim));
         AttentionArgs b = a;

@@ -84,7 +84,8 @@ def speeds(full: bool) -> Iterator[Speed]:
     for rows in (64, 2048) if full else (17,):
         for kind in ("bf16", "int4"):
             yield product(kind, rows, 2 * inner, width, cold)
-    yield decode(32_768 if full else 130, "bf16", *((32, 8, 128) if full else (4, 2, 16)))
+    for kind in ("bf16", "i8"):
+        yield decode(32_768 if full else 130, kind, *((32, 8, 128) if full else (4, 2, 32)))
     yield prefill(2048 if full else 20, *((32, 8, 128) if full else (4, 2, 16)))
     yield sample(vocab)
 
@@ -107,8 +108,8 @@ def product(kind: str, rows: int, n: int, k: int, cold: int) -> Speed:
     return Speed(f"{kind} {rows} row{'s' * (rows > 1)}, {n}x{k}", each + 4 * rows * (n + k), 2 * rows * n * k, copies, make)
 
 
-def filled_pages(rng: np.random.Generator, kv_heads: int, head_dim: int, keys: int) -> Pages:
-    pages = Pages("bf16", kv_heads, keys // _core.PAGE_KEYS + 1, head_dim)
+def filled_pages(rng: np.random.Generator, kind: str, kv_heads: int, head_dim: int, keys: int) -> Pages:
+    pages = Pages(kind, kv_heads, keys // _core.PAGE_KEYS + 1, head_dim)
     table = ints(np.arange(keys // _core.PAGE_KEYS + 1)[None])
     for begin in range(0, keys, 4096):
         at = np.arange(begin, min(keys, begin + 4096))
@@ -118,20 +119,20 @@ def filled_pages(rng: np.random.Generator, kv_heads: int, head_dim: int, keys: i
 
 
 def decode(keys: int, kind: str, heads: int, kv_heads: int, head_dim: int) -> Speed:
-    nbytes = 2 * 2 * keys * kv_heads * head_dim
+    nbytes = 2 * keys * kv_heads * (head_dim + 4 if kind == "i8" else 2 * head_dim)
 
     def make(rng: np.random.Generator) -> Callable[[int], Any]:
-        caches = [filled_pages(rng, kv_heads, head_dim, keys) for _ in range(2)]
+        caches = [filled_pages(rng, kind, kv_heads, head_dim, keys) for _ in range(2)]
         where = ints(np.arange(keys // _core.PAGE_KEYS + 1)[None]), ints([0]), ints([keys - 1])
         q = floats(numbers(rng, 1, heads * head_dim))
-        return lambda i: _core.attention(q, caches[i].k, caches[i].v, *where, head_dim**-0.5)
+        return lambda i: _core.attention(q, caches[i].k, caches[i].v, *where, head_dim**-0.5, 0, None, *caches[i].scales.values())
 
     return Speed(f"attention, 1 query, {keys} keys, {heads}/{kv_heads}x{head_dim} {kind}", nbytes, 4 * keys * heads * head_dim, 2, make)
 
 
 def prefill(rows: int, heads: int, kv_heads: int, head_dim: int) -> Speed:
     def make(rng: np.random.Generator) -> Callable[[int], Any]:
-        pages = filled_pages(rng, kv_heads, head_dim, rows)
+        pages = filled_pages(rng, "bf16", kv_heads, head_dim, rows)
         where = ints(np.arange(rows // _core.PAGE_KEYS + 1)[None]), ints([0] * rows), ints(range(rows))
         q = floats(numbers(rng, rows, heads * head_dim))
         return lambda i: _core.attention(q, pages.k, pages.v, *where, head_dim**-0.5)
