@@ -13,6 +13,7 @@ for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
 # A shell that starts the suite in the background has it ignore Ctrl-C, and every process started here would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import cuda_stand_in  # noqa: E402
 from cli_player import make_player  # noqa: E402 (imports numpy)
 
 
@@ -36,3 +37,10 @@ def endless(tmp_path_factory) -> Path:
 def vague(tmp_path_factory) -> Path:
     """Sampling from it gives different texts for different seeds."""
     return make_player(tmp_path_factory.mktemp("models") / "vague", sharpness=0.2)
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory) -> tuple[Path, Path]:
+    """(folder of a driver library, plugin): CUDA without a GPU, compiled once for all tests."""
+    folder = tmp_path_factory.mktemp("plugin")
+    return cuda_stand_in.driver(folder), cuda_stand_in.compile_plugin(folder)

@@ -1,6 +1,7 @@
 // gk.h's face on a processor: the threads of one block as fibers, one running at a time, which change at sync() and inside
 // what a warp does together. Finds wrong indexing and missing barriers that matter in this order, not races.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -50,18 +51,6 @@ namespace gk {
 
 constexpr size_t stack_bytes = 1 << 16;
 
-struct Fiber {
-    void* stack_pointer = nullptr;
-    bool done = false, waited = false;
-    uint32_t mail[8];  // what a lane shows the others of its warp
-    struct Copy {
-        void* to;
-        const void* from;
-        size_t bytes;
-    };
-    std::vector<std::vector<Copy>> groups;  // copies on their way: the last one is still open
-};
-
 // Threads that wait for one another: how many have not ended, how many of them have come to the next meeting, meetings passed.
 struct Meeting {
     int alive = 0, here = 0;
@@ -72,6 +61,23 @@ struct Meeting {
         here = 0;
         passed++;
     }
+};
+
+struct Fiber {
+    void* stack_pointer = nullptr;
+    bool done = false, waited = false;
+    const Meeting* at = nullptr;  // waits until it has passed so often
+    int64_t until = 0;
+    // What a lane shows the others of its warp: two places used in turn, so that nobody shows the next thing where somebody has yet
+    // to look at the last one.
+    uint32_t mail[2][12];
+    int turn = 0;
+    struct Copy {
+        void* to;
+        const void* from;
+        size_t bytes;
+    };
+    std::vector<std::vector<Copy>> groups;  // copies on their way: the last one is still open
 };
 
 // What a barrier in shared memory counts: copies of many bytes asked for, and done.
@@ -99,6 +105,7 @@ struct Block {
     std::vector<char> memory;
     void* home = nullptr;
     int current = 0;
+    bool moved = false;  // whether some thread went on, this time round
     int64_t x = 0, y = 0, count_x = 0;
     const std::function<void()>* body = nullptr;
 };
@@ -118,19 +125,40 @@ inline void enter() {
 
 inline int64_t threads_that_never_waited = 0;
 
-// Runs body in every thread of every block, one block after the other.
+// Runs the threads of a warp in turn until none can go on by what another one of them does. -> whether one has not ended.
+inline bool run_warp(Block& b, int first, int last) {
+    bool left = false;
+    for (bool again = true; again;) {
+        again = false;
+        for (int t = first; t < last; t++) {
+            Fiber& fiber = b.fibers[size_t(t)];
+            if (fiber.done) continue;
+            left = true;
+            if (fiber.at != nullptr && fiber.at->passed < fiber.until) continue;
+            fiber.at = nullptr;
+            b.current = t, b.moved = true;
+            gk_switch(&b.home, fiber.stack_pointer);
+            again = again || fiber.done || fiber.at == &b.warps[size_t(t / 32)];
+        }
+    }
+    return left;
+}
+
+// Runs body in every thread of every block, one block after the other; warps first to last, and last to first in every other block.
 inline void launch(int64_t grid_x, int64_t grid_y, int threads, int shared_bytes, const std::function<void()>& body) {
     static char* const stacks = new char[stack_bytes * 1024];
     for (int64_t i = 0; i < grid_x * grid_y; i++) {
-        Block b;
+        static Block b;  // with the memory of the one before
+        b.phases.clear(), b.some.clear(), b.barriers.clear();
+        b.all = {};
         b.body = &body;
         b.x = i % grid_x;
         b.y = i / grid_x;
         b.count_x = grid_x;
         b.memory.assign(size_t(shared_bytes) + 16, char(0xa5));  // never zeros
-        b.fibers.resize(size_t(threads));
+        b.fibers.assign(size_t(threads), {});
         b.all.alive = threads;
-        b.warps.resize(size_t(threads + 31) / 32);
+        b.warps.assign(size_t(threads + 31) / 32, {});
         for (int t = 0; t < threads; t++) b.warps[size_t(t / 32)].alive++;
         running = &b;
         for (size_t t = 0; t < b.fibers.size(); t++) {
@@ -140,14 +168,14 @@ inline void launch(int64_t grid_x, int64_t grid_y, int threads, int shared_bytes
             stack[0] = reinterpret_cast<void*>(enter);
             b.fibers[t].stack_pointer = stack - 6;
         }
+        const int warps = int(b.warps.size());
         for (bool left = true; left;) {
-            left = false;
-            for (int t = 0; t < threads; t++) {
-                if (b.fibers[size_t(t)].done) continue;
-                left = true;
-                b.current = t;
-                gk_switch(&b.home, b.fibers[size_t(t)].stack_pointer);
+            left = b.moved = false;
+            for (int w = 0; w < warps; w++) {
+                const int first = (i % 2 ? warps - 1 - w : w) * 32;
+                left |= run_warp(b, first, std::min(first + 32, threads));
             }
+            if (left && !b.moved) throw std::runtime_error("threads that wait for one another for ever");
         }
         running = nullptr;
         for (const Fiber& fiber : b.fibers) threads_that_never_waited += !fiber.waited;
@@ -174,12 +202,24 @@ inline void meet(Meeting& meeting) {
     const int64_t mine = meeting.passed + 1;
     meeting.here++;
     meeting.look();
-    while (meeting.passed < mine) switch_away();
+    if (meeting.passed >= mine) return;
+    Fiber& fiber = running->fibers[size_t(running->current)];
+    fiber.at = &meeting, fiber.until = mine;
+    switch_away();
 }
 inline void sync() { meet(running->all); }
 inline void meet_warp() { meet(running->warps[size_t(running->current / 32)]); }
 
 inline void sync_warp() { meet_warp(); }
+
+inline uint32_t* to_show() {
+    Fiber& mine = running->fibers[size_t(running->current)];
+    return mine.mail[mine.turn ^= 1];
+}
+// After a meeting.
+inline const uint32_t* shown_by(int lane) {
+    return running->fibers[size_t(running->current / 32 * 32 + lane)].mail[running->fibers[size_t(running->current)].turn];
+}
 
 struct Words4 {
     uint32_t x[4];
@@ -202,20 +242,15 @@ int32_t dot4(uint32_t a, uint32_t b) {
 // Everyone shows its fragments, then each adds up its own four elements of d.
 template <int halves, class A = int8_t>
 inline void mma(int32_t (&d)[4], const uint32_t* a, const uint32_t* b) {
-    auto& fibers = running->fibers;
-    const int first = running->current / 32 * 32, lane = running->current % 32, g = lane / 4, t = lane % 4;
-    uint32_t* mail = fibers[size_t(running->current)].mail;
+    const int lane = running->current % 32, g = lane / 4, t = lane % 4;
+    uint32_t* mail = to_show();
     for (int i = 0; i < 2 * halves; i++) mail[i] = a[i];
     for (int i = 0; i < halves; i++) mail[4 + i] = b[i];
     meet_warp();
     for (int i = 0; i < 4; i++)
         for (int half = 0; half < halves; half++)
-            for (int q = 0; q < 4; q++) {
-                const uint32_t* row = fibers[size_t(first + g * 4 + q)].mail;                      // row g, or g + 8
-                const uint32_t* column = fibers[size_t(first + (2 * t + i % 2) * 4 + q)].mail;
-                d[i] += dot4<A>(row[half * 2 + i / 2], column[4 + half]);
-            }
-    meet_warp();
+            for (int q = 0; q < 4; q++)  // row g, or g + 8
+                d[i] += dot4<A>(shown_by(g * 4 + q)[half * 2 + i / 2], shown_by((2 * t + i % 2) * 4 + q)[4 + half]);
 }
 DEVICE void mma_k32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma<2>(d, a, b); }
 DEVICE void mma_k32_u8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma<2, uint8_t>(d, a, b); }
@@ -227,27 +262,26 @@ DEVICE void mma_k16(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
 // The same of 16-bit elements; the device's own order of such a sum is not known.
 template <class T>
 void mma_16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    auto& fibers = running->fibers;
-    const int first = running->current / 32 * 32, lane = running->current % 32, g = lane / 4, t = lane % 4;
-    uint32_t* mail = fibers[size_t(running->current)].mail;
-    for (int i = 0; i < 4; i++) mail[i] = a[i];
-    for (int i = 0; i < 2; i++) mail[4 + i] = b[i];
+    const int lane = running->current % 32, g = lane / 4, t = lane % 4;
+    auto* mail = reinterpret_cast<float*>(to_show());
+    for (int i = 0; i < 8; i++) mail[i] = widen(T{uint16_t(a[i / 2] >> i % 2 * 16)});
+    for (int i = 0; i < 4; i++) mail[8 + i] = widen(T{uint16_t(b[i / 2] >> i % 2 * 16)});
     meet_warp();
+    const float *rows[4], *columns[2][4];
+    for (int q = 0; q < 4; q++) {
+        rows[q] = reinterpret_cast<const float*>(shown_by(g * 4 + q));
+        for (int i = 0; i < 2; i++) columns[i][q] = reinterpret_cast<const float*>(shown_by((2 * t + i) * 4 + q)) + 8;
+    }
     for (int i = 0; i < 4; i++)
-        for (int k = 0; k < 16; k++) {
-            const uint32_t row = fibers[size_t(first + g * 4 + k % 8 / 2)].mail[k / 8 * 2 + i / 2];
-            const uint32_t column = fibers[size_t(first + (2 * t + i % 2) * 4 + k % 8 / 2)].mail[4 + k / 8];
-            d[i] += widen(T{uint16_t(row >> k % 2 * 16)}) * widen(T{uint16_t(column >> k % 2 * 16)});
-        }
-    meet_warp();
+        for (int k = 0; k < 16; k++)
+            d[i] += rows[k % 8 / 2][k / 8 * 4 + i / 2 * 2 + k % 2] * columns[i % 2][k % 8 / 2][k / 8 * 2 + k % 2];
 }
 DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_16<genkit::stored::bf16>(d, a, b); }
 DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_16<genkit::stored::f16>(d, a, b); }
 
 DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    auto& fibers = running->fibers;
-    const int first = running->current / 32 * 32, lane = running->current % 32, g = lane / 4, t = lane % 4;
-    uint32_t* mail = fibers[size_t(running->current)].mail;
+    const int lane = running->current % 32, g = lane / 4, t = lane % 4;
+    uint32_t* mail = to_show();
     for (int i = 0; i < 4; i++) mail[i] = a[i];
     for (int i = 0; i < 2; i++) mail[4 + i] = b[i];
     meet_warp();
@@ -257,8 +291,7 @@ DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
     };
     for (int i = 0; i < 4; i++)
         for (int k = 0; k < 8; k++)
-            d[i] += tf32(fibers[size_t(first + g * 4 + k % 4)].mail[k / 4 * 2 + i / 2]) * tf32(fibers[size_t(first + (2 * t + i % 2) * 4 + k % 4)].mail[4 + k / 4]);
-    meet_warp();
+            d[i] += tf32(shown_by(g * 4 + k % 4)[k / 4 * 2 + i / 2]) * tf32(shown_by((2 * t + i % 2) * 4 + k % 4)[4 + k / 4]);
 }
 DEVICE uint32_t round_tf32(float x) { return x == x ? (genkit::stored::to_bits(x) + 0x1000u) & 0xffffe000u : 0x7fffffffu; }
 DEVICE void widen_f16(uint32_t pair, uint32_t& low, uint32_t& high) {
@@ -288,21 +321,20 @@ DEVICE void widen_i8_bf16(uint32_t codes, uint32_t& low, uint32_t& high) { widen
 template <bool transposed>
 Words4 matrices(const void* row) {
     if (reinterpret_cast<uintptr_t>(row) % 16) throw std::runtime_error("a row of a matrix that is not aligned");
-    auto& fibers = running->fibers;
-    const int first = running->current / 32 * 32, lane = running->current % 32, g = lane / 4, t = lane % 4;
-    std::memcpy(fibers[size_t(running->current)].mail, &row, sizeof row);
+    const int lane = running->current % 32, g = lane / 4, t = lane % 4;
+    std::memcpy(to_show(), &row, sizeof row);
     meet_warp();
     Words4 w;
     for (int m = 0; m < 4; m++) {
         uint16_t pair[2];
         for (int i = 0; i < 2; i++) {
             const char* from;
-            std::memcpy(&from, fibers[size_t(first + 8 * m + (transposed ? 2 * t + i : g))].mail, sizeof from);
+            std::memcpy(&from, shown_by(8 * m + (transposed ? 2 * t + i : g)), sizeof from);
             std::memcpy(&pair[i], from + 2 * (transposed ? g : 2 * t + i), 2);
         }
         w.x[m] = pair[0] | uint32_t(pair[1]) << 16;
     }
-    meet_warp();
+    meet_warp();  // all read at once: what comes next may write there
     return w;
 }
 DEVICE Words4 load_matrix(const void* row) { return matrices<false>(row); }
@@ -430,13 +462,10 @@ DEVICE void let_next_start() {}
 // Each shows what it has; who has left shows nothing new.
 template <class T>
 T exchange(T x, int partner) {
-    auto& fibers = running->fibers;
-    const int first = running->current / 32 * 32;
-    std::memcpy(fibers[size_t(running->current)].mail, &x, sizeof x);
+    std::memcpy(to_show(), &x, sizeof x);
     meet_warp();
     T got = x;
-    if (partner >= 0 && partner < 32) std::memcpy(&got, fibers[size_t(first + partner)].mail, sizeof got);
-    meet_warp();
+    if (partner >= 0 && partner < 32) std::memcpy(&got, shown_by(partner), sizeof got);
     return got;
 }
 template <class T>
@@ -446,8 +475,10 @@ T shuffle_up(T x, int distance) { return exchange(x, lane() - distance); }
 template <class T>
 T shuffle(T x, int from) { return exchange(x, from); }
 DEVICE uint32_t ballot(bool yes) {
+    *to_show() = yes;
+    meet_warp();
     uint32_t all = 0;
-    for (int i = 0; i < 32; i++) all |= uint32_t(exchange(int(yes), i)) << i;
+    for (int i = 0; i < 32; i++) all |= (*shown_by(i) & 1) << i;
     return all;
 }
 DEVICE int count(uint32_t bits) { return __builtin_popcount(bits); }
@@ -463,18 +494,25 @@ DEVICE float as_float(uint32_t bits) {
     return x;
 }
 DEVICE uint32_t max_together(uint32_t x) {
-    for (int d = 16; d > 0; d /= 2) x = std::max(x, shuffle_xor(x, d));
+    *to_show() = x;
+    meet_warp();
+    for (int i = 0; i < 32; i++) x = std::max(x, *shown_by(i));
     return x;
 }
 DEVICE uint32_t match(uint32_t x) {
+    *to_show() = x;
+    meet_warp();
     uint32_t all = 0;
-    for (int i = 0; i < 32; i++) all |= uint32_t(exchange(x, i) == x) << i;
+    for (int i = 0; i < 32; i++) all |= uint32_t(*shown_by(i) == x) << i;
     return all;
 }
 DEVICE int count_bits(uint32_t x) { return __builtin_popcount(x); }
 DEVICE uint32_t add_together(uint32_t x) {
-    for (int d = 16; d > 0; d /= 2) x += shuffle_xor(x, d);
-    return x;
+    *to_show() = x;
+    meet_warp();
+    uint32_t sum = 0;
+    for (int i = 0; i < 32; i++) sum += *shown_by(i);
+    return sum;
 }
 DEVICE void store_16(void* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     const uint32_t x[4] = {a, b, c, d};

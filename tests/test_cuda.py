@@ -13,9 +13,9 @@ import compilers
 import cuda_resources
 import pytest
 from cuda_engine import wrong_with
+from cuda_stand_in import driver, needs_compiler
 
 TESTS = Path(__file__).parent
-needs_compiler = pytest.mark.skipif(compilers.native() is None or not compilers.X86, reason="the shim is for x86-64 with a C++ compiler")
 WITHOUT_KERNEL = []  # of the slots that a device is asked for (fill_missing in cpp/cpu/table.cpp)
 
 
@@ -41,24 +41,6 @@ def test_kernels_agree_with_the_reference(tmp_path):
 
 
 # ---- a plugin whose device is a stand-in -----------------------------------------------------------------------------
-
-
-def driver(folder, **answers):
-    """A driver library: what each function does, 0 and good news if not said otherwise."""
-    body = {"cuInit": "return 0;", "cuDriverGetVersion": "*n = 13000; return 0;", "cuDeviceGetCount": "*n = 1; return 0;"} | answers
-    argument = {"cuInit": "unsigned n"}
-    text = "".join(f"int {name}({argument.get(name, 'int* n')}) {{ {code} }}\n" for name, code in body.items() if code)
-    (folder / "driver.c").write_text(text)
-    subprocess.run(["cc", "-shared", "-fPIC", "-w", "-o", folder / "libcuda.so.1", folder / "driver.c"], check=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def stand_in(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("plugin")
-    plugin = compilers.compile_source(compilers.native(), TESTS / "cuda_plugin.cpp", folder / "plugin.so", "-O2", "-shared",
-                                      "-fPIC", "-Wno-unused-function", f"-I{TESTS}")
-    return driver(folder), plugin
 
 
 def compare(stand_in, part):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cuda import needs_compiler, stand_in  # noqa: F401
+from cuda_stand_in import needs_compiler
 from test_cuda_layers import WORKSPACE, command
 
 import genkit
@@ -19,7 +19,7 @@ SHORT = ("-p", "3", "-n", "2", "-r", "1", "--warmup", "0", "-q")
 
 
 @needs_compiler
-def test_models_on_both_side_by_side(stand_in, tmp_path):  # noqa: F811
+def test_models_on_both_side_by_side(stand_in, tmp_path):
     done = command(*stand_in, "bench", "--device", "cpu,cuda", "-t", "1,2", *SHORT, "--json", "-o", tmp_path / "a.html",
                    "--plot", tmp_path / "a.svg")
     assert done.returncode == 0, done.stderr
@@ -39,14 +39,14 @@ def test_models_on_both_side_by_side(stand_in, tmp_path):  # noqa: F811
 
 
 @needs_compiler
-def test_the_table_tells_of_the_gpu(stand_in):  # noqa: F811
+def test_the_table_tells_of_the_gpu(stand_in):
     lines = command(*stand_in, "bench", "--device", "cuda", *SHORT).stdout.splitlines()
     assert any(line.split()[0] == "gpu" and "driver for CUDA 13.0" in line for line in lines if line)
     assert any("on the GPU" in line and "share of limit" in line for line in lines)
 
 
 @needs_compiler
-def test_limits_are_the_devices_own(stand_in):  # noqa: F811
+def test_limits_are_the_devices_own(stand_in):
     done = command(*stand_in, "bench", "limits", "--device", "cuda", "--bytes", "64KiB,300001", "-r", "1", "-q", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -62,7 +62,7 @@ def test_limits_are_the_devices_own(stand_in):  # noqa: F811
 @pytest.mark.parametrize("more, code, words", [
     (("-t", "1"), 2, "-t is of the processor"), (("--tier", "avx2"), 2, "--tier is of the processor"),
     (("--bytes", "64"), 2, "too small for a GPU"), (("--bytes", "1TiB"), 4, "do not fit")])
-def test_limits_that_cannot_be(stand_in, more, code, words):  # noqa: F811
+def test_limits_that_cannot_be(stand_in, more, code, words):
     done = command(*stand_in, "bench", "limits", "--device", "cuda", *more)
     assert done.returncode == code and not done.stdout and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
@@ -88,7 +88,7 @@ print(json.dumps(results.as_dict()))
 
 
 @needs_compiler
-def test_kernels_of_every_family(stand_in):  # noqa: F811
+def test_kernels_of_every_family(stand_in):
     folder, plugin = stand_in
     done = subprocess.run([sys.executable, "-c", SOME_KERNELS, plugin], capture_output=True, text=True, timeout=600,
                           env=os.environ | {"LD_LIBRARY_PATH": str(folder)})
@@ -111,7 +111,7 @@ def test_kernels_of_every_family(stand_in):  # noqa: F811
 
 
 @needs_compiler
-def test_the_kernels_command(stand_in):  # noqa: F811
+def test_the_kernels_command(stand_in):
     small = {"GENKIT_STAND_IN_MEMORY": str(WORKSPACE + (8 << 20)), "GENKIT_CUDA_BLAS": "0"}
     done = command(*stand_in, "proven", "bench", "kernels", "add", "--rows", "1,2", "--device", "auto", "-r", "1", "-q", **small)
     assert done.returncode == 0, done.stderr
@@ -124,7 +124,7 @@ def test_the_kernels_command(stand_in):  # noqa: F811
 @pytest.mark.parametrize("more, code, words", [
     (("add", "-t", "1"), 2, "-t is of the processor"), (("add", "--tier", "avx2"), 2, "--tier is of the processor"),
     (("pack",), 2, "on the processor"), (("linear",), 4, "are free; take a smaller --shape")])
-def test_kernels_that_cannot_be(stand_in, more, code, words):  # noqa: F811
+def test_kernels_that_cannot_be(stand_in, more, code, words):
     small = {"GENKIT_STAND_IN_MEMORY": str(WORKSPACE + (8 << 20)), "GENKIT_CUDA_BLAS": "0"}
     done = command(*stand_in, "bench", "kernels", *more, "--device", "cuda", "-q", **small)
     assert done.returncode == code and not done.stdout and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
@@ -134,7 +134,7 @@ def test_kernels_that_cannot_be(stand_in, more, code, words):  # noqa: F811
 
 
 @needs_compiler
-def test_latency(stand_in, tmp_path):  # noqa: F811
+def test_latency(stand_in, tmp_path):
     """Its children are genkits of their own: a package with the plugin beside its core."""
     folder, plugin = stand_in
     package = tmp_path / "genkit"
@@ -171,7 +171,7 @@ def test_latency_without_a_plugin(tmp_path):
 @pytest.mark.parametrize("room, more, words", [
     (3 << 20, (), "is free on cuda"), (14 << 20, (), "of 5 layers fit on cuda"), (40 << 20, (), ""),
     (40 << 20, ("--batch", "64", "--depth", "1000"), "keys and values of 1003 tokens in 64 sequence(s)")])
-def test_a_model_is_there_whole_or_not_measured(stand_in, room, more, words):  # noqa: F811
+def test_a_model_is_there_whole_or_not_measured(stand_in, room, more, words):
     small = {"GENKIT_STAND_IN_MEMORY": str(WORKSPACE + room), "GENKIT_CUDA_BLAS": "0"}
     done = command(*stand_in, "bench", "--device", "cuda", *SHORT, *more, **small)
     if words:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import compilers
 import pytest
-from test_cuda import needs_compiler, stand_in  # noqa: F401
+from cuda_stand_in import needs_compiler
 
 TESTS = Path(__file__).parent
 SHAPES, CALLS = 3, 4  # of cuda_blas.py: each shape twice at once and a plan run twice
@@ -21,7 +21,7 @@ def library(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def said(stand_in, library):  # noqa: F811
+def said(stand_in, library):
     folder, plugin = stand_in
     seed = str(random.SystemRandom().randrange(2**32))
 

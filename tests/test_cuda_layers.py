@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cuda import driver, needs_compiler, stand_in  # noqa: F401 (a fixture)
+from cuda_stand_in import driver, needs_compiler
 
 from genkit import machine
 
@@ -18,7 +18,7 @@ WORKSPACE = (32 << 20) + (1 << 18)  # what the plugin takes for itself (cuda/wor
 SHORT = ("generate", "-n", "2", "--temp", "0", "def f")
 
 
-def findings(stand_in, part, memory=None):  # noqa: F811
+def findings(stand_in, part, memory=None):
     """What cuda_layers.py tells of a part, by name; memory: bytes of the device."""
     folder, plugin = stand_in
     more = {} if memory is None else {"GENKIT_STAND_IN_MEMORY": str(memory), "GENKIT_CUDA_BLAS": "0"}
@@ -38,7 +38,7 @@ def command(folder, plugin, *arguments, **environment):
 
 
 @needs_compiler
-def test_a_device_in_use_is_put_back(stand_in):  # noqa: F811
+def test_a_device_in_use_is_put_back(stand_in):
     found = findings(stand_in, "scopes")
     assert found["devices in use"]["seen"] == ["cpu", "cpu", "cuda", "cuda", "cuda", "cuda", "cpu"]
     beams = found["beams with logprobs"]
@@ -51,7 +51,7 @@ def test_a_device_in_use_is_put_back(stand_in):  # noqa: F811
 
 
 @needs_compiler
-def test_the_last_layers_on_the_device_write_the_same_text(stand_in):  # noqa: F811
+def test_the_last_layers_on_the_device_write_the_same_text(stand_in):
     found = findings(stand_in, "default")
     assert [(line["placed"], line["whole"]) for line in found.values()] == [(0, False), (1, False), (3, False), (5, True)]
     wrong = [(what, way) for what, line in found.items() for way, same in line["same"].items() if not same]
@@ -59,7 +59,7 @@ def test_the_last_layers_on_the_device_write_the_same_text(stand_in):  # noqa: F
 
 
 @needs_compiler
-def test_every_architecture_split(stand_in):  # noqa: F811
+def test_every_architecture_split(stand_in):
     """And a step takes no more memory than is set aside for it, weights what they are said to."""
     found = findings(stand_in, "architectures")
     split = {name: line for name, line in found.items() if "placed" in line}
@@ -72,7 +72,7 @@ def test_every_architecture_split(stand_in):  # noqa: F811
 
 
 @needs_compiler
-def test_what_does_not_fit_is_refused_and_given_back(stand_in):  # noqa: F811
+def test_what_does_not_fit_is_refused_and_given_back(stand_in):
     found = findings(stand_in, "memory", memory=WORKSPACE + (16 << 20))
     assert found["fitted"]["placed"] in range(1, 5) and found["fitted"]["taken"] < 16 << 20
     words = {what: line["words"] for what, line in found.items() if "code" in line}
@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused_and_given_back(stand_in):  # noqa: F811
 
 
 @needs_compiler
-def test_as_many_layers_as_fit_are_taken_and_said(stand_in):  # noqa: F811
+def test_as_many_layers_as_fit_are_taken_and_said(stand_in):
     folder, plugin = stand_in
     small = {"GENKIT_STAND_IN_MEMORY": str(WORKSPACE + (16 << 20)), "GENKIT_CUDA_BLAS": "0"}
     want = command(folder, plugin, *SHORT, "--device", "cpu", "-q")
@@ -118,7 +118,7 @@ def test_layers_that_cannot_be_are_refused(tmp_path, arguments, words):
 
 
 @needs_compiler
-def test_auto_takes_the_gpu_or_says_why_not(stand_in, tmp_path):  # noqa: F811
+def test_auto_takes_the_gpu_or_says_why_not(stand_in, tmp_path):
     folder, plugin = stand_in
     taken = command(folder, plugin, "proven", *SHORT, "-v")
     assert taken.returncode == 0 and "device cuda" in taken.stderr and "running on" not in taken.stderr
@@ -141,7 +141,7 @@ def test_auto_takes_the_gpu_or_says_why_not(stand_in, tmp_path):  # noqa: F811
 
 
 @needs_compiler
-def test_cuda_that_cannot_be_is_exit_5_with_the_reason(stand_in, tmp_path):  # noqa: F811
+def test_cuda_that_cannot_be_is_exit_5_with_the_reason(stand_in, tmp_path):
     failed = command(driver(tmp_path, cuDriverGetVersion="*n = 12080; return 0;"), stand_in[1], *SHORT, "--device", "cuda")
     assert (failed.returncode, failed.stdout) == (5, "")
     assert failed.stderr == ("genkit: error: --device cuda: the NVIDIA driver is for CUDA 12.8; 13.0 is needed (driver 580 or newer); "
@@ -176,7 +176,7 @@ def rows(text):
 
 
 @needs_compiler
-def test_doctor_tells_of_the_device(stand_in):  # noqa: F811
+def test_doctor_tells_of_the_device(stand_in):
     folder, plugin = stand_in
     said = {name: value.strip() for name, value in rows(command(folder, plugin, "doctor").stdout).items()}
     assert said["cuda driver"] == "for CUDA 13.0" and said["cuda plugin"] == str(plugin) and said["cuda targets"] == "no GPU"
@@ -196,7 +196,7 @@ def test_doctor_tells_of_the_device(stand_in):  # noqa: F811
     ({"cuDeviceGetCount": "*n = 0; return 0;"}, "13.0", "the NVIDIA driver sees no device"),
     ({"cuDriverGetVersion": "return 3;"}, None, "the NVIDIA driver gives error 3 when asked for its version"),
 ])
-def test_doctor_says_why_each_part_is_missing(stand_in, tmp_path, answers, version, reason):  # noqa: F811
+def test_doctor_says_why_each_part_is_missing(stand_in, tmp_path, answers, version, reason):
     folder, plugin = driver(tmp_path, **answers), stand_in[1]
     said = {name: value.strip() for name, value in rows(command(folder, plugin, "doctor").stdout).items()}
     assert said["cuda driver"] == (f"for CUDA {version}; {reason}" if version else f"none: {reason}")
@@ -208,14 +208,14 @@ def test_doctor_says_why_each_part_is_missing(stand_in, tmp_path, answers, versi
 
 
 @needs_compiler
-def test_doctor_without_a_plugin(stand_in):  # noqa: F811
+def test_doctor_without_a_plugin(stand_in):
     said = {name: value.strip() for name, value in rows(command(stand_in[0], "absent.so", "doctor").stdout).items()}
     assert said["cuda driver"] == "for CUDA 13.0" and said["cuda plugin"] == "none: CUDA is not built into this package"
     assert said["cuda device"] == "none: CUDA is not built into this package" and "cuda targets" not in said
 
 
 @needs_compiler
-def test_doctor_looks_for_cublaslt(stand_in, tmp_path):  # noqa: F811
+def test_doctor_looks_for_cublaslt(stand_in, tmp_path):
     """A wheel's folder first; what cannot be opened is not it."""
     library = tmp_path / "nvidia/cu13/lib/libcublasLt.so.13"
     library.parent.mkdir(parents=True)

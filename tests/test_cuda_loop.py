@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from test_cuda import needs_compiler, stand_in  # noqa: F401
+from cuda_stand_in import needs_compiler
 
 # A chain: token t is followed by the largest of row t of a table. Row 90 is NaN, of row 91 nothing can be drawn.
 HEAD = """
@@ -54,7 +54,7 @@ class Chain:
 """
 
 
-def run(stand_in, body, temperature=0.0, **more):  # noqa: F811
+def run(stand_in, body, temperature=0.0, **more):
     folder, plugin = stand_in
     done = subprocess.run([sys.executable, "-c", HEAD.replace("TEMPERATURE", str(temperature)) + body, plugin], capture_output=True,
                           text=True, timeout=300, env=os.environ | {"LD_LIBRARY_PATH": str(folder)} | more)
@@ -87,7 +87,7 @@ print(json.dumps([cases, wrong, most(), seed]))
 
 
 @needs_compiler
-def test_loops_are_the_processors(stand_in):  # noqa: F811
+def test_loops_are_the_processors(stand_in):
     """Tokens, and what ids and positions are afterwards, whatever ends them; some steps ahead of what the host has read."""
     for temperature in (0.0, 3.0):
         cases, wrong, most, seed = run(stand_in, LIKE_THE_PROCESSOR, temperature)
@@ -145,7 +145,7 @@ def test_penalties_in_a_loop_are_those_of_single_steps(stand_in):  # noqa: F811
 
 
 @needs_compiler
-def test_a_bad_step_on_the_way_is_not_taken(stand_in):  # noqa: F811
+def test_a_bad_step_on_the_way_is_not_taken(stand_in):
     wrong = run(stand_in, """
 wrong = []
 for bad in (90, 91):
@@ -161,7 +161,7 @@ print(json.dumps(wrong))
 
 
 @needs_compiler
-def test_steps_on_their_way_past_the_time_are_taken(stand_in):  # noqa: F811
+def test_steps_on_their_way_past_the_time_are_taken(stand_in):
     counts = run(stand_in, """
 cpu, cuda = Chain("cpu", 2), Chain("cuda", 2)
 want, (late, state) = cpu.decode([1, 2], [0, 0], count=16)[0], cuda.decode([1, 2], [0, 0], count=16, seconds=0)
@@ -172,7 +172,7 @@ print(json.dumps([len(late) // 2, want == late + rest]))
 
 
 @needs_compiler
-def test_a_device_that_fails_or_says_nothing_ends_the_loop(stand_in):  # noqa: F811
+def test_a_device_that_fails_or_says_nothing_ends_the_loop(stand_in):
     for fault, said in (("fails", "cuda: running a plan: an illegal memory access was encountered"),
                         ("silent", "cuda: running a plan: it has ended without its tokens")):
         taken, state = run(stand_in, "print(json.dumps(Chain('cuda', 2).decode([1, 2], [0, 0])))", GENKIT_STAND_IN_FAULT=fault)

@@ -4,7 +4,6 @@ what others do, and weights are read fast only by the instructions meant for it.
 import random
 import re
 import shutil
-import subprocess
 
 import cuda_resources
 import pytest

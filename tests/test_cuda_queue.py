@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import compilers
-import pytest
-from test_cuda import needs_compiler, stand_in  # noqa: F401
+from cuda_stand_in import needs_compiler
 
 TESTS = Path(__file__).parent
 # Kernels of a layer of the default model at most, and those a step has beside: embedding, rope's table, last norm, head.
@@ -29,7 +28,7 @@ def test_calls_in_any_order_leave_the_same_memory(tmp_path):
 
 
 @needs_compiler
-def test_steps_have_fewer_kernels_and_the_same_bits(stand_in):  # noqa: F811
+def test_steps_have_fewer_kernels_and_the_same_bits(stand_in):
     alone, fused = steps(stand_in, "0"), steps(stand_in, "1")
     assert alone.keys() == fused.keys() and len(fused) == 3
     for what, step in fused.items():
@@ -42,7 +41,7 @@ def test_steps_have_fewer_kernels_and_the_same_bits(stand_in):  # noqa: F811
             assert step["kernels"] <= alone[what]["kernels"] - 3 * step["layers"], (what, step)
 
 
-def steps(stand_in, fuse):  # noqa: F811
+def steps(stand_in, fuse):
     folder, plugin = stand_in
     done = subprocess.run([sys.executable, TESTS / "cuda_steps.py", plugin], capture_output=True, text=True, timeout=600,
                           env=os.environ | {"LD_LIBRARY_PATH": str(folder), "GENKIT_CUDA_FUSE": fuse})

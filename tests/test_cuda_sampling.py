@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cuda import needs_compiler, stand_in  # noqa: F401
+from cuda_stand_in import needs_compiler
 
 TESTS = Path(__file__).parent
 COMMAND = "import sys; from genkit import machine; machine.CUDA_PLUGIN = sys.argv.pop(1); from genkit.cli import main; main()"
@@ -22,14 +22,14 @@ OPTIONS = {
 }
 
 
-def run(stand_in, *command):  # noqa: F811
+def run(stand_in, *command):
     return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=600,
                           env=os.environ | {"LD_LIBRARY_PATH": str(stand_in[0])})
 
 
 @needs_compiler
 @pytest.mark.parametrize("part", ["same", "alone", "often"])
-def test_draws_are_the_processors(stand_in, part):  # noqa: F811
+def test_draws_are_the_processors(stand_in, part):
     seed = random.SystemRandom().randrange(2**32)
     done = run(stand_in, TESTS / "cuda_sampling.py", stand_in[1], seed, part)
     assert done.returncode == 0, f"seed {seed}: {done.stderr}"
@@ -40,7 +40,7 @@ def test_draws_are_the_processors(stand_in, part):  # noqa: F811
 
 @needs_compiler
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_the_command_writes_the_same_tokens(stand_in, options):  # noqa: F811
+def test_the_command_writes_the_same_tokens(stand_in, options):
     """Of three seeds, as many tokens as one text has: logits of two devices differ by a rounding, so a draw near the end of a
     token's share may fall on the other side, and what follows is another text. From equal logits every draw is equal, above."""
     same = 0

@@ -8,13 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import compilers
 import numpy as np
 import pytest
+from cuda_stand_in import needs_compiler
 from gpu import __main__ as gpu_main
 from gpu import record, report, slots
 from gpu.problems import judge
-from test_cuda import driver, needs_compiler
 
 import genkit
 
@@ -22,35 +21,31 @@ TESTS = Path(__file__).parent
 SCRIPT = TESTS.parent / "scripts/gpu.sh"
 
 
-def make_built(folder, source, *flags):
-    """A folder as the script builds it: the package, with a plugin of this source beside its core."""
+@pytest.fixture(scope="module")
+def built(stand_in, tmp_path_factory):
+    """(driver, a folder as the script builds it: the package, with the plugin beside its core)."""
+    folder = tmp_path_factory.mktemp("built")
     package = folder / "genkit"
-    package.mkdir(parents=True)
+    package.mkdir()
     for entry in Path(genkit.__file__).parent.iterdir():
         if entry.name not in ("__pycache__", "libgenkit_cuda.so"):
             (package / entry.name).symlink_to(entry)
-    compilers.compile_source(compilers.native(), TESTS / source, package / "libgenkit_cuda.so", "-O1", "-shared", "-fPIC",
-                             "-Wno-unused-function", f"-I{TESTS}", *flags)
-    return folder
+    (package / "libgenkit_cuda.so").symlink_to(stand_in[1])
+    return stand_in[0], folder
 
 
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory):
-    return driver(tmp_path_factory.mktemp("driver"))
-
-
-def run_script(machine, built, folder, *options):
-    done = subprocess.run([SCRIPT, "--built", built, "--json", folder / "found.json", "--scale", "tiny", "--jobs", "2", *options],
+def run_script(built, folder, *options, **environment):
+    machine, package = built
+    done = subprocess.run([SCRIPT, "--built", package, "--json", folder / "found.json", "--scale", "tiny", "--jobs", "2", *options],
                           capture_output=True, text=True, timeout=600,
-                          env=os.environ | {"LD_LIBRARY_PATH": str(machine), "PYTHON": sys.executable})
+                          env=os.environ | {"LD_LIBRARY_PATH": str(machine), "PYTHON": sys.executable} | environment)
     found = json.loads((folder / "found.json").read_text()) if (folder / "found.json").exists() else None
     return done, found
 
 
 @needs_compiler
-def test_everything_is_right_on_the_stand_in(machine, tmp_path):
-    built = make_built(tmp_path / "built", "cuda_plugin.cpp")
-    done, found = run_script(machine, built, tmp_path, "--steps", "every slot,products")
+def test_everything_is_right_on_the_stand_in(built, tmp_path):
+    done, found = run_script(built, tmp_path, "--steps", "every slot,products")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) <= report.LINES and lines[-1].startswith("nothing is wrong")
@@ -60,7 +55,7 @@ def test_everything_is_right_on_the_stand_in(machine, tmp_path):
     assert products["settings"] == {"GENKIT_CUDA_BLAS": "0"} and products["cases"] >= 10
     assert step["cases"] > 250 and step["findings"][-1] == {"case": "all slots have a case", "wrong": ""}
 
-    done, found = run_script(machine, built, tmp_path, "--steps", "bits", "--times", "2", "--every", "9")
+    done, found = run_script(built, tmp_path, "--steps", "bits", "--times", "2", "--every", "9")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [step["settings"] for step in found["steps"]] == [{}, {"GENKIT_CUDA_PDL": "0"}, {"GENKIT_CUDA_FUSE": "0"}]
     digests = [[(line["case"], line["digest"]) for line in step["findings"]] for step in found["steps"]]
@@ -68,9 +63,8 @@ def test_everything_is_right_on_the_stand_in(machine, tmp_path):
 
 
 @needs_compiler
-def test_measurements_on_the_stand_in(machine, tmp_path):
-    built = make_built(tmp_path / "built", "cuda_plugin.cpp")
-    done, found = run_script(machine, built, tmp_path, "--steps", "speeds of kernels,speeds of 8B,speeds of 1B int4")
+def test_measurements_on_the_stand_in(built, tmp_path):
+    done, found = run_script(built, tmp_path, "--steps", "speeds of kernels,speeds of 8B,speeds of 1B int4")
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(found["limits"]) == ["copy", "read"] and len(found["kernels"]) == 11 and len(found["models"]) == 21
     assert all(row["seconds"] > 0 and row["share"] > 0 for row in found["kernels"])
@@ -82,15 +76,15 @@ def test_measurements_on_the_stand_in(machine, tmp_path):
 
 
 @needs_compiler
-def test_a_checker_that_finds_something(machine, tmp_path, monkeypatch):
-    built, tools = make_built(tmp_path / "built", "cuda_plugin.cpp"), tmp_path / "tools"
+def test_a_checker_that_finds_something(built, tmp_path, monkeypatch):
+    tools = tmp_path / "tools"
     tools.mkdir()
     tool = tools / "compute-sanitizer"
     tool.write_text("#!/bin/sh\necho '{\"case\": \"one\"}'\necho '========= COMPUTE-SANITIZER'\n"
                     "echo '========= Invalid __global__ read of size 4'\nexit 9\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
-    done, found = run_script(machine, built, tmp_path, "--steps", "compute-sanitizer mem")
+    done, found = run_script(built, tmp_path, "--steps", "compute-sanitizer mem")
     assert done.returncode == 1 and found["steps"][0]["wrong"] == ["ended with 9: Invalid __global__ read of size 4"]
 
 def test_the_clock_ends_what_is_late_and_skips_what_would_be():
@@ -193,10 +187,10 @@ def test_the_judge_sees_a_row_and_an_element():
 
 @needs_compiler
 @pytest.mark.parametrize("planted, step, case, words", (
-    (1, "every slot", "softmax", "not finite"), (2, "every slot", "scale", "first at (0, 0)"), (3, "bits: 3 calls", "scale", "results of 3 calls")))
-def test_a_planted_error_is_found(machine, tmp_path, planted, step, case, words):
-    built = make_built(tmp_path / "built", "cuda_planted.cpp", f"-DPLANTED={planted}")
-    done, found = run_script(machine, built, tmp_path, "--steps", step, "--times", "3", "--only", case)
+    ("softmax", "every slot", "softmax", "not finite"), ("scale", "every slot", "scale", "first at (0, 0)"),
+    ("flicker", "bits: 3 calls", "scale", "results of 3 calls")))
+def test_a_planted_error_is_found(built, tmp_path, planted, step, case, words):
+    done, found = run_script(built, tmp_path, "--steps", step, "--times", "3", "--only", case, GENKIT_STAND_IN_PLANTED=planted)
     assert done.returncode == 1, done.stdout + done.stderr
     wrong = found["steps"][0]["wrong"]
     assert wrong and all(line.startswith(case) and words in line for line in wrong), wrong
