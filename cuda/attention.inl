@@ -136,6 +136,6 @@ GK_KERNEL void attention_merge_kernel(AttentionArgs a, int64_t first_unit) {
 // Whether tensor cores do it (attention_rows.inl, attention_prompt.inl).
 static bool has_tiles(const AttentionArgs& a) {
     const int64_t dim = a.pages.head_dim;
-    const bool stored = a.pages.dtype == DType::f16 || a.pages.dtype == DType::bf16 || (a.pages.dtype == DType::i8 && a.rows <= 64);
+    const bool stored = a.pages.dtype == DType::f16 || a.pages.dtype == DType::bf16 || a.pages.dtype == DType::i8;
     return stored && dim % 32 == 0 && dim / 32 <= 8 && dim / 32 != 5 && dim / 32 != 7;
 }

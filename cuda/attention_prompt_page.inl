@@ -1,4 +1,4 @@
-// Attention of prompts over 16-bit pages: blocks of up to 128 places that go through the pages together (FlashAttention-2, Dao 2023).
+// Attention of prompts over pages of f16, bf16 and i8: blocks of up to 128 places that go through the pages together (FlashAttention-2, Dao 2023).
 //
 // A place is a query head of a row; those of a KV head are numbered row by row, so a tile is some rows with all heads that share
 // their keys. Each of a block's four warps has 32 places (16 where a head is wide), their sums of p v in registers from
@@ -17,6 +17,9 @@
 // Shared memory has the units of 16 bytes in other places among the eight of 128 bytes: a row of them has the other four pairs of t
 // or keys of t, whose lanes would meet in the same banks.
 //
+// Codes of i8 are copied beside them, and become a page of 16-bit operands when the one before has been used: each thread widens what it
+// has copied itself.
+//
 // The softmax is in powers of two. A place's reference is a score it has seen, and follows the largest one only where that is more
 // than 2^8 above it; so sums are rarely rescaled. It depends on the place's own scores, and a page of which a place sees no key
 // leaves its sums as they are: its bits do not depend on what else is in the launch.
@@ -27,7 +30,7 @@ constexpr float prompt_unseen = -3.4e38f, prompt_lag = 8.0f;
 // By the head's width: tiles of 16 places a warp, as far as registers go; one stage where two pages and the queries would leave room for
 // one block only.
 constexpr int prompt_m_tiles(int blocks32, bool extras) { return blocks32 <= (extras ? 3 : 4) ? 2 : 1; }
-constexpr int prompt_stages(int blocks32) { return blocks32 <= 4 ? 2 : 1; }
+constexpr int prompt_stages(int blocks32, bool coded) { return blocks32 <= 4 && !coded ? 2 : 1; }
 constexpr int prompt_places(int m_tiles) { return 16 * m_tiles * prompt_warps; }
 
 // Where units of a page lie in shared memory.
@@ -41,6 +44,11 @@ HOST_DEVICE constexpr int prompt_key_unit(int g, int t, int half, int step, int 
 HOST_DEVICE constexpr int prompt_value_unit(int g, int t, int half, int j, int second, int channels32, int dim) {
     return (16 * half + 4 * t + 2 * j + second) * (dim / 4) + 8 * channels32 + (g ^ (2 * t));
 }
+// Of 16 codes a thread takes 8 first, half of the lanes the lower ones and half the upper ones, so that none meet in a bank; this becomes this
+// unit of a page of operands.
+HOST_DEVICE constexpr int prompt_widened_unit(int thread, int turn) {
+    return 2 * (turn / 2 * prompt_threads + thread) + (turn ^ thread / 4 ^ thread / 8) % 2;
+}
 
 struct PromptUnits {
     int32_t first_row, rows, first_kv, kvs, group;  // of the launch; query heads of a KV head
@@ -53,10 +61,19 @@ struct alignas(16) PromptRange {
     int32_t lowest, highest, full_from, full_to;
 };
 
-template <int blocks32, int m_tiles>
-struct alignas(16) PromptPlace {
-    static constexpr int dim = 32 * blocks32, places = prompt_places(m_tiles), stages = prompt_stages(blocks32);
-    uint16_t keys[stages][page_keys * dim], values[stages][page_keys * dim];
+template <bool coded, int dim>
+struct PromptCodes {};
+template <int dim>
+struct PromptCodes<true, dim> {  // of K and of V; scales on their way, and those of the page that is at work
+    alignas(16) uint8_t codes[2][page_keys * dim];
+    alignas(16) float scales_ahead[2][page_keys], scales[2][page_keys];
+};
+
+template <DType type, int blocks32, int m_tiles>
+struct alignas(16) PromptPlace : PromptCodes<Stored<type>::coded, 32 * blocks32> {
+    static constexpr int dim = 32 * blocks32, places = prompt_places(m_tiles), stages = prompt_stages(blocks32, Stored<type>::coded);
+    static constexpr bool together = Stored<type>::coded && blocks32 > 4;  // K and V one after the other in the same memory
+    alignas(16) uint16_t pages[together ? 1 : 2 * stages][page_keys * dim];
     uint32_t q[prompt_warps][m_tiles][dim / 16][32][4];  // the first operand, step by step
     float unscale[places], slope[places];
     int32_t position[places], low[places];  // keys low .. position; position -1: nobody now
@@ -64,13 +81,17 @@ struct alignas(16) PromptPlace {
     int32_t next[prompt_warps];  // the first place of somebody
     PromptRange range[prompt_warps];
 };
+template <class Place>
+DEVICE uint16_t* prompt_keys(Place& place, int stage) { return place.pages[stage]; }
+template <class Place>
+DEVICE uint16_t* prompt_values(Place& place, int stage) { return place.pages[Place::together ? 0 : Place::stages + stage]; }
 
 DEVICE void prompt_store(void* to, const void* from) { memcpy(__builtin_assume_aligned(to, 16), from, 16); }
 DEVICE void prompt_load(void* to, const void* from) { memcpy(to, __builtin_assume_aligned(from, 16), 16); }
 
 // Scores of a page's keys: of place g + 8 r of m_tile m, keys 32 h + 8 t + 4 j + i, in s[m][h][i][2 r + j].
-template <bool half, int blocks32, int m_tiles>
-DEVICE void prompt_scores(const PromptPlace<blocks32, m_tiles>& place, const uint16_t* keys, float (&s)[m_tiles][2][4][4]) {
+template <DType type, int blocks32, int m_tiles>
+DEVICE void prompt_scores(const PromptPlace<type, blocks32, m_tiles>& place, const uint16_t* keys, float (&s)[m_tiles][2][4][4]) {
     constexpr int dim = 32 * blocks32;
     const int g = gk::lane() / 4, t = gk::lane() % 4;
     GK_UNROLL
@@ -84,19 +105,27 @@ DEVICE void prompt_scores(const PromptPlace<blocks32, m_tiles>& place, const uin
             GK_UNROLL
             for (int i = 0; i < 4; i++)
                 GK_UNROLL
-                for (int m = 0; m < m_tiles; m++) {
-                    if constexpr (half) gk::mma_f16(s[m][h][i], q[m], {w[h][0].x[i], w[h][1].x[i]});
-                    else gk::mma_bf16(s[m][h][i], q[m], {w[h][0].x[i], w[h][1].x[i]});
-                }
+                for (int m = 0; m < m_tiles; m++) stored_product<Stored<type>::half_keys>(s[m][h][i], q[m], {w[h][0].x[i], w[h][1].x[i]});
+    }
+    if constexpr (Stored<type>::coded) {
+        GK_UNROLL
+        for (int hj = 0; hj < 4; hj++) {
+            float scale[4];
+            prompt_load(scale, place.scales[0] + 32 * (hj / 2) + 8 * t + 4 * (hj % 2));
+            GK_UNROLL
+            for (int e = 0; e < 8 * m_tiles; e++) s[e / 8][hj / 2][e / 2 % 4][2 * (e % 2) + hj % 2] *= scale[e / 2 % 4];
+        }
     }
 }
 
-// A page: softmax(scores) in the pages' type into p, the first operand of the product with V; sums are rescaled to the reference.
-template <bool half, int blocks32, int m_tiles, bool extras>
-DEVICE void prompt_softmax(const AttentionArgs& a, const PromptPlace<blocks32, m_tiles>& place, bool masked, int first_key,
+// A page: softmax(scores) in the type of V's operands, of codes times their scales, into p, the first operand of the product with V; sums
+// are rescaled to the reference.
+template <DType type, int blocks32, int m_tiles, bool extras>
+DEVICE void prompt_softmax(const AttentionArgs& a, const PromptPlace<type, blocks32, m_tiles>& place, bool masked, int first_key,
                            float (&s)[m_tiles][2][4][4], float (&reference)[m_tiles][2], float (&total)[m_tiles][2],
                            float (&o)[m_tiles][blocks32][4][4], uint32_t (&p)[m_tiles][2][2][4]) {
     const int g = gk::lane() / 4, t = gk::lane() % 4, warp_first = gk::thread() / 32 * 16 * m_tiles;
+    constexpr bool half = Stored<type>::half_keys;
     const volatile float* unscales = place.unscale + warp_first + g;  // read where needed: registers are few
     float next[m_tiles][2];
     bool rescaled = false;
@@ -157,8 +186,9 @@ DEVICE void prompt_softmax(const AttentionArgs& a, const PromptPlace<blocks32, m
                 const float score = s[m][h][i + e][2 * r + j];
                 x[e] = gk::exp2(half && !extras ? gk::fma(score, unscale, -reference[m][r]) : score - reference[m][r]);
                 total[m][r] += x[e];
+                if constexpr (Stored<type>::coded) x[e] *= static_cast<const volatile float&>(place.scales[1][32 * h + 8 * t + 4 * j + i + e]);
             }
-            p[m][h][j][i + r] = half ? gk::pack_f16(x[0], x[1]) : gk::pack_bf16(x[0], x[1]);
+            p[m][h][j][i + r] = Stored<type>::half_values ? gk::pack_f16(x[0], x[1]) : gk::pack_bf16(x[0], x[1]);
         }
     }
 }
@@ -177,9 +207,6 @@ DEVICE void prompt_sums(const uint16_t* values, const uint32_t (&p)[m_tiles][2][
             GK_UNROLL
             for (int i = 0; i < 4; i++)
                 GK_UNROLL
-                for (int m = 0; m < m_tiles; m++) {
-                    if constexpr (half) gk::mma_f16(o[m][c][i], p[m][hj / 2][hj % 2], {w[0].x[i], w[1].x[i]});
-                    else gk::mma_bf16(o[m][c][i], p[m][hj / 2][hj % 2], {w[0].x[i], w[1].x[i]});
-                }
+                for (int m = 0; m < m_tiles; m++) stored_product<half>(o[m][c][i], p[m][hj / 2][hj % 2], {w[0].x[i], w[1].x[i]});
         }
 }

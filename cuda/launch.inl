@@ -240,7 +240,7 @@ void attend_rows(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t r
     after_attention = true;
 }
 // Rows [row, row + rows) of KV heads [kv, kv + kvs), of a launch of more rows than are split.
-template <bool half, int blocks32>
+template <DType type, int blocks32>
 void attend_prompt(const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
     const int64_t group = a.heads / a.pages.kv_heads;
     auto go = [&](auto extras) {
@@ -249,8 +249,8 @@ void attend_prompt(const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv
         const int64_t tiles = up(rows * group, places) * kvs, sharing = std::clamp<int64_t>(2 * workspace().processors / tiles, 1, up(places, group));
         const PromptUnits units{int32_t(row), int32_t(rows), int32_t(kv), int32_t(kvs), int32_t(group), int32_t(sharing),
                                 reinterpret_cast<uintptr_t>(a.q) % 16 == 0 && a.q_stride % 4 == 0};
-        GK_LAUNCH((attention_prompt_kernel<half, blocks32, extras()>), tiles, sharing, prompt_threads, int(sizeof(PromptPlace<blocks32, m_tiles>)), a,
-                  units);
+        GK_LAUNCH((attention_prompt_kernel<type, blocks32, extras()>), tiles, sharing, prompt_threads,
+                  int(sizeof(PromptPlace<type, blocks32, m_tiles>)), a, units);
     };
     if (a.alibi_slopes || a.softcap > 0) go(std::true_type());
     else go(std::false_type());
@@ -258,7 +258,7 @@ void attend_prompt(const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv
 template <DType type, int blocks32>
 void attend_tiles(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
     if (a.rows <= split_rows_most) attend_rows<type, blocks32>(chain, a, row, rows, kv, kvs);
-    else if constexpr (type != DType::i8) attend_prompt<type == DType::f16, blocks32>(a, row, rows, kv, kvs);
+    else attend_prompt<type, blocks32>(a, row, rows, kv, kvs);
 }
 template <DType type>
 void attend_tiles(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
@@ -272,8 +272,7 @@ void attend_tiles(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t 
     }
 }
 void attend_tiles(const RopeKvWriteArgs& chain, const AttentionArgs& a, int64_t row, int64_t rows, int64_t kv, int64_t kvs) {
-    rows = std::min(rows, a.rows - row);
-    if (rows < 1 || kvs < 1) return;
+    if (rows = std::min(rows, a.rows - row); rows < 1 || kvs < 1) return;
     if (a.pages.dtype == DType::f16) attend_tiles<DType::f16>(chain, a, row, rows, kv, kvs);
     else if (a.pages.dtype == DType::bf16) attend_tiles<DType::bf16>(chain, a, row, rows, kv, kvs);
     else attend_tiles<DType::i8>(chain, a, row, rows, kv, kvs);

@@ -170,7 +170,19 @@ void check_tiles_of_prompts() {
                             return value_of[size_t(at)] * 8 == value_at(true, 32 * half + 8 * t + 4 * j + 2 * second, 32 * c + 4 * g, dim);
                         });
             }
-        expect(right && keys.all() && values.all() && keys_read.all() && values_read.all(), "units of pages in shared memory" + of(dim));
+        Places widened(units);  // of codes: a thread's own, and eight lanes' in eight banks
+        for (int turn = 0; turn < dim / 16; turn++)
+            for (int first = 0; first < prompt_threads; first += 8) {
+                int key_banks = 0, value_banks = 0;
+                for (int thread = first; thread < first + 8; thread++) {
+                    const int unit = prompt_widened_unit(thread, turn);
+                    widened.take(unit);
+                    key_banks |= 1 << prompt_key_swizzle(unit) % 8, value_banks |= 1 << prompt_value_swizzle(unit, dim) % 8;
+                    right = right && unit / 2 % prompt_threads == thread;
+                }
+                right = right && key_banks == 0xff && value_banks == 0xff;
+            }
+        expect(right && keys.all() && values.all() && keys_read.all() && values_read.all() && widened.all(), "units of pages in shared memory" + of(dim));
     }
 }
 

@@ -86,7 +86,8 @@ def speeds(full: bool) -> Iterator[Speed]:
             yield product(kind, rows, 2 * inner, width, cold)
     for kind in ("bf16", "i8"):
         yield decode(32_768 if full else 130, kind, *((32, 8, 128) if full else (4, 2, 32)))
-    yield prefill(2048 if full else 20, *((32, 8, 128) if full else (4, 2, 16)))
+    for kind in ("bf16", "i8"):
+        yield prefill(2048 if full else 20, kind, *((32, 8, 128) if full else (4, 2, 32)))
     yield sample(vocab)
 
 
@@ -130,15 +131,16 @@ def decode(keys: int, kind: str, heads: int, kv_heads: int, head_dim: int) -> Sp
     return Speed(f"attention, 1 query, {keys} keys, {heads}/{kv_heads}x{head_dim} {kind}", nbytes, 4 * keys * heads * head_dim, 2, make)
 
 
-def prefill(rows: int, heads: int, kv_heads: int, head_dim: int) -> Speed:
+def prefill(rows: int, kind: str, heads: int, kv_heads: int, head_dim: int) -> Speed:
     def make(rng: np.random.Generator) -> Callable[[int], Any]:
-        pages = filled_pages(rng, "bf16", kv_heads, head_dim, rows)
+        pages = filled_pages(rng, kind, kv_heads, head_dim, rows)
         where = ints(np.arange(rows // _core.PAGE_KEYS + 1)[None]), ints([0] * rows), ints(range(rows))
         q = floats(numbers(rng, rows, heads * head_dim))
-        return lambda i: _core.attention(q, pages.k, pages.v, *where, head_dim**-0.5)
+        return lambda i: _core.attention(q, pages.k, pages.v, *where, head_dim**-0.5, 0, None, *pages.scales.values())
 
-    nbytes, seen = 4 * rows * (kv_heads + 2 * heads) * head_dim, rows * (rows + 1) // 2
-    return Speed(f"attention, {rows} queries, {heads}/{kv_heads}x{head_dim} bf16", nbytes, 4 * seen * heads * head_dim, 1, make)
+    element, seen = 1 if kind == "i8" else 2, rows * (rows + 1) // 2
+    nbytes = rows * head_dim * (2 * element * kv_heads + 8 * heads)
+    return Speed(f"attention, {rows} queries, {heads}/{kv_heads}x{head_dim} {kind}", nbytes, 4 * seen * heads * head_dim, 1, make)
 
 
 def sample(vocab: int) -> Speed:
