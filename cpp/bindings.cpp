@@ -232,17 +232,17 @@ PYBIND11_MODULE(_core, m) {
         }, "body"_a);
 
     py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan")
-        .def_static("record", [](const py::function& body) {
+        .def_static("record", [](const py::function& body, const Plan* beside) {
             py::object result;
-            std::shared_ptr<Plan> plan = Plan::record([&] { result = body(); });
+            std::shared_ptr<Plan> plan = Plan::record([&] { result = body(); }, beside);
             return py::make_tuple(plan, result);
-        }, "body"_a)
+        }, "body"_a, "beside"_a = nullptr)
         .def("replay", &Plan::replay, nogil())
         .def("decode", [](Plan& plan, const Tensor& token_ids, const Tensor& positions, const Tensor& draw_positions,
-                          const Tensor& tokens, const Tensor& nonfinite, const std::vector<int32_t>& stop_ids,
-                          int64_t count, double seconds) {
-            return plan.decode({token_ids, positions, draw_positions, tokens, nonfinite}, stop_ids, count, seconds);
-        }, "token_ids"_a, "positions"_a, "draw_positions"_a, "tokens"_a, "nonfinite"_a, "stop_ids"_a, "count"_a,
+                          const Tensor& tokens, const Tensor& nonfinite, int64_t live,
+                          const std::vector<int32_t>& stop_ids, int64_t count, double seconds) {
+            return plan.decode({token_ids, positions, draw_positions, tokens, nonfinite}, live, stop_ids, count, seconds);
+        }, "token_ids"_a, "positions"_a, "draw_positions"_a, "tokens"_a, "nonfinite"_a, "live"_a, "stop_ids"_a, "count"_a,
            "seconds"_a, nogil())
         .def_property_readonly("steps", &Plan::steps)
         .def_property_readonly("phases", &Plan::phases)

@@ -12,6 +12,7 @@ constexpr int64_t loop_stop_ids = 8192;  // with more of them the host looks at 
 struct LoopState {
     int64_t steps;    // taken so far, of all loops of a plan
     int64_t stopped;  // whether a step ended the loop: those after it recompute the same place
+    int64_t live;     // rows that are sequences, the first ones; of the others, padding, nothing is looked at and nothing changes
 };
 constexpr int64_t loop_state_bytes(int64_t stop_room) { return int64_t(sizeof(LoopState)) + 4 * stop_room; }
 
@@ -21,13 +22,13 @@ struct AdvanceArgs {
     int64_t* draw_positions;
     const int32_t* tokens;
     const int32_t* nonfinite;
-    int64_t rows;
+    int64_t rows;  // live ones and padding
     LoopState* state;
     char* ring;
     int64_t stop_room;
 };
 
-// A place in the ring: a word a row, each written at once and good as soon as it has the step's number, counted from 1. Two steps
+// A place in the ring: a word a live row, each written at once and good as soon as it has the step's number, counted from 1. Two steps
 // that may be on their way at once have different places.
 constexpr int64_t ring_place_bytes(int64_t rows) { return (8 * rows + 63) / 64 * 64; }
 constexpr int64_t ring_bytes(int64_t rows) { return loop_ahead * ring_place_bytes(rows); }

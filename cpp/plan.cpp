@@ -36,9 +36,12 @@ void check_values(const char* op, const char* name, const int32_t* values, int64
 
 Plan* Plan::recording() { return plan_being_recorded; }
 
-std::shared_ptr<Plan> Plan::record(const std::function<void()>& body) {
+std::shared_ptr<Plan> Plan::record(const std::function<void()>& body, const Plan* beside) {
     if (plan_being_recorded != nullptr) throw std::invalid_argument("[record] a plan is being recorded already");
     std::shared_ptr<Plan> plan(new Plan);
+    if (beside != nullptr && beside->device_ != plan->device_)
+        throw std::invalid_argument(std::string("[record] a plan for ") + device_name(plan->device_) + " beside one for " + device_name(beside->device_));
+    if (beside != nullptr) plan->arena_->share(*beside->arena_);
     {
         Recording recording(plan.get());
         Arena::Scope scope(plan->arena_.get());
@@ -143,7 +146,7 @@ void Plan::replay() {
     run();
 }
 
-std::vector<int32_t> Plan::decode(const Rows& rows, const std::vector<int32_t>& stop_ids, int64_t count, double seconds) {
+std::vector<int32_t> Plan::decode(const Rows& rows, int64_t live, const std::vector<int32_t>& stop_ids, int64_t count, double seconds) {
     const int64_t n = rows.token_ids.rank() == 1 ? rows.token_ids.dim(0) : 0;
     if (n < 1) throw std::invalid_argument("[decode] token_ids is " + rows.token_ids.shape_text() + "; expected [rows] i32");
     check_row_tensor("token_ids", rows.token_ids, DType::i32, n);
@@ -151,6 +154,7 @@ std::vector<int32_t> Plan::decode(const Rows& rows, const std::vector<int32_t>& 
     check_row_tensor("draw_positions", rows.draw_positions, DType::i64, n);
     check_row_tensor("tokens", rows.tokens, DType::i32, n);
     check_row_tensor("nonfinite", rows.nonfinite, DType::i32, n);
+    if (live < 1 || live > n) throw std::invalid_argument("[decode] live is " + std::to_string(live) + "; expected 1 to " + std::to_string(n));
     auto* ids = reinterpret_cast<int32_t*>(rows.token_ids.lend());
     auto* positions = reinterpret_cast<int32_t*>(rows.positions.lend());
     auto* draw_positions = reinterpret_cast<int64_t*>(rows.draw_positions.lend());
@@ -158,7 +162,7 @@ std::vector<int32_t> Plan::decode(const Rows& rows, const std::vector<int32_t>& 
     std::vector<int32_t> tokens(static_cast<size_t>(n)), nonfinite(static_cast<size_t>(n));
 
     std::lock_guard<std::mutex> lock(turn_);
-    if (device_ != Device::cpu && stop_ids.size() <= size_t(loop_stop_ids)) return decode_ahead(rows, stop_ids, count, seconds);
+    if (device_ != Device::cpu && stop_ids.size() <= size_t(loop_stop_ids)) return decode_ahead(rows, live, stop_ids, count, seconds);
     using clock = std::chrono::steady_clock;
     const clock::time_point start = clock::now();
     std::vector<int32_t> taken;
@@ -167,12 +171,12 @@ std::vector<int32_t> Plan::decode(const Rows& rows, const std::vector<int32_t>& 
         rows.tokens.fetch(tokens.data());
         rows.nonfinite.fetch(nonfinite.data());
         bool stop = false;
-        for (int64_t r = 0; r < n; r++) {
+        for (int64_t r = 0; r < live; r++) {
             const int32_t token = tokens[size_t(r)];
             if (nonfinite[size_t(r)] != 0 || token < 0) return taken;
             stop = stop || std::find(stop_ids.begin(), stop_ids.end(), token) != stop_ids.end();
         }
-        for (int64_t r = 0; r < n; r++) {
+        for (int64_t r = 0; r < live; r++) {
             taken.push_back(tokens[size_t(r)]);
             ids[r] = tokens[size_t(r)];
             positions[r]++;
@@ -183,16 +187,15 @@ std::vector<int32_t> Plan::decode(const Rows& rows, const std::vector<int32_t>& 
     return taken;
 }
 
-std::vector<int32_t> Plan::decode_ahead(const Rows& rows, const std::vector<int32_t>& stop_ids, int64_t count, double seconds) {
+std::vector<int32_t> Plan::decode_ahead(const Rows& rows, int64_t live, const std::vector<int32_t>& stop_ids, int64_t count, double seconds) {
     if (device_in_use() != device_) throw std::invalid_argument(std::string("a plan for ") + device_name(device_) + ", replayed on " + device_name(device_in_use()));
     const DevicePlugin& device = device_plugin();
-    const int64_t n = rows.token_ids.count();
     auto* ids = reinterpret_cast<int32_t*>(rows.token_ids.lend());
     auto* positions = reinterpret_cast<int32_t*>(rows.positions.lend());
     auto* draw_positions = reinterpret_cast<int64_t*>(rows.draw_positions.lend());
     check_ranges();
     Loop& loop = this->loop(rows, int64_t(stop_ids.size()));
-    const LoopState begin{loop.steps, 0};
+    const LoopState begin{loop.steps, 0, live};
     std::vector<char> state(size_t(loop_state_bytes(loop.stop_room)), char(0xff));  // -1
     std::memcpy(state.data(), &begin, sizeof begin);
     if (!stop_ids.empty()) std::memcpy(state.data() + sizeof begin, stop_ids.data(), stop_ids.size() * sizeof(int32_t));
@@ -202,7 +205,7 @@ std::vector<int32_t> Plan::decode_ahead(const Rows& rows, const std::vector<int3
     // The host's copy of the positions is that of the step checked last; at the end that of the step that comes next.
     int64_t at = 0;
     auto move_to = [&](int64_t step) {
-        for (int64_t r = 0; r < n; r++) positions[r] += int32_t(step - at), draw_positions[r] += step - at;
+        for (int64_t r = 0; r < live; r++) positions[r] += int32_t(step - at), draw_positions[r] += step - at;
         at = step;
     };
     auto in_range = [&](int64_t step) {
@@ -215,7 +218,7 @@ std::vector<int32_t> Plan::decode_ahead(const Rows& rows, const std::vector<int3
         return true;
     };
     std::vector<int32_t> taken;
-    std::vector<uint64_t> words(static_cast<size_t>(n));  // of a step
+    std::vector<uint64_t> words(static_cast<size_t>(live));  // of a step
     int64_t sent = 0, read = 0;
     const auto start = std::chrono::steady_clock::now();
     bool within = true, late = false, ended = false;
@@ -228,11 +231,11 @@ std::vector<int32_t> Plan::decode_ahead(const Rows& rows, const std::vector<int3
             }
             if (read == sent) break;
             const int64_t step = loop.steps + 1;
-            const auto* place = reinterpret_cast<const uint64_t*>(loop.ring + ring_place(step, n));
+            const auto* place = reinterpret_cast<const uint64_t*>(loop.ring + ring_place(step, rows.token_ids.count()));
             int64_t come = 0;  // rows
             auto filled = [&] {
-                while (come < n && ring_word_is_of(words[size_t(come)] = __atomic_load_n(place + come, __ATOMIC_ACQUIRE), step)) come++;
-                return come == n;
+                while (come < live && ring_word_is_of(words[size_t(come)] = __atomic_load_n(place + come, __ATOMIC_ACQUIRE), step)) come++;
+                return come == live;
             };
             for (int looks = 1; !filled(); looks++) {
                 if (looks % 64 != 0) continue;
@@ -243,11 +246,11 @@ std::vector<int32_t> Plan::decode_ahead(const Rows& rows, const std::vector<int3
             loop.steps++;
             for (uint64_t word : words) ended = ended || ring_word_nonfinite(word) || int32_t(word) < 0;
             if (ended) break;
-            for (int64_t r = 0; r < n; r++) {
+            for (int64_t r = 0; r < live; r++) {
                 ids[r] = int32_t(words[size_t(r)]);
                 ended = ended || std::find(stop_ids.begin(), stop_ids.end(), ids[r]) != stop_ids.end();
             }
-            taken.insert(taken.end(), ids, ids + n);
+            taken.insert(taken.end(), ids, ids + live);
             read++;
             late = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() > seconds;
         }

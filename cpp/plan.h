@@ -18,15 +18,18 @@ namespace genkit {
 
 class Plan {
 public:
-    // Runs body with recording on for this thread. What body throws goes on, and there is no plan.
-    static std::shared_ptr<Plan> record(const std::function<void()>& body);
+    // Runs body with recording on for this thread. What body throws goes on, and there is no plan. Intermediates and results lie in
+    // memory of `beside`, a plan for the same device, as far as there is enough: neither may run while the other one's results
+    // are in use, and body reads none of them.
+    static std::shared_ptr<Plan> record(const std::function<void()>& body, const Plan* beside = nullptr);
 
     // Runs the kernels. Throws std::invalid_argument as the recorded ops would when ids, sequences or positions have
     // come to lie outside what they index. Callers on different threads take turns.
     void replay();
     ~Plan();
 
-    // Tensors of a step that feeds one token to each of `rows` sequences and draws the next ones.
+    // Tensors of a step that feeds one token to each of `rows` sequences and draws the next ones. Only the first ones, the live
+    // rows, need be sequences: whatever the others, padding, draw is dropped, and they are fed the same again.
     struct Rows {
         Tensor token_ids;       // i32 [rows], read by the step
         Tensor positions;       // i32 [rows], read by the step
@@ -35,13 +38,13 @@ public:
         Tensor nonfinite;       // i32 [rows], written by the step: logits that are NaN or infinite
     };
 
-    // The token loop: replays, then makes the drawn tokens the next ones to feed, at most `count` times. Ends early
+    // The token loop of the first `live` rows: replays, then makes the drawn tokens the next ones to feed, at most `count` times. Ends early
     // after a step that drew one of stop_ids, after the first one past `seconds`, and before the drawn tokens of a step
     // with logits that are not finite or with nothing to draw are taken: such a step leaves all as it was before.
     // On a device some steps are on their way before the host has read the one ahead of them (loop.h): those past `seconds`
     // are taken too; what follows one that ended the loop changes nothing.
-    // Returns the tokens taken, [steps, rows].
-    std::vector<int32_t> decode(const Rows& rows, const std::vector<int32_t>& stop_ids, int64_t count, double seconds);
+    // Returns the tokens taken, [steps, live].
+    std::vector<int32_t> decode(const Rows& rows, int64_t live, const std::vector<int32_t>& stop_ids, int64_t count, double seconds);
 
     int64_t steps() const { return static_cast<int64_t>(contexts_.size()); }
     int64_t phases() const { return list_ ? static_cast<int64_t>(list_->phases()) : steps(); }
@@ -61,7 +64,7 @@ private:
     void run();
     struct Loop;
     Loop& loop(const Rows& rows, int64_t stops);
-    std::vector<int32_t> decode_ahead(const Rows& rows, const std::vector<int32_t>& stop_ids, int64_t count, double seconds);
+    std::vector<int32_t> decode_ahead(const Rows& rows, int64_t live, const std::vector<int32_t>& stop_ids, int64_t count, double seconds);
 
     struct Range {
         const char *op, *name;

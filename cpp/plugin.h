@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
-// Raised with every change of kernels.h or of this file; a plugin of another version is not used.
-#define GENKIT_PLUGIN_ABI 7
+// Raised with every change of kernels.h, loop.h or of this file; a plugin of another version is not used.
+#define GENKIT_PLUGIN_ABI 8
 
 namespace genkit {
 

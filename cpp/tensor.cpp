@@ -81,6 +81,11 @@ void Arena::give_back(size_t block) {
 Arena::Arena(bool keeps) : keeps_(keeps) {}
 Arena::~Arena() = default;
 
+void Arena::share(const Arena& other) {
+    std::scoped_lock lock(mutex_, other.mutex_);
+    for (const Block& b : other.blocks_) blocks_.push_back({b.memory, b.bytes, true});
+}
+
 void Arena::keep(const Tensor& t) {
     if (!keeps_) return;
     const std::shared_ptr<char>& storage = t.storage_;

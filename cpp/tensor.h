@@ -26,6 +26,7 @@ public:
     explicit Arena(bool keeps = false);
     ~Arena();
     std::shared_ptr<char> take(size_t bytes);
+    void share(const Arena& other);      // other's memory is free here: who uses the one must be done before who uses the other
     void keep(const Tensor& t);
     void send_inputs() const;            // of a device: what the host has written into tensors that are kept
     bool owns(const Tensor& t) const;

@@ -12,7 +12,7 @@ GK_KERNEL void GK_BOUNDS(advance_threads_most, 1) advance_kernel(AdvanceArgs a) 
     };
     auto row = [&](int64_t r) { return Row{a.tokens[r], a.nonfinite[r], a.positions[r], a.draw_positions[r]}; };
     const bool stopped = a.state->stopped != 0;
-    const int64_t step = a.state->steps + 1;
+    const int64_t step = a.state->steps + 1, live = a.state->live;
     Row first{};
     if (gk::thread() < a.rows) first = row(gk::thread());
     for (int i = gk::thread(); i < int(a.stop_room); i += gk::threads()) stop_ids[i] = reinterpret_cast<const int32_t*>(a.state + 1)[i];
@@ -20,7 +20,7 @@ GK_KERNEL void GK_BOUNDS(advance_threads_most, 1) advance_kernel(AdvanceArgs a) 
     gk::sync();
     if (stopped) return;
     auto* said = reinterpret_cast<volatile uint64_t*>(a.ring + ring_place(step, a.rows));
-    for (int64_t r = gk::thread(); r < a.rows; r += gk::threads()) {
+    for (int64_t r = gk::thread(); r < live; r += gk::threads()) {
         const Row now = r == gk::thread() ? first : row(r);
         bool stop = now.token < 0 || now.nonfinite != 0;
         for (int i = 0; i < int(a.stop_room); i++) stop |= now.token == stop_ids[i];
@@ -29,7 +29,7 @@ GK_KERNEL void GK_BOUNDS(advance_threads_most, 1) advance_kernel(AdvanceArgs a) 
     }
     gk::sync();
     const bool stop = *ends != 0;
-    for (int64_t r = gk::thread(); r < a.rows && !stop; r += gk::threads()) {
+    for (int64_t r = gk::thread(); r < live && !stop; r += gk::threads()) {
         const Row now = r == gk::thread() ? first : row(r);
         a.token_ids[r] = now.token;
         a.positions[r] = now.position + 1;

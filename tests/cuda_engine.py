@@ -65,7 +65,7 @@ def default_model() -> None:
         want, got = (model.generate(PROMPT, temperature=0, logit_bias=banned, max_tokens=3).tokens for model in (cpu, cuda))
         tell(f"text without {len(banned)} tokens", same=want == got and got[0] not in banned)
         likeliest.append(want[0])
-    prompts = [PROMPT, "import os\n", "class A"]
+    prompts = [PROMPT, "import os\n", "class A", "x = 1\n", "for i in"]  # beside a row of padding
     alone = [cuda.generate(prompt, temperature=0.8, seed=2, max_tokens=5).tokens for prompt in prompts]
     together = [one.tokens for one in cuda.generate(prompts, temperature=0.8, seed=2, max_tokens=5)]
     tell("text of several prompts", same=alone == together)

@@ -213,16 +213,21 @@ class Plan:
     phases: int  # of them that are split over the team
     arena: list[Tensor]  # u8, all memory of intermediates
     @staticmethod
-    def record(body: Callable[[], T]) -> tuple["Plan", T]:
+    def record(body: Callable[[], T], beside: Optional["Plan"] = None) -> tuple["Plan", T]:
         """Calls body. Its ops, on this thread, check arguments and allocate, and compute nothing before the first replay:
-        what it returns is then filled. Tensors made of numpy arrays meanwhile are constants. What body raises goes on."""
+        what it returns is then filled. Tensors made of numpy arrays meanwhile are constants. What body raises goes on.
+        beside: a plan for the same device in whose arena this one's intermediates and results lie, as far as there is room. A replay
+        of one then overwrites the other's results, and body must read none of them. Raises ValueError while another plan is being
+        recorded on this thread, and for `beside` of another device."""
     def replay(self) -> None:
         """Raises ValueError for ids, sequences or positions that have come to lie outside what they index."""
     def decode(self, token_ids: Tensor, positions: Tensor, draw_positions: Tensor, tokens: Tensor, nonfinite: Tensor,
-               stop_ids: Sequence[int], count: int, seconds: float) -> list[int]:
+               live: int, stop_ids: Sequence[int], count: int, seconds: float) -> list[int]:
         """Replays and feeds what was drawn, up to `count` times: Plan::decode in cpp/plan.h. token_ids and positions i32
-        [n] and draw_positions i64 [n] are advanced; tokens and nonfinite i32 [n] are what the recorded step made.
-        Returns tokens [steps, n], flat: up to a stop id, the first step past `seconds`, or before a step that failed."""
+        [n] and draw_positions i64 [n] are advanced, their first `live` rows; the others are fed the same in every step, and what
+        they draw is dropped. tokens and nonfinite i32 [n] are what the recorded step made.
+        Returns tokens [steps, live], flat: up to a stop id, the first step past `seconds`, or before a step that failed. Raises
+        ValueError for tensors of other shapes, `live` outside 1 to n, and what `replay` refuses."""
 
 class Pieces:
     """SentencePiece's encoders, to the id as its own library has them (cpp/pieces.h). Immutable, any thread may use it."""

@@ -30,7 +30,7 @@ from genkit.kv_cache import KV_TYPES, KVCache, Sequence, page_bytes, pages_for
 from genkit.nn import Weights
 from genkit.opening import Opened, open_model
 from genkit.plaintext import format_bytes
-from genkit.plan import Decoder
+from genkit.plan import Decoder, padded_rows
 from genkit.quant import formats
 from genkit.text.tokenizer import Tokenizer
 
@@ -410,13 +410,14 @@ class LoadedModel:
         Raises ResourceError when there is no room for it."""
         c, placing = self.config, self.placing
         pages = sum(pages_for(length) + 1 for length in lengths)  # a spare each for copies on write
-        layer = pages * page_bytes(1, c.kv_heads, c.head_dim, self.kv_type)
+        page = page_bytes(1, c.kv_heads, c.head_dim, self.kv_type)
         far = 0 if placing is None else placing.layers
         if placing is not None:
-            rows = max(len(lengths), min(max(lengths), PREFILL_CHUNK))
-            self._check_room(lengths, far * layer + placing.step_bytes(rows, max(logit_rows, len(lengths))), self.device)
+            decoded, held = padded_rows(len(lengths)), pages + (far == c.layers)  # with the page of padding rows
+            rows = max(decoded, min(max(lengths), PREFILL_CHUNK))
+            self._check_room(lengths, far * held * page + placing.step_bytes(rows, max(logit_rows, decoded)), self.device)
         if c.layers > far or more_bytes:
-            self._check_room(lengths, (c.layers - far) * layer + more_bytes, "cpu")
+            self._check_room(lengths, (c.layers - far) * pages * page + more_bytes, "cpu")
         return KVCache(c.layers, c.kv_heads, c.head_dim, pages, self.kv_type, 0 if placing is None else c.layers - far)
 
     def _check_room(self, lengths: list[int], need: int, device: str) -> None:

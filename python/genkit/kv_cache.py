@@ -68,13 +68,19 @@ class Sequence:
 
 
 class KVCache:
-    """Keys and values of all layers in one of KV_TYPES. Memory is committed by the system as pages are first written."""
+    """Keys and values of all layers in one of KV_TYPES. Memory is committed by the system as pages are first written.
+
+    padding: a sequence with a page beside the `pages` that others may have, for rows of a step that are nobody's (plan.py). None on
+    the processor, and where layers lie there: no step is padded.
+    """
 
     def __init__(self, layers: int, kv_heads: int, head_dim: int, pages: int, dtype: str = "f32", on_processor: int = 0) -> None:
         """on_processor: of so many layers, the first ones, they lie there whatever device is in use."""
         if dtype not in KV_TYPES:
             raise ValueError(f"keys and values cannot be {dtype!r}; known: {', '.join(KV_TYPES)}")
-        shape = (kv_heads, pages, PAGE_KEYS, head_dim)
+        padded = not on_processor and _core.device_in_use() != "cpu"
+        self.padding = Sequence(pages=[pages]) if padded else None
+        shape = (kv_heads, pages + padded, PAGE_KEYS, head_dim)
         element = "i8" if dtype == "int8" else dtype
 
         def layer() -> LayerPages:
@@ -86,7 +92,7 @@ class KVCache:
                 self.layers = [layer() for _ in range(on_processor)]
             self.layers += [layer() for _ in range(on_processor, layers)]
         except MemoryError:
-            size = pages * page_bytes(layers, kv_heads, head_dim, dtype)
+            size = shape[1] * page_bytes(layers, kv_heads, head_dim, dtype)
             raise ResourceError(f"KV cache of {pages * PAGE_KEYS} tokens needs {size / 2**30:.1f} GiB, which the system "
                                 "refused; use a smaller --context or fewer --beams") from None
         self.dtype = dtype

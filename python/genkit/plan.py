@@ -34,12 +34,21 @@ class _FixedStep(Step):
         self._context_length = value
 
 
-class _Rows:
-    """The step of `count` sequences of up to `pages` pages by a token each, as a plan. With a sampler the step draws the
-    next tokens as well, and adds them to the tables that its penalties look at."""
+def padded_rows(rows: int) -> int:
+    """Rows of the step that is recorded for so many on a device: a power of two, the middle between two, beyond 64 a multiple of
+    32. Products of a few rows work on 8 or 16 at once however many there are (with packed weights on 2, 4 or 8), of more on 32 or 64;
+    experts go by rows, so no step is padded by half or more. 16 and 64 are among them: products of more rows than 16, attention of
+    more than 64, sum in another order (docs/cuda.md)."""
+    step = min(32, 1 << max(0, (rows - 1).bit_length() - 2))
+    return -(-rows // step) * step
 
-    def __init__(self, model: "Model", cache: KVCache, count: int, pages: int, longest: int,
-                 sampler: "Sampler | None", tables: "Tables | None" = None) -> None:
+
+class _Rows:
+    """The step of `count` sequences of up to `pages` pages by a token each, as a plan whose memory is that of `beside` too. With a
+    sampler the step draws the next tokens as well, and adds them to the tables that its penalties look at."""
+
+    def __init__(self, model: "Model", cache: KVCache, count: int, pages: int, longest: int, sampler: "Sampler | None",
+                 tables: "Tables | None", beside: "_Rows | None") -> None:
         def zeros(dtype: type, *shape: int) -> tuple[_core.Tensor, np.ndarray]:
             tensor = _core.Tensor.from_numpy(np.zeros(shape, dtype))
             return tensor, tensor.numpy()
@@ -62,7 +71,7 @@ class _Rows:
                 self.tokens, self.nonfinite = sampler.draw_step(logits, sequences, self.draw_positions, tables)
             return logits
 
-        self.plan, self.logits = _core.Plan.record(record)
+        self.plan, self.logits = _core.Plan.record(record, beside and beside.plan)
         self.varies = step.asked  # with the length of the context: no two steps are the same
 
     def set(self, row: int, sequence: Sequence, token: int, fed: int) -> None:
@@ -95,7 +104,7 @@ class Decoder:
             self._cache.extend(sequence, 1)
             rows.set(row, sequence, token, sequence.length - 1)
         rows.plan.replay()
-        return rows.logits
+        return rows.logits.rows(0, len(work))
 
     def draw(self, work: Sized[tuple[Sequence, int]], count: int, seconds: float, stop_ids: Sized[int],
              histories: "Sized[History | None]" = ()) -> list[list[int]]:
@@ -114,8 +123,8 @@ class Decoder:
         for row, (sequence, token) in enumerate(work):
             self._cache.extend(sequence, count)
             rows.set(row, sequence, token, fed[row])
-        drawn = rows.plan.decode(rows.ids, rows.positions, rows.draw_positions, rows.tokens, rows.nonfinite, stop_ids,
-                                 count, seconds)
+        drawn = rows.plan.decode(rows.ids, rows.positions, rows.draw_positions, rows.tokens, rows.nonfinite, len(work),
+                                 stop_ids, count, seconds)
         for (sequence, _), length in zip(work, fed):
             self._cache.truncate(sequence, length + len(drawn) // len(work))
         tokens = [drawn[row :: len(work)] for row in range(len(work))]
@@ -130,13 +139,19 @@ class Decoder:
         return self._model.config.varies(self._longest)
 
     def _rows(self, count: int, draws: bool, capacity: int = 0) -> _Rows:
-        """capacity: of the tables, where there are any."""
-        key = count, draws
+        """A step for so many rows. On a device, where it is recorded for a few more, the others feed token 0 at position 0 of a page
+        that is no sequence's. capacity: of the tables, where there are any."""
+        padding = self._cache.padding
+        recorded = count if padding is None else padded_rows(count)
+        key = recorded, draws
         rows = self._recorded.get(key)
         if rows is None or (rows.tables is not None and rows.tables.capacity < capacity):
             sampler = self._sampler if draws else None
             room = max(LEAST_CAPACITY, 1 << (capacity - 1).bit_length())
-            tables = None if sampler is None else sampler.tables(count, room, self._longest)
-            rows = _Rows(self._model, self._cache, count, pages_for(self._longest), self._longest, sampler, tables)
+            tables = None if sampler is None else sampler.tables(recorded, room, self._longest)
+            beside = next(reversed(self._recorded.values()), None)  # plans of a decoder take turns
+            rows = _Rows(self._model, self._cache, recorded, pages_for(self._longest), self._longest, sampler, tables, beside)
             self._recorded[key] = rows
+        for row in range(count, recorded):
+            rows.set(row, padding, 0, 0)
         return rows

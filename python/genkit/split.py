@@ -90,7 +90,8 @@ def load(model: "Model", checkpoint: "Checkpoint", device: str, gpu_layers: int 
     wanted = c.layers if gpu_layers is None else min(gpu_layers, c.layers)
     # Kernels' code and recorded steps take some that nobody tells of.
     budget = free - min(256 << 20, free // 32)
-    cache = pages_for(min(c.max_positions, TOKENS) if context is None else context) + 1
+    # With a spare page for copies on write and one for padding rows, as the engine's caches have.
+    cache = pages_for(min(c.max_positions, TOKENS) if context is None else context) + 2
     cache *= page_bytes(1, c.kv_heads, c.head_dim, kv_type)
     far = copy(model)
     first = [name for name in FIRST if name in vars(model)]

@@ -83,7 +83,7 @@ def filled(model: Any, batch: int, context: int, room: int) -> tuple[KVCache, li
 
 def bytes_needed(model: Any, batch: int, context: int) -> int:
     c = model.config
-    return batch * pages_for(context + 4 * TOKENS) * page_bytes(c.layers, c.kv_heads, c.head_dim, "bf16")
+    return (batch * pages_for(context + 4 * TOKENS) + 1) * page_bytes(c.layers, c.kv_heads, c.head_dim, "bf16")
 
 
 def decode_seconds(model: Any, batch: int, context: int, settings: SamplingSettings, tokens: int) -> float:
@@ -124,7 +124,7 @@ def run(plugin: str, shape: str, weights: str, scale: str, part: str = "") -> It
     if shape not in NAMES or weights not in WEIGHTS or scale not in ("tiny", "full"):
         raise SystemExit(f"{shape} {weights} {scale}: expected one of {', '.join(NAMES)}, of {', '.join(WEIGHTS)}, and tiny or full")
     full = scale == "full"
-    decodes, prompts, tokens = (DECODES, PROMPTS, TOKENS) if full else ([(1, 8), (3, 70), (1, 1 << 24)], [20], 2)
+    decodes, prompts, tokens = (DECODES, PROMPTS, TOKENS) if full else ([(1, 8), (5, 70), (1, 1 << 24)], [20], 2)
     with using("cuda"):
         model = build(shape, weights, full)
 

@@ -50,7 +50,7 @@ class Subject:
         return memory_needed(self.opened.checkpoint, bits, reading=self.device == "cpu")
 
     def cache_bytes(self, pages: int) -> int:
-        c = self.config
+        c, pages = self.config, pages + (self.device != "cpu")  # a device's cache has one more, for padding rows
         return pages * page_bytes(c.layers, c.kv_heads, c.head_dim, self.kv_type)
 
     def check_context(self, depth: int, tokens: int) -> None:
