@@ -83,7 +83,8 @@ class _Rows:
 
 
 class Decoder:
-    """Runs a model over one cache, a token at a time. Results are those of model(cache.step(...), cache) to the bit."""
+    """Runs a model over one cache, a token at a time. Results are those of model(cache.step(...), cache) to the bit; of more than 16
+    rows on a device, those of a step with its padding rows."""
 
     def __init__(self, model: "Model", cache: KVCache, longest: int, sampler: "Sampler | None" = None) -> None:
         """longest: tokens a sequence may come to hold. sampler: what `draw` draws with."""
