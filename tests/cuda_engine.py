@@ -70,7 +70,7 @@ def default_model() -> None:
     together = [one.tokens for one in cuda.generate(prompts, temperature=0.8, seed=2, max_tokens=5)]
     tell("text of several prompts", same=alone == together)
     penalties = dict(temperature=0, repeat_penalty=1.3, presence_penalty=0.5, repeat_last_n=4, max_tokens=5)
-    want, got = ([one.tokens for one in model.generate(prompts, **penalties)] for model in (cpu, cuda))
+    want, got = ([one.tokens for one in model.generate(prompts[:3], **penalties)] for model in (cpu, cuda))
     tell("text of several prompts with penalties", same=want == got)
     again = cuda.generate(PROMPT, temperature=0.8, seed=2, max_tokens=5).tokens
     tell("text again", same=again == alone[0])

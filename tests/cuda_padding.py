@@ -26,7 +26,8 @@ from genkit.plan import Decoder
 
 SMALL = dict(vocab_size=307, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
 CASES = {"dense": llama(tie_word_embeddings=False, **SMALL), "experts": qwen3_moe(tie_word_embeddings=False, **SMALL)}
-SETTINGS = {"greedy": SamplingSettings(), "drawn": SamplingSettings(temperature=1.2, top_p=0.9, seed=5)}
+SETTINGS = {"greedy": SamplingSettings(), "drawn": SamplingSettings(temperature=1.2, top_p=0.9, seed=5),
+            "penalized": SamplingSettings(temperature=0.5, repeat_penalty=1.4, repeat_last_n=6, seed=8)}
 
 
 def checkpoint(folder: Path, name: str, token_0: float = 1.0) -> Path:

@@ -58,7 +58,7 @@ def compare(stand_in, part):
 @needs_compiler
 def test_the_engine_writes_the_same_text(stand_in):
     found = compare(stand_in, "default")
-    assert len(found) == 12
+    assert len(found) == 14
     assert not {what: wrong for what, line in found.items() if (wrong := wrong_with({"what": what} | line))}
 
 

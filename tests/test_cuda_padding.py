@@ -28,7 +28,7 @@ def test_padding_does_not_show(stand_in):  # noqa: F811
     assert done.returncode == 0, done.stdout + done.stderr
     found = {line.pop("what"): line for line in map(json.loads, done.stdout.splitlines())}
     texts = {what: line for what, line in found.items() if "calls" in line}
-    assert len(texts) == 11 and all(line["same"] for line in found.values() if "same" in line)
+    assert len(texts) == 14 and all(line["same"] for line in found.values() if "same" in line)
     assert texts.pop("on the processor")["recorded"] == [7, 6, 5, 4, 3, 2, 1]
     recorded = {5: [6, 4, 3, 2, 1], 7: [8, 6, 4, 3, 2, 1], 11: [12, 8, 6, 4, 3, 2, 1]}
     for what, line in texts.items():
