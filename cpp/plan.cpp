@@ -40,7 +40,8 @@ std::shared_ptr<Plan> Plan::record(const std::function<void()>& body, const Plan
     if (plan_being_recorded != nullptr) throw std::invalid_argument("[record] a plan is being recorded already");
     std::shared_ptr<Plan> plan(new Plan);
     if (beside != nullptr && beside->device_ != plan->device_)
-        throw std::invalid_argument(std::string("[record] a plan for ") + device_name(plan->device_) + " beside one for " + device_name(beside->device_));
+        throw std::invalid_argument(std::string("[record] a plan for ") + device_name(plan->device_) + " beside one for " +
+                                    device_name(beside->device_));
     if (beside != nullptr) plan->arena_->share(*beside->arena_);
     {
         Recording recording(plan.get());

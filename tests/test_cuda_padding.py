@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from test_cuda import needs_compiler, stand_in  # noqa: F401
+from cuda_stand_in import needs_compiler
 
 from genkit.plan import padded_rows
 
@@ -21,7 +21,7 @@ def test_rows_that_steps_are_recorded_for():
 
 
 @needs_compiler
-def test_padding_does_not_show(stand_in):  # noqa: F811
+def test_padding_does_not_show(stand_in):
     folder, plugin = stand_in
     done = subprocess.run([sys.executable, TESTS / "cuda_padding.py", plugin], capture_output=True, text=True, timeout=900,
                           env=os.environ | {"LD_LIBRARY_PATH": str(folder)})
