@@ -66,7 +66,7 @@ def test_everything_is_right_on_the_stand_in(built, tmp_path):
 def test_measurements_on_the_stand_in(built, tmp_path):
     done, found = run_script(built, tmp_path, "--steps", "speeds of kernels,speeds of 8B,speeds of 1B int4")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert list(found["limits"]) == ["copy", "read"] and len(found["kernels"]) == 11 and len(found["models"]) == 21
+    assert list(found["limits"]) == ["copy", "read"] and len(found["kernels"]) == 13 and len(found["models"]) == 21
     assert all(row["seconds"] > 0 and row["share"] > 0 for row in found["kernels"])
     for row in found["models"]:
         assert row.get("reason") == "no room" if row["what"].endswith("16777216") else "value" in row
