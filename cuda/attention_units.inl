@@ -345,6 +345,7 @@ DEVICE void end_unit(const AttentionArgs& a, const RopeArgs& rope, const RowUnit
         uint32_t arrived = 0;
         if (lane == 0) arrived = gk::arrive_global(u.counters + index);
         if (gk::shuffle(arrived, 0) != uint32_t(unit.chunks - 1)) return;
+        gk::sync_warp();  // what lane 0 has seen arrive, all lanes see
         if (lane == 0) u.counters[index] = 0;
         merge_chunks<blocks32>(u.sums + first * dim, u.ends + first * 2, unit.chunks, largest, total, sums);
     }

@@ -134,7 +134,8 @@ GK_KERNEL void GK_BOUNDS(dense_warps * 32, Tile::m * Tile::n > 4 ? 1 : 2)
     // Sums go through shared memory, sixteen rows of a warp at once, so that its lanes have outputs beside each other.
     gk::sync();
     constexpr int stride = Tile::warp_outputs + 8, fours = Tile::warp_outputs / 4, turns = Tile::warp_outputs / 8;
-    static_assert(dense_warps * 16 * stride * 4 <= Tile::bytes, "sums in the place of stages");
+    // Of the first two: with few of k, copies of zeros into others may still be on their way.
+    static_assert(dense_warps * 16 * stride * 4 <= 2 * Tile::stage_bytes, "sums in the place of stages");
     auto* sums = reinterpret_cast<float*>(shared) + warp * 16 * stride;
     auto by_fours = [](const float* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
     const bool aligned = a.out_stride % 4 == 0 && begin % 4 == 0 && by_fours(a.out) && by_fours(a.residual) && by_fours(a.bias);

@@ -68,9 +68,9 @@ DEVICE void each_of_piece(Piece& p, Body body) {
 // Whether this is the last block of its row: then it sees what the others have written, by load_fresh. `all`: what all threads
 // have written, else thread 0.
 DEVICE bool last_to_arrive(const Split& s, bool all, uint32_t& place) {
-    if (all || gk::thread() == 0) gk::fence();
     if (all) gk::sync();
     if (gk::thread() == 0) {
+        gk::fence();
         place = gk::add_global(s.arrived + gk::block_y(), 1u) + 1 == uint32_t(gk::blocks());
         if (place) s.arrived[gk::block_y()] = 0;
     }

@@ -16,6 +16,7 @@ void INSTALL_TIER(Kernels& k);  // cuda_tier.cpp's is in no table
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <numeric>
 #include <string>
 #include <vector>
 

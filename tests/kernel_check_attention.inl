@@ -15,7 +15,9 @@ void check_attention(int64_t rows, int64_t kv_heads, int64_t group, int64_t dim,
     const int64_t heads = kv_heads * group, stride = heads * dim + (rows % 2 ? 7 : 8), width = kv_heads * dim;
     Pages cache(pages * kv_heads * page_keys, dim, dtype), other = cache;
     std::vector<int32_t> table, owner, key, sequence, position;
-    for (int64_t p = 0; p < pages; p++) table.push_back(int32_t((p * 5 + 1) % pages));
+    int64_t apart = 5;
+    while (std::gcd(apart, pages) > 1) apart++;  // or a page would be two places'
+    for (int64_t p = 0; p < pages; p++) table.push_back(int32_t((p * apart + 1) % pages));
     auto where = [&](Pages& p, const std::vector<int32_t>& s, const std::vector<int32_t>& at) {
         return KvPages{p.k.data(), p.v.data(), p.k_scales.data(), p.v_scales.data(), table.data(), s.data(), at.data(), kv_heads,
                        pages, dim, max_pages, dtype};

@@ -149,7 +149,7 @@ print(json.dumps([cases, wrong, seed]))
 
 
 @needs_compiler
-def test_penalties_in_a_loop_are_those_of_single_steps(stand_in):  # noqa: F811
+def test_penalties_in_a_loop_are_those_of_single_steps(stand_in):
     for temperature in (0.0, 1.2):
         cases, wrong, seed = run(stand_in, PENALTIES.replace("TEMPERATURE", str(temperature)), temperature)
         assert cases == 18 and not wrong, f"seed {seed}: {wrong[:1]}"
