@@ -42,13 +42,13 @@ def checkpoint(folder: Path, name: str, token_0: float = 1.0) -> Path:
 
 
 class Texts:
-    """Prompts of unlike lengths, side by side: the i-th has i + 2 tokens to say, so rows leave one by one."""
+    """Prompts of unlike lengths, side by side: the i-th has i + 4 tokens to say, so rows leave one by one, the first after three steps."""
 
     def __init__(self, loaded: genkit.LoadedModel, settings: SamplingSettings, eos_ids: "tuple[int, ...]" = ()) -> None:
         self.loaded, self.settings, self.eos_ids = loaded, settings, eos_ids
 
     def run(self, numbers: "list[int]") -> "tuple[list[list[int]], Decoder]":
-        jobs = [Job(Request(i + 2, (), not self.eos_ids, 1, 1.0, None, lambda: False),
+        jobs = [Job(Request(i + 4, (), not self.eos_ids, 1, 1.0, None, lambda: False),
                     Generation([(7 * i + 3 * j) % 300 + 1 for j in range(1 + 11 * i % 70)])) for i in numbers]
         lengths = sorted((len(job.generation.prompt_tokens) + job.request.max_tokens for job in jobs), reverse=True)
         model, cache = self.loaded.model, self.loaded._cache(lengths)

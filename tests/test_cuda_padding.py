@@ -33,7 +33,7 @@ def test_padding_does_not_show(stand_in):
     recorded = {5: [6, 4, 3, 2, 1], 7: [8, 6, 4, 3, 2, 1], 11: [12, 8, 6, 4, 3, 2, 1]}
     for what, line in texts.items():
         rows = len(line["tokens"])
-        assert [len(tokens) for tokens in line["tokens"]] == [i + 2 for i in range(rows)], what
+        assert [len(tokens) for tokens in line["tokens"]] == [i + 4 for i in range(rows)], what
         assert line["calls"] == ["draw"] * rows, what  # a loop ends where a row's tokens do, and nowhere else
         assert line["recorded"] == recorded[rows] and len(set(line["arenas"])) == 1, what
     stopped, bad = found["a stop id drawn by padding"], found["padding that is not finite"]
