@@ -1,5 +1,5 @@
 // gk.h's face on a processor: the threads of one block as fibers, one running at a time, which change at sync() and inside
-// what a warp does together. Finds wrong indexing and missing barriers that matter in this order, not races.
+// what a warp does together. Finds wrong indexing and missing barriers that matter in this order; races only with GK_RACES.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -47,9 +47,16 @@ gk_switch:
 )");
 extern "C" void gk_switch(void** from, void* to);
 
+#ifdef GK_RACES  // see cuda_races.h
+#include "cuda_races.h"
+#define RACES(...) __VA_ARGS__
+#else
+#define RACES(...)
+#endif
+
 namespace gk {
 
-constexpr size_t stack_bytes = 1 << 16;
+constexpr size_t stack_bytes = size_t(1) << (16 RACES(+ 2));
 
 // Threads that wait for one another: how many have not ended, how many of them have come to the next meeting, meetings passed.
 struct Meeting {
@@ -76,6 +83,7 @@ struct Fiber {
         void* to;
         const void* from;
         size_t bytes;
+        RACES(uint32_t number = 0;)
     };
     std::vector<std::vector<Copy>> groups;  // copies on their way: the last one is still open
 };
@@ -110,6 +118,7 @@ struct Block {
     const std::function<void()>* body = nullptr;
 };
 inline Block* running = nullptr;
+DEVICE char* shared() { return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(running->memory.data()) + 15) / 16 * 16); }
 
 inline void switch_away() { gk_switch(&running->fibers[size_t(running->current)].stack_pointer, running->home); }
 
@@ -137,7 +146,9 @@ inline bool run_warp(Block& b, int first, int last) {
             if (fiber.at != nullptr && fiber.at->passed < fiber.until) continue;
             fiber.at = nullptr;
             b.current = t, b.moved = true;
+            RACES(races::running = t;)
             gk_switch(&b.home, fiber.stack_pointer);
+            RACES(races::running = -1;)
             again = again || fiber.done || fiber.at == &b.warps[size_t(t / 32)];
         }
     }
@@ -161,6 +172,7 @@ inline void launch(int64_t grid_x, int64_t grid_y, int threads, int shared_bytes
         b.warps.assign(size_t(threads + 31) / 32, {});
         for (int t = 0; t < threads; t++) b.warps[size_t(t / 32)].alive++;
         running = &b;
+        RACES(races::begin_block(i, threads, shared(), shared_bytes);)
         for (size_t t = 0; t < b.fibers.size(); t++) {
             const size_t apart = t % 128 * 192;  // or the tops of all stacks would want the same few lines of a cache
             auto top = reinterpret_cast<uintptr_t>(stacks + (t + 1) * stack_bytes - apart) / 16 * 16;
@@ -195,7 +207,6 @@ DEVICE int threads() { return int(running->fibers.size()); }
 DEVICE int64_t block() { return running->x; }
 DEVICE int64_t block_y() { return running->y; }
 DEVICE int64_t blocks() { return running->count_x; }
-DEVICE char* shared() { return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(running->memory.data()) + 15) / 16 * 16); }
 
 // Waits until every thread that has not ended has come as far.
 inline void meet(Meeting& meeting) {
@@ -207,10 +218,16 @@ inline void meet(Meeting& meeting) {
     fiber.at = &meeting, fiber.until = mine;
     switch_away();
 }
-inline void sync() { meet(running->all); }
+// The same, and what was done ahead of it is seen by all.
+inline void meet_and_see(Meeting& meeting) {
+    RACES(const int64_t phase = meeting.passed; races::arrive(&meeting, phase);)
+    meet(meeting);
+    RACES(races::leave(&meeting, phase);)
+}
+inline void sync() { meet_and_see(running->all); }
 inline void meet_warp() { meet(running->warps[size_t(running->current / 32)]); }
 
-inline void sync_warp() { meet_warp(); }
+inline void sync_warp() { meet_and_see(running->warps[size_t(running->current / 32)]); }
 
 inline uint32_t* to_show() {
     Fiber& mine = running->fibers[size_t(running->current)];
@@ -227,6 +244,7 @@ struct Words4 {
 DEVICE Words4 load_stream(const void* p) {
     if (reinterpret_cast<uintptr_t>(p) % 16) throw std::runtime_error("a load of 16 bytes that is not aligned");
     Words4 w;
+    RACES(races::touch(p, 16, false, races::plain);)
     std::memcpy(&w, p, 16);
     return w;
 }
@@ -322,10 +340,12 @@ template <bool transposed>
 Words4 matrices(const void* row) {
     if (reinterpret_cast<uintptr_t>(row) % 16) throw std::runtime_error("a row of a matrix that is not aligned");
     const int lane = running->current % 32, g = lane / 4, t = lane % 4;
+    RACES(races::touch(row, 16, false, races::plain);)
     std::memcpy(to_show(), &row, sizeof row);
     meet_warp();
     Words4 w;
     for (int m = 0; m < 4; m++) {
+        RACES(const races::Quiet quiet;)
         uint16_t pair[2];
         for (int i = 0; i < 2; i++) {
             const char* from;
@@ -346,13 +366,14 @@ DEVICE void copy_async(void* to, const void* from, bool wanted = true) {
         throw std::runtime_error("a copy of 16 bytes that is not aligned");
     auto& groups = running->fibers[size_t(running->current)].groups;
     if (groups.empty()) groups.emplace_back();
-    groups.back().push_back({to, wanted ? from : nullptr, 16});
+    if (!wanted) from = nullptr;
+    groups.back().push_back({to, from, 16 RACES(, races::copy(to, from, 16))});
 }
 DEVICE void copy_async_word(void* to, const void* from) {
     if (reinterpret_cast<uintptr_t>(to) % 4 || reinterpret_cast<uintptr_t>(from) % 4) throw std::runtime_error("a copy of 4 bytes that is not aligned");
     auto& groups = running->fibers[size_t(running->current)].groups;
     if (groups.empty()) groups.emplace_back();
-    groups.back().push_back({to, from, 4});
+    groups.back().push_back({to, from, 4 RACES(, races::copy(to, from, 4))});
 }
 DEVICE void copy_commit() {
     auto& groups = running->fibers[size_t(running->current)].groups;
@@ -361,8 +382,10 @@ DEVICE void copy_commit() {
 }
 template <int newest>
 void copy_wait() {
+    RACES(const races::Quiet quiet;)
     auto& groups = running->fibers[size_t(running->current)].groups;
     while (groups.size() > size_t(newest) + 1) {
+        RACES(for (auto& copy : groups.front()) races::copied(copy.number);)
         for (auto& copy : groups.front())
             if (copy.from) std::memcpy(copy.to, copy.from, copy.bytes);
             else std::memset(copy.to, 0, copy.bytes);
@@ -377,7 +400,9 @@ inline CopyBarrier& copy_barrier_of(uint64_t* barrier) {
     return running->barriers[barrier];
 }
 DEVICE void copy_barrier(uint64_t* barrier) {
-    if (lane() == 0) running->barriers[barrier] = {};
+    if (lane() != 0) return;
+    RACES(races::touch(barrier, 8, true, races::plain);)
+    running->barriers[barrier] = {};
 }
 DEVICE void copy_bulk(void* to, const void* from, int bytes, uint64_t* barrier) {
     if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16 || bytes < 16)
@@ -385,13 +410,22 @@ DEVICE void copy_bulk(void* to, const void* from, int bytes, uint64_t* barrier) 
     CopyBarrier& b = copy_barrier_of(barrier);
     if (lane() != 0) return;
     if (b.asked != b.done) throw std::runtime_error("two copies of a barrier at once");
+    RACES(races::touch(barrier, 8, true, races::atomic); races::arrive(barrier, b.asked);)
+    RACES(races::copy_by(barrier, b.asked, to, from, size_t(bytes));)
     b = {to, from, bytes, b.asked + 1, b.done};
 }
 DEVICE void copy_bulk_wait(uint64_t* barrier, int parity) {
     CopyBarrier& b = copy_barrier_of(barrier);
+    RACES(races::touch(barrier, 8, false, races::atomic);)
     for (int i = 0;; i++) {  // the lane that asks may come later
-        if (b.asked != b.done) std::memcpy(b.to, b.from, size_t(b.bytes)), b.done++;
-        if (b.done > 0 && (b.done - 1) % 2 == parity) return;
+        if (b.asked != b.done) {
+            RACES(const races::Quiet quiet;)
+            std::memcpy(b.to, b.from, size_t(b.bytes)), b.done++;
+        }
+        if (b.done > 0 && (b.done - 1) % 2 == parity) {
+            RACES(races::leave(barrier, b.done - 1);)
+            return;
+        }
         if (i == 1000) throw std::runtime_error("a wait for a copy that nobody asked for");
         switch_away();
     }
@@ -404,22 +438,26 @@ inline Phases& phases_of(uint64_t* barrier) {
 inline void look(Phases& b) {
     if (!b.told || b.here < b.arrivals || b.asked < b.expected) return;
     if (b.asked > b.expected) throw std::runtime_error("more bytes than expected");
+    RACES(const races::Quiet quiet;)
     for (auto& copy : b.copies) std::memcpy(copy.to, copy.from, copy.bytes);
     b.copies.clear(), b.told = false, b.here = 0, b.expected = b.asked = 0, b.passed++;
 }
 DEVICE void barrier_make(uint64_t* barrier, int arrivals) {
     if (reinterpret_cast<uintptr_t>(barrier) % 8) throw std::runtime_error("a barrier that is not aligned");
+    RACES(races::touch(barrier, 8, true, races::plain);)
     running->phases[barrier] = {};
     running->phases[barrier].arrivals = arrivals;
 }
 DEVICE void barrier_arrive(uint64_t* barrier) {
     Phases& b = phases_of(barrier);
+    RACES(races::touch(barrier, 8, true, races::atomic); races::arrive(barrier, b.passed);)
     if (++b.here > b.arrivals) throw std::runtime_error("more arrivals than a barrier has");
     look(b);
 }
 DEVICE void copy_expect(uint64_t* barrier, int bytes) {
     Phases& b = phases_of(barrier);
     if (b.told) throw std::runtime_error("two phases of a barrier at once");
+    RACES(races::touch(barrier, 8, true, races::atomic); races::arrive(barrier, b.passed);)
     b.told = true, b.expected = bytes;
     look(b);
 }
@@ -427,24 +465,28 @@ DEVICE void copy_piece(void* to, const void* from, int bytes, uint64_t* barrier)
     if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16 || bytes < 16)
         throw std::runtime_error("a copy of many bytes that is not aligned");
     Phases& b = phases_of(barrier);
+    RACES(races::touch(barrier, 8, true, races::atomic); races::copy_by(barrier, b.passed, to, from, size_t(bytes));)
     b.asked += bytes, b.copies.push_back({to, from, size_t(bytes)});
     look(b);
 }
 DEVICE void barrier_wait(uint64_t* barrier, int parity) {
     Phases& b = phases_of(barrier);
+    RACES(races::touch(barrier, 8, false, races::atomic);)
     for (int i = 0; b.passed % 2 == parity; i++) {
         if (i == 1000000) throw std::runtime_error("a wait for copies that nobody asked for");
         switch_away();
     }
+    RACES(races::leave(barrier, b.passed - 1);)
 }
 inline void sync_some(int id, int threads) {
     running->some[id].alive = threads;
-    meet(running->some[id]);
+    meet_and_see(running->some[id]);
 }
 
 // Blocks run one after the other here.
 template <class T>
 T add_and_tell(T* p, T x) {
+    RACES(races::touch(p, sizeof(T), true, races::atomic); const races::Quiet quiet;)
     const T before = *p;
     *p += x;
     return before;
@@ -455,8 +497,14 @@ DEVICE uint32_t arrive_global(uint32_t* p) { return add_and_tell(p, 1u); }
 DEVICE void fetch(const void*) {}
 DEVICE void fence() {}
 template <class T>
-T load_fresh(const T* p) { return *p; }
-DEVICE void wait_for_previous() { running->fibers[size_t(running->current)].waited = true; }
+T load_fresh(const T* p) {
+    RACES(races::touch(p, sizeof(T), false, races::fresh); const races::Quiet quiet;)
+    return *p;
+}
+DEVICE void wait_for_previous() {
+    running->fibers[size_t(running->current)].waited = true;
+    RACES(races::waited();)
+}
 DEVICE void let_next_start() {}
 
 // Each shows what it has; who has left shows nothing new.
@@ -483,7 +531,10 @@ DEVICE uint32_t ballot(bool yes) {
 }
 DEVICE int count(uint32_t bits) { return __builtin_popcount(bits); }
 template <class T>
-void add_shared(T* p, T x) { *p += x; }
+void add_shared(T* p, T x) {
+    RACES(races::touch(p, sizeof(T), true, races::atomic); const races::Quiet quiet;)
+    *p += x;
+}
 
 DEVICE double fma(double a, double b, double c) { return ::fma(a, b, c); }
 DEVICE float fma(float a, float b, float c) { return fmaf(a, b, c); }
@@ -517,11 +568,13 @@ DEVICE uint32_t add_together(uint32_t x) {
 DEVICE void store_16(void* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     const uint32_t x[4] = {a, b, c, d};
     if (reinterpret_cast<uintptr_t>(p) % 16) throw std::runtime_error("a store of 16 bytes that is not aligned");
+    RACES(races::touch(p, 16, true, races::plain);)
     std::memcpy(p, x, 16);
 }
 DEVICE void store_8(void* p, uint32_t a, uint32_t b) {
     const uint32_t x[2] = {a, b};
     if (reinterpret_cast<uintptr_t>(p) % 8) throw std::runtime_error("a store of 8 bytes that is not aligned");
+    RACES(races::touch(p, 8, true, races::plain);)
     std::memcpy(p, x, 8);
 }
 DEVICE uint32_t pack_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) { return (a & 255) | (b & 255) << 8 | (c & 255) << 16 | d << 24; }
