@@ -183,10 +183,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")  # closes it; unsaid, a client may ask on a connection that is about to go
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body)
-        self.close_connection = True
 
 
 @pytest.fixture
