@@ -159,11 +159,14 @@ def test_penalties_in_a_loop_are_those_of_single_steps(stand_in):
 def test_a_bad_step_on_the_way_is_not_taken(stand_in):
     wrong = run(stand_in, """
 wrong = []
+first, second = (part.tolist() for part in np.split(rng.permutation(90)[:8], 2))  # chains that do not meet
 for bad in (90, 91):
-    weight[follow[follow[5]]] = -1
-    weight[follow[follow[5]], bad] = 9  # the third token drawn is bad; the fourth step cannot be taken
+    first[3:] = [bad]  # the third token drawn is bad; the fourth step cannot be taken
+    for chain in (first, second):
+        for token, after in zip(chain, chain[1:]):
+            weight[token], weight[token, after] = -1, 9
     for chain in (Chain("cpu", 2), Chain("cuda", 2)):
-        taken, state = chain.decode([5, 6], [0, 3])
+        taken, state = chain.decode([first[0], second[0]], [0, 3])
         if len(taken) != 6 or taken[4] != bad or state[0][0] != bad or state[1] != [3, 6] or chain.decode(*state[:2])[0] != []:
             wrong.append([bad, chain.device, taken, state])
 print(json.dumps(wrong))
